@@ -1,0 +1,189 @@
+#include "core/parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#include "core/tensor.h"
+
+namespace pyengine {
+
+namespace {
+
+// Long enough to catch the next op of a loop without going through the kernel of the system, short enough not to
+// steal a core from the compiled segment that runs in between.
+constexpr std::chrono::microseconds kSpin{50};
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+int available_cpus() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+// Workers are never waited for unless they have joined the job: a worker that the system has not woken yet, or that
+// a fork() left behind, costs parallelism and nothing else. The pool is never destroyed, so neither are its threads.
+class Pool {
+ public:
+  static Pool& get() {
+    static Pool* pool = new Pool;
+    return *pool;
+  }
+
+  int threads() {
+    int n = threads_.load(std::memory_order_relaxed);
+    if (n == 0) {
+      n = available_cpus();
+      threads_.store(n, std::memory_order_relaxed);
+    }
+    return n;
+  }
+
+  void set_threads(int n) {
+    std::lock_guard<std::mutex> lock(submit_);
+    threads_.store(n > 0 ? n : available_cpus(), std::memory_order_relaxed);
+  }
+
+  void run(int64_t count, int64_t grain, RangeBody body, const void* context) {
+    std::unique_lock<std::mutex> lock(submit_, std::defer_lock);
+    if (inside_ || count <= grain || threads() == 1 || !lock.try_lock()) {
+      body(context, 0, count);
+      return;
+    }
+    start_workers();
+    body_ = body;
+    context_ = context;
+    count_ = count;
+    grain_ = grain;
+    next_.store(0, std::memory_order_relaxed);
+    open_.store(true);
+    epoch_.fetch_add(1);
+    if (sleeping_.load() > 0) {
+      std::lock_guard<std::mutex> sleep(sleep_);
+      wake_.notify_all();
+    }
+    inside_ = true;
+    take_ranges();
+    inside_ = false;
+    open_.store(false);
+    while (active_.load() > 0) relax();  // those who joined finish the range they hold
+  }
+
+ private:
+  void start_workers() {
+    try {
+      for (; started_ + 1 < threads(); ++started_) std::thread(&Pool::work, this, started_ + 1).detach();
+    } catch (const std::system_error&) {  // the system grants no more threads: go on with those there are
+    }
+  }
+
+  void take_ranges() {
+    for (;;) {
+      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= count_) return;
+      body_(context_, begin, std::min(count_, begin + grain_));
+    }
+  }
+
+  void work(int worker) {
+    inside_ = true;
+    uint64_t seen = 0;
+    for (;;) {
+      wait_for_job(seen);
+      seen = epoch_.load();
+      // active_ goes up before open_ is read, open_ goes down before active_ is read: either this worker sees the
+      // job closed, or the submitter sees this worker.
+      active_.fetch_add(1);
+      if (open_.load() && worker < threads()) take_ranges();
+      active_.fetch_sub(1);
+    }
+  }
+
+  void wait_for_job(uint64_t seen) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 64; ++i) {
+        if (epoch_.load() != seen) return;
+        relax();
+      }
+      std::this_thread::yield();  // a thread of the segment's pool may be waiting for this core
+    } while (std::chrono::steady_clock::now() < until);
+    std::unique_lock<std::mutex> lock(sleep_);
+    sleeping_.fetch_add(1);
+    wake_.wait(lock, [&] { return epoch_.load() != seen; });
+    sleeping_.fetch_sub(1);
+  }
+
+  static thread_local bool inside_;
+
+  std::mutex submit_;
+  std::atomic<int> threads_{0};
+  int started_ = 0;
+
+  RangeBody body_ = nullptr;
+  const void* context_ = nullptr;
+  int64_t count_ = 0, grain_ = 1;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint64_t> epoch_{0};
+  std::atomic<bool> open_{false};
+  std::atomic<int> active_{0};
+
+  std::mutex sleep_;
+  std::condition_variable wake_;
+  std::atomic<int> sleeping_{0};
+};
+
+thread_local bool Pool::inside_ = false;
+
+struct AlignedFree {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+};
+
+}  // namespace
+
+void parallel_for(int64_t count, int64_t grain, RangeBody body, const void* context) {
+  if (count > 0) Pool::get().run(count, std::max<int64_t>(grain, 1), body, context);
+}
+
+int threads() { return Pool::get().threads(); }
+
+void set_threads(int n) {
+  check(n >= 0 && n <= 1024, "[set_threads] expected 0 (all) to 1024 threads but got ", n);
+  Pool::get().set_threads(n);
+}
+
+void* workspace(size_t bytes) {
+  thread_local std::unique_ptr<void, AlignedFree> memory;
+  thread_local size_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    size = 0;
+    memory.reset(::operator new(bytes, std::align_val_t{64}));
+    size = bytes;
+  }
+  return memory.get();
+}
+
+}  // namespace pyengine

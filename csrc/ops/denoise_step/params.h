@@ -1,0 +1,26 @@
+// DenoiseStep, what a kernel sees: raw pointers and sizes, nothing else.
+#pragma once
+
+#include <cstdint>
+
+#include "core/bfloat16.h"
+
+namespace pyengine::ops {
+
+struct DenoiseStepParams {
+  const float* sample;                              // [frames, values]
+  const void* prediction;                           // [branches, frames, values] float32 or bfloat16
+  bool prediction_is_bfloat16;
+  const float* weights;                             // [branches]
+  const float *sample_scale, *prediction_scale, *noise_scale;  // [frames]
+  const float* noise;                               // [frames, values] or null
+  float* out;                                       // [frames, values], may be sample itself
+  int64_t branches, frames, values;
+};
+
+// Updates values [begin, end) of one frame.
+struct DenoiseStepKernel {
+  void (*run)(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t end);
+};
+
+}  // namespace pyengine::ops

@@ -1,0 +1,197 @@
+#include "ops/frame_window_attention/op.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/cpu_isa.h"
+#include "core/dtype.h"
+#include "core/index.h"
+#include "core/parallel.h"
+#include "ops/frame_window_attention/params.h"
+#include "ops/frame_window_attention/rotary.h"
+
+namespace pyengine::ops {
+
+PYENGINE_DECLARE_KERNEL(FrameWindowAttentionKernel, frame_window_attention_kernel)
+
+namespace {
+
+constexpr Expect expect{"frame_window_attention"};
+constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kInlineScores = 1 << 13;  // multiply-adds / head_dim; below this, about 20 us, one thread is quicker
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+void check_op(const FrameWindowAttention& op) {
+  const Tensor &qkv = op.qkv, &ring = op.ring_key;
+  check(qkv.rank == 6 && qkv.shape[3] == 3,
+        "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] but got ", qkv);
+  check(is_float(qkv.dtype), "[frame_window_attention] expected qkv of dtype float32 or bfloat16 (uint16) but got ", qkv);
+  expect.layout("qkv", qkv);
+  const int64_t batch = qkv.shape[0], frames = qkv.shape[1], tokens = qkv.shape[2], heads = qkv.shape[4],
+                dim = qkv.shape[5];
+  check(qkv.size() > 0, "[frame_window_attention] expected qkv with values but got ", qkv);
+  check(dim <= kMaxHeadDim, "[frame_window_attention] expected head_dim of at most ", kMaxHeadDim, " but got ", dim);
+  check(ring.rank == 5, "[frame_window_attention] expected ring_key [batch, ring, tokens, heads, head_dim] but got ",
+        ring);
+  const int64_t slots = ring.shape[1];
+  const bool appends = static_cast<bool>(op.append_slot);
+  expect.input("level", op.level, DType::float32, {batch, frames});
+  check_indices(expect, "frame_index", op.frame_index, frames);
+  expect.input("ring_key", ring, qkv.dtype, {batch, slots, tokens, heads, dim});
+  expect.input("ring_value", op.ring_value, qkv.dtype, {batch, slots, tokens, heads, dim});
+  check_indices(expect, "ring_index", op.ring_index, slots);
+  expect.output("out", op.out, qkv.dtype, {batch, frames, tokens, heads * dim});
+  if (appends) {
+    check_append_slot(expect, op.append_slot, frames, slots);
+    expect.writable("ring_key", ring);
+    expect.writable("ring_value", op.ring_value);
+  }
+  if (op.q_gain) expect.input("q_gain", op.q_gain, DType::float32, {dim});
+  if (op.k_gain) expect.input("k_gain", op.k_gain, DType::float32, {dim});
+  check(static_cast<bool>(op.reach) == (op.mask == Mask::ranged),
+        "[frame_window_attention] expected reach exactly when mask is \"ranged\" but got ", op.reach);
+  if (op.reach) check_indices(expect, "reach", op.reach, frames);
+  check(op.rotary_dim >= 0 && op.rotary_dim % 2 == 0 && op.rotary_dim <= dim,
+        "[frame_window_attention] expected rotary_dim even and within [0, ", dim, "] but got ", op.rotary_dim);
+  check(op.theta > 0, "[frame_window_attention] expected theta above 0 but got ", op.theta);
+  check(op.epsilon >= 0, "[frame_window_attention] expected epsilon of at least 0 but got ", op.epsilon);
+}
+
+// Everything that kernels read besides the arrays themselves. Kept per thread: no allocation in the steady state.
+struct Tables {
+  std::vector<float> query_gain, key_gain, bias;
+  std::vector<int64_t> index, position;  // [ring + frames]; -1 = empty or absent
+  std::vector<const float*> rotary;
+  std::vector<int32_t> key_source, key_count, key_end, append_slot;
+};
+
+void fill_gains(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
+  const double scale = (op.scale != 0 ? op.scale : 1 / std::sqrt(static_cast<double>(p.head_dim))) * std::log2(std::exp(1.0));
+  t.query_gain.assign(p.padded_dim, 0);
+  t.key_gain.assign(p.padded_dim, 0);
+  for (int64_t d = 0; d < p.head_dim; ++d) {
+    t.query_gain[d] = static_cast<float>((op.q_gain ? op.q_gain.as<float>()[d] : 1.0f) * scale);
+    t.key_gain[d] = op.k_gain ? op.k_gain.as<float>()[d] : 1.0f;
+  }
+}
+
+void fill_rotary(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
+  int64_t base = std::numeric_limits<int64_t>::max();
+  for (int64_t index : t.index)
+    if (index >= 0) base = std::min(base, index);
+  t.position.resize(t.index.size());
+  t.rotary.resize(t.index.size());
+  for (size_t i = 0; i < t.index.size(); ++i) t.position[i] = t.index[i] >= 0 ? t.index[i] - base : 0;
+  rotary_rows({op.theta, op.rotary_dim, p.padded_dim, op.interleaved}, t.position.data(), t.position.size(),
+              t.rotary.data());
+}
+
+// Whether active frame i of batch b sees source s (a slot of the ring, or ring + an active frame); neither is absent.
+bool sees(const FrameWindowAttention& op, const Tables& t, int64_t ring, int64_t b, int64_t i, int64_t s) {
+  const float* level = op.level.as<float>() + b * op.level.shape[1];
+  if (op.mask != Mask::bidirectional && s >= ring && !(level[s - ring] <= level[i])) return false;
+  if (op.mask != Mask::ranged) return true;
+  const int64_t distance = t.index[ring + i] - t.index[s];
+  return distance >= 0 && distance < index_at(op.reach, i);
+}
+
+void fill_keys(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
+  constexpr float kMasked = -std::numeric_limits<float>::infinity();  // a fully masked row must stay exactly zero
+  t.key_source.assign(p.batch * p.key_stride, 0);
+  t.key_count.assign(p.batch, 0);
+  t.key_end.assign(p.batch * p.frames, 0);
+  t.bias.assign(p.batch * p.frames * p.key_stride, kMasked);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    int32_t count = 0;
+    for (int64_t s = 0; s < p.ring + p.frames; ++s) {
+      if (t.index[s] < 0) continue;
+      bool seen = false;
+      for (int64_t i = 0; i < p.frames; ++i) {
+        if (t.index[p.ring + i] < 0 || !sees(op, t, p.ring, b, i, s)) continue;
+        t.bias[(b * p.frames + i) * p.key_stride + count] = 0;
+        t.key_end[b * p.frames + i] = count + 1;
+        seen = true;
+      }
+      if (seen) t.key_source[b * p.key_stride + count++] = static_cast<int32_t>(s);
+    }
+    t.key_count[b] = count;
+  }
+}
+
+FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
+  const int64_t* shape = op.qkv.shape;
+  FrameWindowAttentionParams p{};
+  p.qkv = op.qkv.data;
+  p.ring_key = op.ring_key.data;
+  p.ring_value = op.ring_value.data;
+  p.out = op.out.data;
+  p.is_bfloat16 = op.qkv.dtype == DType::bfloat16;
+  p.batch = shape[0], p.frames = shape[1], p.tokens = shape[2], p.heads = shape[4], p.head_dim = shape[5];
+  p.ring = op.ring_key.shape[1];
+  p.padded_dim = round_up(p.head_dim, kLane);
+  p.normalise_query = static_cast<bool>(op.q_gain);
+  p.normalise_key = static_cast<bool>(op.k_gain);
+  p.epsilon = static_cast<float>(op.epsilon);
+  p.key_stride = round_up(p.ring + p.frames, 2 * kLane);
+
+  t.index.resize(p.ring + p.frames);
+  for (int64_t r = 0; r < p.ring; ++r) t.index[r] = index_at(op.ring_index, r);
+  for (int64_t f = 0; f < p.frames; ++f) t.index[p.ring + f] = index_at(op.frame_index, f);
+  fill_gains(op, p, t);
+  p.rotation = op.rotary_dim == 0 ? Rotation::none : op.interleaved ? Rotation::interleaved : Rotation::halves;
+  p.rotary_dim = op.rotary_dim;
+  if (p.rotation != Rotation::none) fill_rotary(op, p, t);
+  fill_keys(op, p, t);
+  if (op.append_slot) {
+    t.append_slot.resize(p.frames);
+    for (int64_t f = 0; f < p.frames; ++f) t.append_slot[f] = static_cast<int32_t>(index_at(op.append_slot, f));
+    p.append_slot = t.append_slot.data();
+  }
+  p.query_gain = t.query_gain.data();
+  p.key_gain = t.key_gain.data();
+  p.rotary = t.rotary.data();
+  p.key_source = t.key_source.data();
+  p.key_count = t.key_count.data();
+  p.key_end = t.key_end.data();
+  p.bias = t.bias.data();
+  return p;
+}
+
+// The whole job on this thread when it is small, else a few ranges per thread so that a late thread costs little.
+int64_t grain(int64_t items, int64_t scores) {
+  return scores <= kInlineScores ? items : std::max<int64_t>(1, items / (8 * threads()));
+}
+
+// A range packs the keys of every (batch, head) that it touches, so it takes whole ones if there are enough of them.
+int64_t frame_grain(int64_t items, const FrameWindowAttentionParams& p) {
+  if (p.batch * p.heads >= 2 * threads()) return p.frames;
+  return std::max<int64_t>(1, items / (2 * threads()));
+}
+
+}  // namespace
+
+void frame_window_attention(const FrameWindowAttention& op) {
+  check_op(op);
+  thread_local Tables tables;
+  const FrameWindowAttentionParams p = prepare(op, tables);
+  const FrameWindowAttentionKernel& kernel = PYENGINE_PICK_KERNEL(frame_window_attention_kernel);
+  const int64_t pairs = p.frames * (p.ring + p.frames) * p.batch * p.heads;
+  if (op.scope == Scope::temporal) {
+    const int64_t items = p.batch * p.tokens;
+    const size_t bytes = kernel.temporal_scratch(p);
+    parallel_for(items, grain(items, pairs * p.tokens),
+                 [&](int64_t begin, int64_t end) { kernel.temporal(p, begin, end, workspace(bytes)); });
+    return;
+  }
+  const int64_t items = p.batch * p.heads * p.frames;
+  const size_t bytes = kernel.frame_scratch(p);
+  parallel_for(items, frame_grain(items, p),
+               [&](int64_t begin, int64_t end) { kernel.frame(p, begin, end, workspace(bytes)); });
+  if (p.append_slot)
+    parallel_for(p.batch * p.frames, 1, [&](int64_t begin, int64_t end) { kernel.append(p, begin, end); });
+}
+
+}  // namespace pyengine::ops

@@ -1,0 +1,55 @@
+// FrameWindowAttention, what a kernel sees: raw pointers, sizes and the tables that op.cc prepares once per call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/bfloat16.h"
+
+namespace pyengine::ops {
+
+constexpr int kLane = 16;  // tables are padded to this many floats; the widest vector is this wide
+
+enum class Rotation { none, interleaved, halves };
+
+struct FrameWindowAttentionParams {
+  const void* qkv;  // [batch, frames, tokens, 3, heads, head_dim]
+  void* ring_key;   // [batch, ring, tokens, heads, head_dim], read, then appended to
+  void* ring_value;
+  void* out;  // [batch, frames, tokens, heads * head_dim]
+  bool is_bfloat16;
+  int64_t batch, frames, tokens, heads, head_dim, ring;
+
+  int64_t padded_dim;  // head_dim rounded up to kLane
+  bool normalise_query, normalise_key;
+  float epsilon;
+  const float* query_gain;  // [padded_dim] gain * score scale * log2(e): scores are exponents of 2; 0 in the padding
+  const float* key_gain;    // [padded_dim] gain or 1; 0 in the padding
+
+  // A frame is named by its source: a ring slot r is r, active frame f is ring + f.
+  Rotation rotation;
+  int64_t rotary_dim;
+  const float* const* rotary;  // [ring + frames] -> [2, padded_dim]: cos, then sin with the sign of its lane
+
+  // Per batch, the frames that any query sees, ring first; absent frames and empty slots are not in the list.
+  int64_t key_stride;         // capacity of the lists, a multiple of 2 * kLane
+  const int32_t* key_source;  // [batch, key_stride]
+  const int32_t* key_count;   // [batch]
+  const int32_t* key_end;     // [batch, frames] one past the last list entry that the frame sees; 0 = sees nothing
+  const float* bias;          // [batch, frames, key_stride] 0 where visible, else -inf
+
+  const int32_t* append_slot;  // [frames] or null
+};
+
+// Temporal items are (batch, token) pairs; frame items are (batch, head, query frame) triples, which read the whole
+// ring of their batch and head, so `append` runs over all (batch, frame) pairs after them. Temporal items append
+// for themselves.
+struct FrameWindowAttentionKernel {
+  size_t (*temporal_scratch)(const FrameWindowAttentionParams& p);  // bytes, 64-byte aligned
+  void (*temporal)(const FrameWindowAttentionParams& p, int64_t begin, int64_t end, void* scratch);
+  size_t (*frame_scratch)(const FrameWindowAttentionParams& p);
+  void (*frame)(const FrameWindowAttentionParams& p, int64_t begin, int64_t end, void* scratch);
+  void (*append)(const FrameWindowAttentionParams& p, int64_t begin, int64_t end);
+};
+
+}  // namespace pyengine::ops

@@ -1,0 +1,18 @@
+// RingAppend: writes keys and values of active frames into ring slots, in place and bit for bit.
+// frame_window_attention does this itself when cut; this serves inlined graphs, whose outputs are key and value.
+// There is no params.h and no cpu.cc: it is one memcpy per frame, the same on every instruction set.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace pyengine::ops {
+
+struct RingAppend {
+  Tensor key, value;            // [batch, frames, tokens, heads, head_dim] float32 or bfloat16
+  Tensor ring_key, ring_value;  // [batch, ring, tokens, heads, head_dim], same dtype, written
+  Tensor append_slot;           // [frames] int64 or int32: the slot frame i goes to, -1 = nowhere
+};
+
+void ring_append(const RingAppend& op);  // throws std::invalid_argument
+
+}  // namespace pyengine::ops

@@ -1,0 +1,177 @@
+"""From training folders to the `shapes` bundle: `pyengine export shapes --autoencoder DIR --denoiser DIR --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
+
+from ...graph import Inputs, export_component, round_weights
+from ...weights import WeightStore
+from .autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, Decoder, Encoder, FrameDecoder, FrameEncoder
+from .captions import MAX_TOKENS, build_tokenizer
+from .denoiser import Denoiser, DenoiserConfig
+from .text_encoder import PromptEncoder, TextEncoder
+from .train_denoiser import CHUNK, CHUNKS, STEPS, WARP
+from .world import FPS, HEIGHT, WIDTH
+
+VERSION = "1"
+BRANCHES = 2  # prompt and null
+CONTEXT_FRAMES = 8  # clean latent frames in the ring
+GUIDANCE = 2.0
+
+
+@dataclass
+class Modules:
+    """The four networks of the family, weights rounded to what the bundle stores."""
+
+    denoiser: Denoiser
+    text_encoder: TextEncoder
+    encoder: Encoder
+    decoder: Decoder
+
+    @classmethod
+    def random(cls, config: DenoiserConfig = DenoiserConfig(), seed: int = 0) -> Modules:
+        """Untrained networks for tests and benchmarks, with the zero-initialised layers filled so that every path counts."""
+        torch.manual_seed(seed)
+        modules = cls(Denoiser(config), TextEncoder(config.depth, config.width, config.heads), Encoder(), Decoder())
+        for part in modules.parts():
+            for parameter in part.parameters():
+                if not parameter.any():
+                    nn.init.normal_(parameter, std=0.02)
+        return modules.rounded()
+
+    @classmethod
+    def trained(cls, autoencoder: Path, denoiser: Path) -> Modules:
+        """The averaged weights of two training folders."""
+        config = DenoiserConfig()
+        modules = cls(Denoiser(config), TextEncoder(config.depth, config.width, config.heads), Encoder(), Decoder())
+        nn.ModuleDict({"encoder": modules.encoder, "decoder": modules.decoder}).load_state_dict(
+            load_file(autoencoder / "average.safetensors")
+        )
+        nn.ModuleDict({"denoiser": modules.denoiser, "text": modules.text_encoder}).load_state_dict(
+            load_file(denoiser / "average.safetensors")
+        )
+        return modules.rounded()
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        return self.denoiser, self.text_encoder, self.encoder, self.decoder
+
+    def rounded(self) -> Modules:
+        """Weights rounded to fp16, as the bundle keeps them; evaluation mode."""
+        for part in self.parts():
+            round_weights(part.eval())
+        return self
+
+
+def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
+    """Each component's module with example inputs, as export and parity take them."""
+    config = modules.denoiser.config
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    frames, ring, chunk = CHUNKS * CHUNK, CONTEXT_FRAMES, CHUNK
+    latent = (config.latent_channels, config.latent_size, config.latent_size)
+    cached = (BRANCHES, ring, config.tokens_per_frame, config.heads, config.head_size)
+    ids = torch.tensor(build_tokenizer().encode("a red circle bounces over a blue background").ids)
+    ids = torch.nn.functional.pad(ids, (0, MAX_TOKENS - len(ids)))
+    with torch.no_grad():
+        text = PromptEncoder(modules.text_encoder)(ids)
+    decoder = modules.decoder
+    coarse, fine = (normal(*shape) for shape in decoder.memory_shapes.values())
+    denoiser_inputs: dict[str, Any] = {
+        "latents": normal(frames, *latent),
+        "level": torch.linspace(0.1, 1.0, frames),
+        "frame_index": torch.arange(ring, ring + frames),
+        "ring_index": torch.arange(ring),
+        "text_key": text[0],
+        "text_value": text[1],
+        "text_mask": text[2],
+        "text_vector": text[3],
+        "ring_key": [normal(*cached) for _ in range(config.depth)],
+        "ring_value": [normal(*cached) for _ in range(config.depth)],
+    }
+    pixels = torch.randint(0, 256, (chunk, FRAMES_PER_LATENT, HEIGHT, WIDTH, 3), generator=generator, dtype=torch.uint8)
+    return {
+        "denoiser": (modules.denoiser, denoiser_inputs),
+        "text_encoder": (PromptEncoder(modules.text_encoder), {"ids": ids}),
+        "decoder": (FrameDecoder(decoder), {"latents": normal(chunk, *latent), "coarse": coarse, "fine": fine}),
+        "encoder": (FrameEncoder(modules.encoder), {"frames": pixels}),
+    }
+
+
+def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundle:
+    """Write the bundle into an empty or new folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    depth = modules.denoiser.config.depth
+    parts = components(modules)
+    store = WeightStore()
+    keys, values = [f"key.{i}" for i in range(depth)], [f"value.{i}" for i in range(depth)]
+    arguments: dict[str, dict[str, Any]] = {
+        "denoiser": {
+            "outputs": ["velocity", *(name for pair in zip(keys, values, strict=True) for name in pair)],
+            "dynamic": {
+                "latents": {0: "frames"},
+                "level": {0: "frames"},
+                "frame_index": {0: "frames"},
+                "ring_index": {0: "ring"},
+                "ring_key": {1: "ring"},
+                "ring_value": {1: "ring"},
+            },
+            "ring": {f"ring_{name}": name for name in (*keys, *values)},
+        },
+        "text_encoder": {"outputs": ["text_key", "text_value", "text_mask", "text_vector"]},
+        "decoder": {
+            "outputs": ["frames", "coarse.next", "fine.next"],
+            "dynamic": {"latents": {0: "chunk"}},
+            "state": {"coarse": "coarse.next", "fine": "fine.next"},
+        },
+        "encoder": {"outputs": ["latents"], "dynamic": {"frames": {0: "chunk"}}},
+    }
+    exported = {}
+    for component, (module, inputs) in parts.items():
+        exported[component] = export_component(
+            module, inputs, folder=folder, name=component, store=store, **arguments[component]
+        )
+    store.write(folder)
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    config = modules.denoiser.config
+    return write_manifest(
+        folder,
+        name=name,
+        family="shapes",
+        version=VERSION,
+        components=exported,
+        video=Video(HEIGHT, WIDTH, FPS, FRAMES_PER_LATENT),
+        latent=Latent(LATENT_CHANNELS, config.latent_size, config.latent_size),
+        text=Text("tokenizer.json", MAX_TOKENS),
+        method={
+            "name": "progressive",
+            "steps": STEPS,
+            "chunk_frames": CHUNK,
+            "cadence": STEPS // CHUNKS,
+            "warp": WARP,
+            "guidance": GUIDANCE,
+            "sampler": "euler",
+            "context": {"kind": "ring", "sink_frames": 0, "recent_frames": CONTEXT_FRAMES},
+        },
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command's work: export, then say how large the bundle is."""
+    bundle = export_bundle(Modules.trained(Path(arguments.autoencoder), Path(arguments.denoiser)), Path(arguments.output))
+    size = sum(path.stat().st_size for path in bundle.folder.iterdir())
+    print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
+    return 0

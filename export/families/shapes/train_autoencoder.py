@@ -1,0 +1,93 @@
+"""Train the autoencoder on endless fresh scenes: `python -m pyengine.export.families.shapes.train_autoencoder --help`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .autoencoder import FRAMES_PER_LATENT, Decoder, Encoder
+from .training import Trainer, learning_rate
+from .world import render, sample_scene
+
+CLIP_LATENTS = 4
+LATENT_NOISE = 0.1  # the decoder learns to bear what the denoiser leaves behind
+
+
+def sample_clips(rng: np.random.Generator, count: int) -> Tensor:
+    """Fresh clips. [count, 16, 64, 64, 3] uint8."""
+    starts = rng.integers(0, 2000, count)
+    frames = CLIP_LATENTS * FRAMES_PER_LATENT
+    return torch.from_numpy(np.stack([render(sample_scene(rng), range(s, s + frames)) for s in starts]))
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 and L2 of the pixels and L1 of their differences between neighbours, which keeps edges sharp. [n, 3, height, width].
+
+    Pixels near an edge of the target count up to nine times: most of a picture is background, and a star lives by its outline.
+    """
+    error = output - target
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    steps = F.pad(target.diff(dim=-1), (0, 1)).abs() + F.pad(target.diff(dim=-2), (0, 0, 0, 1)).abs()
+    contrast = F.max_pool2d(steps.amax(1, keepdim=True), 5, stride=1, padding=2).clamp(max=1)
+    weight = 1 + 8 * contrast
+    return (weight * (error.abs() + 2 * error.square())).mean() + edges
+
+
+def decode_clip(decoder: Decoder, latents: Tensor) -> Tensor:
+    """Decode clips [count, latents, 8, 8, 8], each from an empty memory, in lock step. [count, 4 * latents, 3, 64, 64]."""
+    count = latents.shape[0]
+    x = decoder.coarse_in(decoder.stem(latents.flatten(0, 1)))
+    x = _mix(decoder.coarse_mix, x, count)
+    x = F.pixel_shuffle(decoder.up(decoder.coarse_out(x)), 2)
+    x = _mix(decoder.fine_mix, x, count)
+    x = F.pixel_shuffle(decoder.to_pixel(decoder.fine(x)), 2)
+    x = F.pixel_shuffle(decoder.out(decoder.pixel(x)), 2)
+    return x.unflatten(1, (FRAMES_PER_LATENT, 3)).flatten(0, 1).unflatten(0, (count, -1))
+
+
+def _mix(mix: torch.nn.Module, x: Tensor, count: int) -> Tensor:
+    """CausalMix over a batch of clips at once: the frame before the first is zero."""
+    clips = x.unflatten(0, (count, -1))
+    shifted = torch.cat([torch.zeros_like(clips[:, :1]), clips[:, :-1]], 1).flatten(0, 1)
+    return x + mix.previous(F.silu(shifted))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/autoencoder"), help="checkpoints and log; resumes from here")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=8, help="clips of 16 frames per step")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after this long; the learning rate then follows the clock")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()}).to(arguments.device)
+    model = model.to(memory_format=torch.channels_last)
+    trainer = Trainer(model, arguments.folder, peak_rate=2e-3, ema=0.998)
+    rng = np.random.default_rng(trainer.step + 1)
+    started = time.perf_counter()
+    while trainer.step < arguments.steps:
+        elapsed = (time.perf_counter() - started) / 60
+        progress = trainer.step / arguments.steps if arguments.minutes is None else elapsed / arguments.minutes
+        if progress >= 1:
+            break
+        clips = sample_clips(rng, arguments.batch).to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16):
+            latents = model["encoder"](clips.flatten(0, 1))
+            noisy = latents + LATENT_NOISE * torch.rand(()) * torch.randn_like(latents)
+            output = decode_clip(model["decoder"], noisy.unflatten(0, (arguments.batch, -1)))
+        target = clips.permute(0, 1, 4, 2, 3).float() * (2 / 255) - 1
+        loss = reconstruction_loss(output.flatten(0, 1).float(), target.flatten(0, 1))
+        trainer.update(loss, learning_rate(progress, trainer.step))
+    trainer.save()
+
+
+if __name__ == "__main__":
+    main()

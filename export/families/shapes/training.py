@@ -1,0 +1,109 @@
+"""What both trainings share: optimiser step, moving average, log and resume."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+WARM_UP_STEPS = 200
+SAVE_SECONDS = 120.0
+LOG_STEPS = 20
+
+
+def learning_rate(progress: float, step: int) -> float:
+    """Fraction of the peak rate: linear warm-up, then a cosine to 2 %. `progress` is the share of the training that is done."""
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+class Trainer:
+    """An optimiser, a moving average of the weights, a CSV log, and checkpoints in `folder` from which a new run resumes.
+
+    AdamW throughout or, with `muon`, Muon for the matrices (Jordan 2024; update scaled to AdamW's size) and AdamW for the rest.
+
+    The folder holds `model.safetensors` (raw), `average.safetensors` (what is shipped), `optimiser.safetensors` and `loss.csv`.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, *, peak_rate: float, ema: float, muon: bool = False) -> None:
+        self.model, self.folder, self.peak_rate, self.ema = model, folder, peak_rate, ema
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "table" not in name and "place" not in name]
+        matrices = matrices if muon else []
+        rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
+        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+        if matrices:
+            self.optimisers.append(torch.optim.Muon(matrices, lr=peak_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        self.parameters = rest + matrices
+        self.step, self._losses, self._saved = 0, [], time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "optimiser.safetensors").exists():
+            self._resume()
+
+    def update(self, loss: Tensor, rate: float) -> None:
+        """One optimiser step at `rate` times the peak rate; logs every 20 steps, saves every two minutes."""
+        self.model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.peak_rate * rate
+            optimiser.step()
+        self.step += 1
+        decay = min(self.ema, self.step / (self.step + 10))
+        with torch.no_grad():
+            for average, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(current, 1 - decay)
+            for average, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                average.copy_(current)
+        self._losses.append(loss.item())
+        if self.step % LOG_STEPS == 0:
+            self._log(self.peak_rate * rate)
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write everything a later run needs to go on."""
+        save_file(_flat(self.model), self.folder / "model.safetensors")
+        save_file(_flat(self.average), self.folder / "average.safetensors")
+        moments = {"step": torch.tensor(self.step)}
+        for index, parameter in enumerate(self.parameters):
+            for name, value in self._state(parameter).items():
+                moments[f"{index}.{name}"] = value.contiguous()
+        save_file(moments, self.folder / "optimiser.safetensors")
+        self._saved = time.monotonic()
+
+    def _resume(self) -> None:
+        self.model.load_state_dict(load_file(self.folder / "model.safetensors"))
+        self.average.load_state_dict(load_file(self.folder / "average.safetensors"))
+        moments = load_file(self.folder / "optimiser.safetensors")
+        self.step = int(moments.pop("step"))
+        for key, value in moments.items():
+            index, name = key.split(".", 1)
+            parameter = self.parameters[int(index)]
+            self._state(parameter)[name] = value.to(parameter.device if value.ndim else "cpu")
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        owner = next(o for o in self.optimisers if any(parameter is p for g in o.param_groups for p in g["params"]))
+        return owner.state[parameter]
+
+    def _log(self, rate: float) -> None:
+        loss = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        path = self.folder / "loss.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["step", "loss", "rate", "time"])
+            writer.writerow([self.step, f"{loss:.6f}", f"{rate:.3e}", int(time.time())])
+        print(f"step {self.step:6d}  loss {loss:.5f}  rate {rate:.2e}", flush=True)
+
+
+def _flat(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in module.state_dict().items()}

@@ -1,0 +1,170 @@
+"""DenoiseStep: guidance over any number of branches, the per-frame sampler update and optional re-noise, in one pass.
+
+    sample            [F, ...]      float32
+    prediction        [G, F, ...]   one per guidance branch
+    weights           [G]           float32
+    sample_scale, prediction_scale, noise_scale [F]  float32
+    noise             [F, ...]      optional
+ -> out               [F, ...] = sample_scale * sample + prediction_scale * (sum_g weights_g prediction_g)
+                                 + noise_scale * noise
+
+Frames whose scales are (1, 0, 0) are copied bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnx.parser
+import torch
+
+from .spec import DOMAIN, VERSION, OpSpec
+
+INPUTS = ("sample", "prediction", "weights", "sample_scale", "prediction_scale", "noise_scale", "noise")
+
+
+def reference(
+    sample: torch.Tensor,
+    prediction: torch.Tensor,
+    weights: torch.Tensor,
+    sample_scale: torch.Tensor,
+    prediction_scale: torch.Tensor,
+    noise_scale: torch.Tensor,
+    noise: torch.Tensor | None = None,
+) -> tuple[torch.Tensor]:
+    """(out,) in the dtype of `sample`; see the module's docstring."""
+    per_frame = (-1,) + (1,) * (sample.dim() - 1)
+    a, b, c = (s.to(sample.dtype).view(per_frame) for s in (sample_scale, prediction_scale, noise_scale))
+    guided = torch.tensordot(weights.to(sample.dtype), prediction.to(sample.dtype), dims=1)
+    out = a * sample + b * guided
+    if noise is not None:
+        out = out + c * noise
+    return (torch.where((a == 1) & (b == 0) & (c == 0), sample, out),)
+
+
+def denoise_step(
+    sample: torch.Tensor,
+    prediction: torch.Tensor,
+    weights: torch.Tensor,
+    sample_scale: torch.Tensor,
+    prediction_scale: torch.Tensor,
+    noise_scale: torch.Tensor,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`reference`'s out, or one opaque DenoiseStep node while `torch.onnx.export` is running."""
+    inputs = [sample, prediction, weights, sample_scale, prediction_scale, noise_scale]
+    if not torch.onnx.is_in_onnx_export():
+        return reference(*inputs, noise)[0]
+    inputs += [] if noise is None else [noise]
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::DenoiseStep", inputs, dtype=sample.dtype, shape=sample.shape, version=VERSION
+    )
+
+
+def onnx_function(
+    attributes: Any = None, node_inputs: Sequence[str] | None = None, opset: int = 18
+) -> onnx.FunctionProto:
+    """The body; arithmetic is float32 whatever the dtype of `prediction`."""
+    noisy = len(node_inputs or ()) > 6 and bool((node_inputs or ())[6])
+    noise = """
+        noise_flat = Reshape(noise, flat)
+        noise_part = Mul(c, noise_flat)
+        updated = Add(without_noise, noise_part)
+    """
+    return onnx.parser.parse_function(f"""
+    <opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}], domain: "{DOMAIN}">
+    DenoiseStep ({", ".join(INPUTS)}) => (out) {{
+        flat = Constant<value = int64[2] {{0, -1}}>()
+        flat_branches = Constant<value = int64[3] {{0, 0, -1}}>()
+        ax0 = Constant<value = int64[1] {{0}}>()
+        ax1 = Constant<value = int64[1] {{1}}>()
+        ax12 = Constant<value = int64[2] {{1, 2}}>()
+        x = Reshape(sample, flat)
+        prediction_flat = Reshape(prediction, flat_branches)
+        prediction_wide = Cast<to = 1>(prediction_flat)
+        weights_column = Unsqueeze(weights, ax12)
+        weighted = Mul(weights_column, prediction_wide)
+        guided = ReduceSum<keepdims = 0>(weighted, ax0)
+        a = Unsqueeze(sample_scale, ax1)
+        b = Unsqueeze(prediction_scale, ax1)
+        c = Unsqueeze(noise_scale, ax1)
+        sample_part = Mul(a, x)
+        guided_part = Mul(b, guided)
+        without_noise = Add(sample_part, guided_part)
+        {noise if noisy else "updated = Identity(without_noise)"}
+        one = Constant<value = float {{1.0}}>()
+        zero = Constant<value = float {{0.0}}>()
+        is_one = Equal(a, one)
+        is_zero_b = Equal(b, zero)
+        is_zero_c = Equal(c, zero)
+        is_zero = And(is_zero_b, is_zero_c)
+        is_copy = And(is_one, is_zero)
+        chosen = Where(is_copy, x, updated)
+        shape = Shape(sample)
+        out = Reshape(chosen, shape)
+    }}""")
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """Shapes, and how many of the leading frames are copies."""
+
+    name: str
+    frames: int = 8
+    values: tuple[int, ...] = (16, 8, 8)
+    branches: int = 2
+    copies: int = 1
+    noise: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def make_inputs(
+        self, seed: int = 0, dtype: torch.dtype = torch.float64
+    ) -> dict[str, torch.Tensor | None]:
+        """Inputs by name, with the values of float32 (`prediction`: of bfloat16)."""
+        random = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=random).to(dtype)
+
+        scales = [normal(self.frames) for _ in range(3)]
+        for scale, value in zip(scales, (1.0, 0.0, 0.0), strict=True):
+            scale[: self.copies] = value
+        if not self.noise:
+            scales[2].zero_()
+        return {
+            "sample": normal(self.frames, *self.values),
+            "prediction": normal(self.branches, self.frames, *self.values).bfloat16().to(dtype),
+            "weights": normal(self.branches),
+            "sample_scale": scales[0],
+            "prediction_scale": scales[1],
+            "noise_scale": scales[2],
+            "noise": normal(self.frames, *self.values) if self.noise else None,
+        }
+
+
+DENOISE_STEP = OpSpec(
+    name="DenoiseStep",
+    inputs=INPUTS[:6],
+    optional_inputs=INPUTS[6:],
+    outputs=("out",),
+    attributes={},
+    reference=reference,
+    entry=denoise_step,
+    onnx_function=onnx_function,
+    cases=(
+        StepCase("guided"),
+        StepCase("one_branch", branches=1, copies=0),
+        StepCase("three_branches", branches=3, noise=True),
+        StepCase("one_frame_one_value", frames=1, values=(1,), copies=0),
+        StepCase("all_copies", frames=5, copies=5, noise=True),
+        StepCase("no_inner_axes", frames=7, values=()),
+        StepCase("odd", frames=35, values=(3, 7, 11), noise=True),
+        StepCase("parallel", frames=9, values=(16, 32, 33), noise=True),
+    ),
+    bench_cases=(StepCase("shapes", frames=8), StepCase("wide", frames=35, values=(4, 40, 64))),
+)

@@ -1,0 +1,128 @@
+"""The shapes that FrameWindowAttention is tested and timed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One set of shapes and attributes. `absent` and `empty` are the frames and ring slots whose index is -1."""
+
+    name: str
+    batch: int = 2
+    frames: int = 8
+    tokens: int = 4
+    heads: int = 2
+    head_dim: int = 64
+    ring: int = 8
+    chunk_frames: int = 1  # neighbours that share a level
+    absent: tuple[int, ...] = ()
+    empty: tuple[int, ...] = ()
+    gains: bool = True
+    first_index: int = 100
+    reach: int = 0  # of mask "ranged"
+    descending: bool = False  # levels fall along the window, so the causal mask is the other triangle
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def make_inputs(
+        self, seed: int = 0, dtype: torch.dtype = torch.float64
+    ) -> dict[str, torch.Tensor | None]:
+        """Inputs by name; float data has the values of bfloat16, so that every dtype starts from the same numbers."""
+        random = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=random).bfloat16().to(dtype)
+
+        kept = (self.batch, self.ring, self.tokens, self.heads, self.head_dim)
+        frame_index = torch.arange(self.frames) + self.first_index
+        ring_index = torch.arange(self.ring) + self.first_index - self.ring
+        if self.ring:
+            ring_index = ring_index.roll(self.ring // 2)  # a ring that has wrapped
+        frame_index[list(self.absent)] = -1
+        ring_index[list(self.empty)] = -1
+        chunk = torch.arange(self.frames) // self.chunk_frames
+        level = (chunk / max(1, int(chunk.max()))).float().expand(self.batch, -1).contiguous()
+        return {
+            "qkv": normal(self.batch, self.frames, self.tokens, 3, self.heads, self.head_dim),
+            "level": level.flip(1).contiguous() if self.descending else level,
+            "frame_index": frame_index,
+            "ring_key": normal(*kept),
+            "ring_value": normal(*kept),
+            "ring_index": ring_index,
+            "q_gain": 1 + 0.1 * normal(self.head_dim) if self.gains else None,
+            "k_gain": 1 + 0.1 * normal(self.head_dim) if self.gains else None,
+            "reach": torch.full((self.frames,), self.reach) if self.reach else None,
+        }
+
+
+Case = AttentionCase
+_NO_CHUNKS = {"mask": "bidirectional"}
+
+CASES: tuple[AttentionCase, ...] = (
+    Case("shapes", tokens=16, heads=4, chunk_frames=2, attributes={"rotary_dim": 64}),
+    Case("one_frame_no_ring", frames=1, ring=0, attributes={"rotary_dim": 64}),
+    Case("one_frame_one_slot", frames=1, ring=1, tokens=1, batch=1, heads=1, attributes={"rotary_dim": 32}),
+    Case("head_40", head_dim=40, frames=7, ring=3, attributes={"rotary_dim": 40}),
+    Case("head_72", head_dim=72, frames=20, ring=8, heads=3, chunk_frames=5, attributes={"rotary_dim": 72}),
+    Case("head_72_odd", head_dim=72, frames=35, ring=0, chunk_frames=5, attributes={"rotary_dim": 24}),
+    Case("head_128", head_dim=128, frames=5, ring=17, attributes={"rotary_dim": 128}),
+    Case("head_6", head_dim=6, frames=3, ring=2, attributes={"rotary_dim": 4, "interleaved": 0}),
+    Case("halves", head_dim=72, frames=9, attributes={"rotary_dim": 72, "interleaved": 0}),
+    Case("halves_part", head_dim=64, frames=9, attributes={"rotary_dim": 20, "interleaved": 0}),
+    Case("tokens_105", tokens=105, frames=3, ring=2, heads=1, head_dim=72, attributes={"rotary_dim": 72}),
+    Case("plain", gains=False, attributes={"rotary_dim": 0, "scale": 0.2}),
+    Case("bidirectional", frames=11, attributes={**_NO_CHUNKS, "rotary_dim": 64, "theta": 100.0}),
+    Case("descending", frames=18, descending=True, attributes={"rotary_dim": 64}),
+    Case("absent_and_empty", frames=7, absent=(0, 6), empty=(1, 4), attributes={"rotary_dim": 64}),
+    Case("nothing_there", frames=3, ring=3, absent=(0, 1, 2), empty=(0, 1, 2), attributes={"rotary_dim": 8}),
+    Case("empty_ring", frames=2, ring=4, empty=(0, 1, 2, 3), attributes={"rotary_dim": 64}),
+    Case("ranged", frames=9, reach=4, chunk_frames=3, attributes={"mask": "ranged", "rotary_dim": 64}),
+    Case("ranged_alone", frames=4, reach=-1, attributes={"mask": "ranged"}),  # fully masked rows
+    Case("far_index", first_index=10**7, attributes={"rotary_dim": 64}),
+    Case("frame", tokens=16, heads=4, chunk_frames=2, attributes={"scope": "frame", "rotary_dim": 64}),
+    Case("frame_105", tokens=105, frames=3, ring=2, head_dim=72, attributes={"scope": "frame"}),
+    Case(
+        "frame_one", frames=1, ring=0, tokens=5, attributes={"scope": "frame", **_NO_CHUNKS, "rotary_dim": 64}
+    ),
+    Case("frame_one_token", tokens=1, head_dim=40, attributes={"scope": "frame", "rotary_dim": 40}),
+    Case(
+        "frame_absent", tokens=9, absent=(2,), empty=(0, 3), attributes={"scope": "frame", "rotary_dim": 64}
+    ),
+    Case(
+        "frame_ranged", tokens=6, reach=3, attributes={"scope": "frame", "mask": "ranged", "rotary_dim": 64}
+    ),
+    Case(
+        "frame_halves",
+        tokens=33,
+        head_dim=128,
+        attributes={"scope": "frame", "rotary_dim": 72, "interleaved": 0},
+    ),
+)
+
+_SHAPES: dict[str, Any] = {
+    "tokens": 16,
+    "heads": 4,
+    "ring": 8,
+    "chunk_frames": 2,
+    "attributes": {"rotary_dim": 64},
+}
+_WIDE: dict[str, Any] = {
+    "tokens": 105, "heads": 16, "head_dim": 72, "chunk_frames": 5, "attributes": {"rotary_dim": 72},
+}  # fmt: skip
+
+BENCH_CASES: tuple[AttentionCase, ...] = (
+    Case("shapes_8", frames=8, **_SHAPES),
+    Case("shapes_10", frames=10, **_SHAPES),
+    Case("wide_20", frames=20, ring=0, **_WIDE),
+    Case("wide_20_ring", frames=20, ring=8, **_WIDE),
+    Case("wide_35", frames=35, ring=0, **_WIDE),
+    Case("wide_35_ring", frames=35, ring=8, **_WIDE),
+    Case("frame_256", frames=8, tokens=256, heads=4, ring=8, attributes={"scope": "frame", "rotary_dim": 64}),
+)

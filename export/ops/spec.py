@@ -1,0 +1,62 @@
+"""What describes one op: tests, benchmarks and the exporter all read the same `OpSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+
+DOMAIN = "pyengine"
+VERSION = 1
+
+Attributes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op of the ONNX domain `pyengine`.
+
+    `reference(*inputs, **attributes)` is plain torch in any float dtype, float64 included, and returns a tuple.
+    `entry` has the same signature; while `torch.onnx.export` runs it leaves one opaque node instead.
+    `onnx_function(attributes, node_inputs, opset)` is the body that says what the node means; `node_inputs` are the
+    node's input names with "" where an optional one is absent.
+    `cases` are small and awkward, for correctness; `bench_cases` are the shapes that have to be fast.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    optional_inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Attributes  # names and default values
+    reference: Callable[..., tuple[torch.Tensor, ...]]
+    entry: Callable[..., Any]
+    onnx_function: Callable[[Attributes, Sequence[str] | None, int], onnx.FunctionProto]
+    cases: tuple[Any, ...]
+    bench_cases: tuple[Any, ...]
+
+    def node_attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
+        """Every attribute of `node` as a Python value, defaults filled in; an unknown one is a ValueError."""
+        values = dict(self.attributes)
+        for attribute in node.attribute:
+            if attribute.name not in values:
+                raise ValueError(
+                    f"expected {self.name} attributes among {sorted(values)} but got {attribute.name!r}"
+                )
+            value = onnx.helper.get_attribute_value(attribute)
+            values[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        return values
+
+
+def signature(
+    spec: OpSpec, attributes: Attributes, node_inputs: Sequence[str] | None
+) -> tuple[Any, set[str]]:
+    """(attributes with defaults, names of the optional inputs that are there). Unknown attributes are a ValueError."""
+    unknown = sorted(set(attributes) - set(spec.attributes))
+    if unknown:
+        raise ValueError(f"expected {spec.name} attributes among {sorted(spec.attributes)} but got {unknown}")
+    names = spec.inputs + spec.optional_inputs
+    given = zip(names, node_inputs or (), strict=False)
+    return {**spec.attributes, **attributes}, {n for n, value in given if value and n in spec.optional_inputs}

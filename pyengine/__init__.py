@@ -1,0 +1,82 @@
+"""pyengine: a compiled inference engine for streaming, autoregressive long-video diffusion.
+
+    engine = pyengine.load("shapes")
+    with engine.stream("a red circle bounces over a blue background", seed=7) as stream:
+        for frame in stream:  # uint8 [height, width, 3]
+            ...
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyengine.bundle import Bundle
+    from pyengine.engine import Engine, load
+    from pyengine.errors import (
+        BackendUnavailable,
+        BundleError,
+        ConfigError,
+        InputError,
+        OutputError,
+        PlanError,
+        PromptError,
+        PyEngineError,
+        ShapeError,
+        StreamClosed,
+    )
+    from pyengine.stream import Stream
+    from pyengine.video import VideoWriter
+    from pyengine.video_input import read_image, read_video
+
+# Where each public name lives; imported when first used, so that `import pyengine` costs nothing.
+_HOMES = {
+    "BackendUnavailable": "errors",
+    "Bundle": "bundle",
+    "BundleError": "errors",
+    "ConfigError": "errors",
+    "Engine": "engine",
+    "InputError": "errors",
+    "OutputError": "errors",
+    "PlanError": "errors",
+    "PromptError": "errors",
+    "PyEngineError": "errors",
+    "ShapeError": "errors",
+    "Stream": "stream",
+    "StreamClosed": "errors",
+    "VideoWriter": "video",
+    "load": "engine",
+    "read_image": "video_input",
+    "read_video": "video_input",
+}
+
+__all__ = [
+    "BackendUnavailable",
+    "Bundle",
+    "BundleError",
+    "ConfigError",
+    "Engine",
+    "InputError",
+    "OutputError",
+    "PlanError",
+    "PromptError",
+    "PyEngineError",
+    "ShapeError",
+    "Stream",
+    "StreamClosed",
+    "VideoWriter",
+    "load",
+    "read_image",
+    "read_video",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pyengine' has no attribute {name!r}")
+    return getattr(import_module(f"pyengine.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

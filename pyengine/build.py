@@ -1,0 +1,222 @@
+"""Builds plans: compiles what a bundle ships, times the choices on this machine, keeps the faster, and remembers it on disk.
+
+    plan = build(bundle, variants=[Variant.of("denoiser", frames=8, ring=8), Variant.of("decoder")])
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _C, backends, plan
+from .backends import Backend, Engine, Precision
+from .bundle import Bundle, Step
+from .errors import ConfigError, PlanError
+from .executor import Executor, Program
+from .plan import Choice, Part, Plan, Variant
+
+Progress = Callable[[int, int, str], None]
+CHOICES = ("auto", "cut", "inline")
+TRIAL_SECONDS = 0.4  # per choice: enough runs to tell a 5 % difference, few enough for a cold start
+TRIAL_RUNS = 20
+log = logging.getLogger("pyengine")
+
+
+def build(
+    bundle: Bundle,
+    *,
+    variants: Sequence[Variant],
+    backend: str = "openvino",
+    precision: str = "auto",
+    choice: str = "auto",
+    cache_dir: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Finds or builds the part of every variant. `progress(done, total, what)` is called as engines are compiled.
+
+    `choice`: `cut` runs our kernels between segments, `inline` lets the backend compile their ONNX bodies, `auto` times both.
+    Raises BackendUnavailable, ConfigError, PlanError.
+    """
+    if choice not in CHOICES:
+        raise ConfigError(f"expected a choice out of {', '.join(CHOICES)} but got {choice!r}")
+    compiler = backends.get(backend)
+    builder = _Builder(bundle, compiler, compiler.precision(precision), choice, threads, plan.cache_folder(cache_dir))
+    return builder.run(list(dict.fromkeys(variants)), progress or (lambda done, total, what: None))
+
+
+@dataclass
+class _Builder:
+    bundle: Bundle
+    backend: Backend
+    precision: Precision
+    choice: str
+    threads: int | None
+    cache: Path
+
+    def run(self, variants: list[Variant], progress: Progress) -> Plan:
+        result = Plan(self.bundle, self.backend.name, self.precision, self.threads, {})
+        missing = []
+        for variant in variants:
+            part = self._find(variant)
+            if part is None:
+                missing.append(variant)
+            else:
+                result.parts[variant] = part
+        counter = _Counter(sum(self._count(variant) for variant in missing), progress)
+        for variant in missing:
+            part, engines = self._build(variant, counter)
+            result.parts[variant], result.loaded[variant] = part, engines
+        result.parts = {variant: result.parts[variant] for variant in variants}
+        return result
+
+    def _facts(self, variant: Variant) -> dict[str, Any]:
+        return {
+            "bundle": self.bundle.digest,
+            "variant": str(variant),
+            "backend": self.backend.name,
+            "backend_version": self.backend.version,
+            "pyengine": _version(),
+            "device": self.backend.device,
+            "isa": _C.cpu_isa(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "precision": self.precision,
+            "threads": self.threads,
+            "choice": self.choice,
+        }
+
+    def _folder(self, variant: Variant) -> Path:
+        return self.cache / self.bundle.name / f"{variant}-{plan.key(self._facts(variant))}"
+
+    def _find(self, variant: Variant) -> Part | None:
+        folder = self._folder(variant)
+        if not folder.exists():
+            stale = [path for path in folder.parent.glob(f"{variant}-*") if path.is_dir()] if folder.parent.exists() else []
+            if stale:
+                log.info("the plans for %s are of another version, machine or setting: building a new one", variant)
+            return None
+        try:
+            return plan.read(variant, folder)
+        except PlanError as error:
+            log.warning("%s: building it again", error)
+            plan.discard(folder)
+            return None
+
+    def _choices(self, variant: Variant) -> list[Choice]:
+        if self.bundle.component(variant.component).cut is None:
+            return ["inline"]
+        return ["cut", "inline"] if self.choice == "auto" else ["cut" if self.choice == "cut" else "inline"]
+
+    def _count(self, variant: Variant) -> int:
+        component = self.bundle.component(variant.component)
+        return sum(step.kind == "segment" for choice in self._choices(variant) for step in plan.graph(component, choice).steps)
+
+    def _build(self, variant: Variant, counter: _Counter) -> tuple[Part, list[Engine]]:
+        choices = self._choices(variant)
+        candidates: dict[Choice, list[Engine]] = {}
+        failures: list[PlanError] = []
+        for choice in choices:
+            try:
+                candidates[choice] = self._compile(variant, choice, counter)
+            except PlanError as error:
+                failures.append(error)
+                log.info("%s cannot be built as %s: %s", variant, choice, error)
+        if not candidates:
+            raise failures[0]
+        seconds: dict[str, float | None] = dict.fromkeys(choices)
+        if len(candidates) > 1:
+            counter.say(f"timing {variant}")
+            seconds |= self._time(variant, candidates)
+        best = min(candidates, key=lambda choice: seconds[choice] or 0.0)
+        return self._publish(variant, best, seconds, candidates[best]), candidates[best]
+
+    def _compile(self, variant: Variant, choice: Choice, counter: _Counter) -> list[Engine]:
+        target = Plan(self.bundle, self.backend.name, self.precision, self.threads, {})
+        component = self.bundle.component(variant.component)
+        segments = [step for step in plan.graph(component, choice).steps if step.kind == "segment"]
+
+        def compile_one(step: Step) -> Engine:
+            engine = plan.compile_segment(self.backend, target, variant, choice, step)
+            counter.done(f"compiling {step.file}")
+            return engine
+
+        # A compiler of small graphs uses about one core.
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            return list(pool.map(compile_one, segments))
+
+    def _time(self, variant: Variant, candidates: dict[Choice, list[Engine]]) -> dict[str, float]:
+        """Median seconds of a run of each choice, on real buffers, taking turns so that a disturbance meets both."""
+        runs = {choice: self._trial(variant, choice, engines) for choice, engines in candidates.items()}
+        times: dict[str, list[float]] = {choice: [] for choice in runs}
+        for _ in range(2):
+            for run in runs.values():
+                run()
+        deadline = time.perf_counter() + TRIAL_SECONDS * len(runs)
+        while len(times["cut"]) < 3 or (len(times["cut"]) < TRIAL_RUNS and time.perf_counter() < deadline):
+            for choice, run in runs.items():
+                start = time.perf_counter()
+                run()
+                times[choice].append(time.perf_counter() - start)
+        return {choice: float(np.median(values)) for choice, values in times.items()}
+
+    def _trial(self, variant: Variant, choice: Choice, engines: list[Engine]) -> Callable[[], None]:
+        part = Part(variant, choice, {}, (), self.cache)
+        candidate = Plan(self.bundle, self.backend.name, self.precision, self.threads, {variant: part}, {variant: engines})
+        executor = Executor(Program(candidate))
+        _fill(executor, variant)
+        return partial(executor.run, variant)
+
+    def _publish(self, variant: Variant, choice: Choice, seconds: dict[str, float | None], engines: list[Engine]) -> Part:
+        folder = self._folder(variant)
+        try:
+            scratch = plan.scratch(folder)
+            names = [f"{index}.engine" for index in range(len(engines))]
+            files = [name if self.backend.save(engine, scratch / name) else None for name, engine in zip(names, engines)]
+            return plan.publish(Part(variant, choice, seconds, tuple(files), scratch), self._facts(variant), folder)
+        except OSError as error:
+            # The plan in memory is good; only the next start will be slow.
+            log.warning("the plan for %s cannot be kept in %s (%s); set PYENGINE_CACHE to a writable folder", variant, folder, error)
+            return Part(variant, choice, seconds, (), folder)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("pyengine-video")
+    except metadata.PackageNotFoundError:
+        return "source"  # run from a folder that was never installed
+
+
+class _Counter:
+    """Counts compiled engines for the caller's progress bar."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._count, self._total, self._progress = 0, total, progress
+
+    def done(self, what: str) -> None:
+        self._count += 1
+        self.say(what)
+
+    def say(self, what: str) -> None:
+        self._progress(self._count, self._total, what)
+
+
+def _fill(executor: Executor, variant: Variant) -> None:
+    """Plausible inputs for timing: a full window of frames at rising levels behind a full ring."""
+    rng = np.random.default_rng(0)
+    for name, array in executor.inputs(variant).items():
+        if array.dtype == np.float32:
+            array[...] = np.linspace(0, 1, array.size) if array.ndim == 1 else rng.standard_normal(array.shape, np.float32)
+        elif array.dtype == np.int64 and name.endswith("_index"):
+            array[...] = np.arange(array.size)
+        elif array.dtype in (np.bool_, np.uint8):
+            array[...] = 1

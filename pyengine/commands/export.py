@@ -1,0 +1,26 @@
+"""Make a bundle from a trained model: ONNX files with one weights file, manifest and tokenizer. Needs the extra 'export'."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+from pyengine.errors import BackendUnavailable
+
+FAMILIES = {"shapes": "pyengine.export.families.shapes.export"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    families = parser.add_subparsers(dest="family", metavar="FAMILY", required=True)
+    shapes = families.add_parser("shapes", help="the small text-to-video model that ships")
+    shapes.add_argument("--autoencoder", required=True, help="training folder of the autoencoder")
+    shapes.add_argument("--denoiser", required=True, help="training folder of the denoiser")
+    shapes.add_argument("--output", required=True, help="folder of the bundle to make")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        module = import_module(FAMILIES[arguments.family])
+    except ImportError as error:
+        raise BackendUnavailable(f"exporting needs more packages ({error}): pip install 'pyengine-video[export]'") from error
+    return int(module.run(arguments))

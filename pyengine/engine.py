@@ -1,0 +1,200 @@
+"""load() and Engine: a bundle with its plan, from which streams are started."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyengine.build import Progress, build
+from pyengine.bundle import Bundle
+from pyengine.errors import BundleError, ConfigError, InputError, ShapeError
+from pyengine.executor import Executor, Program
+from pyengine.methods import Method, make_method
+from pyengine.plan import Plan, Variant
+from pyengine.stream import Stream, check_length
+from pyengine.text import PromptTokenizer
+
+__all__ = ["Engine", "load"]
+
+TEXT = Variant.of("text_encoder")
+NOT_OVERRIDABLE = ("name", "context")
+
+
+def load(
+    bundle: str | Path = "shapes",
+    *,
+    backend: str = "openvino",
+    precision: str = "auto",
+    choice: str = "auto",
+    cache_dir: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Load a bundle, a folder or the name of one that ships, and find its plan or build it.
+
+    backend    "openvino" or "onnxruntime"
+    precision  "auto" (bf16 where the processor has it), "bf16" or "fp32"
+    choice     "auto" times our kernels against the backend's own and keeps the faster; "cut" or "inline" forces one
+    cache_dir  where plans are kept; default PYENGINE_CACHE or the user's cache folder
+    threads    of the backend and of our kernels; default all cores
+    progress   called as progress(done, total, what) while a plan is built
+
+    Raises BundleError, BackendUnavailable, ConfigError, PlanError.
+    """
+    return Engine(
+        Bundle.load(bundle),
+        {"backend": backend, "precision": precision, "choice": choice, "cache_dir": cache_dir, "threads": threads, "progress": progress},
+    )
+
+
+class Engine:
+    """Compiled engines and weights of one bundle. Safe to share between threads; streams carry all that changes."""
+
+    def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
+        if bundle.video is None or bundle.latent is None or bundle.text is None:
+            raise BundleError(f"bundle '{bundle.name}' describes no video, latent or text, so it cannot be streamed; export it again")
+        self.bundle = bundle
+        self.tokenizer = PromptTokenizer(bundle.path(bundle.text.tokenizer), bundle.text.max_tokens)
+        self._options = options
+        self._lock = threading.Lock()
+        self._programs: dict[tuple[Variant, ...], Program] = {}
+        self._text_executor: Executor | None = None
+        self.program(make_method(bundle.method, None, 0))  # so that the first stream starts at once
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the videos it makes."""
+        assert self.bundle.video is not None
+        return self.bundle.video.fps
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        frames: int | None = None,
+        seconds: float | None = None,
+        start: np.ndarray | None = None,
+        guidance: float | None = None,
+        method: Mapping[str, Any] | None = None,
+    ) -> Stream:
+        """Start a video, endless unless `frames` or `seconds` is given.
+
+        prompt    words that the bundle's tokenizer knows
+        seed      the same seed, prompt and plan give the same video
+        start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used,
+                  and a start shorter than a chunk is held still in front
+        guidance  of classifier-free guidance; 1 = none, default the bundle's
+        method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first
+
+        Raises PromptError, ConfigError, ShapeError.
+        """
+        self.tokenizer.encode(prompt)
+        length = check_length(frames, seconds, self.fps)
+        merged = self._settings(method)
+        given = self._encode_start(start, merged) if start is not None else None
+        chunk_frames = merged["chunk_frames"]
+        video_frames = chunk_frames * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
+        settings = {
+            "prompt": prompt,
+            "seed": int(seed),
+            "frames": length,
+            "chunks": None if length is None else -(-length // video_frames),
+            "given_chunks": 0 if given is None else len(given) // chunk_frames,
+            "guidance": float(merged["guidance"] if guidance is None else guidance),
+            "method": merged,
+        }
+        return Stream(self, settings, given)
+
+    def resume(self, state: bytes | str | Path) -> Stream:
+        """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
+        if isinstance(state, str | Path):
+            try:
+                state = Path(state).read_bytes()
+            except OSError as error:
+                raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
+        return Stream.restore(self, state)
+
+    def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
+        """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
+        ids = self.tokenizer.encode(prompt)
+        with self._lock:
+            if self._text_executor is None:
+                self._text_executor = Executor(self._program((TEXT,)))
+            self._text_executor.input(TEXT, "ids")[...] = ids
+            self._text_executor.run(TEXT)
+            names = self.bundle.component("text_encoder").outputs
+            return {name: self._text_executor.output(TEXT, name).copy() for name in names}
+
+    def program(self, method: Method) -> Program:
+        """The compiled denoiser and decoder that a method's windows need, built the first time."""
+        counts = [Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts]
+        with self._lock:
+            self._program((TEXT,))
+            return self._program((*counts, self.decoder_variant(method)))
+
+    def decoder_variant(self, method: Method) -> Variant:
+        """The decoder for one chunk of the method."""
+        return Variant.of("decoder", chunk=method.chunk_frames)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """Every plan built or found so far, with the measured times of its choices."""
+        return [program.plan for program in self._programs.values()]
+
+    def close(self) -> None:
+        """Let go of every compiled engine. Streams that run keep theirs."""
+        with self._lock:
+            if self._text_executor is not None:
+                self._text_executor.close()
+                self._text_executor = None
+            self._programs.clear()
+
+    def _program(self, variants: tuple[Variant, ...]) -> Program:
+        if variants not in self._programs:
+            self._programs[variants] = Program(build(self.bundle, variants=variants, **self._options))
+        return self._programs[variants]
+
+    def _settings(self, override: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The bundle's method with the caller's changes. Another method's name brings its own settings along."""
+        own = dict(self.bundle.method)
+        changes = dict(override or {})
+        if changes.get("name", own["name"]) == own["name"]:
+            unknown = set(changes) - set(own) - {"row_counts"}
+            if unknown:
+                raise ConfigError(f"expected method settings out of {', '.join(sorted(own))} but got {', '.join(sorted(unknown))}")
+        return own | changes
+
+    def _encode_start(self, start: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+        """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
+        video = self.bundle.video
+        assert video is not None
+        start = np.asarray(start)
+        if start.ndim != 4 or start.shape[1:] != (video.height, video.width, 3) or start.dtype != np.uint8 or not len(start):
+            raise ShapeError(
+                f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
+            )
+        size = settings["chunk_frames"] * video.frames_per_latent
+        if len(start) < size:
+            start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
+        context = settings["context"]
+        room = max(1, (context["sink_frames"] + context["recent_frames"]) // settings["chunk_frames"])
+        chunks = min(len(start) // size, room)
+        start = start[len(start) - chunks * size :]
+        variant = Variant.of("encoder", chunk=settings["chunk_frames"])
+        with self._lock:
+            executor = Executor(self._program((variant,)))
+        try:
+            latents = []
+            for index in range(chunks):
+                frames = executor.input(variant, "frames")
+                frames[...] = start[index * size : (index + 1) * size].reshape(frames.shape)
+                executor.run(variant)
+                latents.append(executor.output(variant, "latents").copy())
+            return np.concatenate(latents)
+        finally:
+            executor.close()

@@ -1,0 +1,24 @@
+"""How each system uses the schedule. A method turns a bundle's settings into the records that a window obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyengine.errors import BundleError
+from pyengine.methods.progressive import Progressive
+from pyengine.methods.replacement import Replacement
+
+__all__ = ["Method", "Progressive", "Replacement", "make_method"]
+
+Method = Progressive | Replacement
+
+
+def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Method:
+    """The method that a manifest (or a caller's override of it) names. `chunks` to generate, None = endless."""
+    name = settings.get("name")
+    if name == "progressive":
+        return Progressive.from_settings(settings, chunks, given_chunks)
+    if name == "replacement":
+        return Replacement.from_settings(settings, chunks, given_chunks)
+    raise BundleError(f"expected a method out of progressive, replacement but got {name!r}; install the pyengine that made the bundle")

@@ -1,0 +1,153 @@
+"""Every case, on every instruction set of this CPU, in every dtype, against the float64 torch reference."""
+
+from __future__ import annotations
+
+from functools import cache
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from arrays import DTYPES, assert_as_good_as_torch, cast, from_numpy, run_attention, to_numpy
+
+from pyengine import _C
+from pyengine.export.ops.frame_window_attention import CASES, reference
+from pyengine.export.ops.frame_window_attention_cases import AttentionCase
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def append_slots(case: AttentionCase) -> list[int] | None:
+    """The first frames go to slots 0, 2, 4, ...; the others nowhere."""
+    if case.ring == 0:
+        return None
+    return [2 * i if 2 * i < case.ring else -1 for i in range(case.frames)]
+
+
+@cache
+def expected(case_name: str, dtype: str) -> tuple[Tensors, Tensors]:
+    """The reference in float64 and in `dtype`, from the same inputs."""
+    case = next(c for c in CASES if c.name == case_name)
+    inputs = case.make_inputs()
+    return reference(**inputs, **case.attributes), reference(**cast(inputs, DTYPES[dtype]), **case.attributes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(case: AttentionCase, dtype: str, isa: str) -> None:
+    exact, torch_got = expected(case.name, dtype)
+    inputs = cast(case.make_inputs(), DTYPES[dtype])
+    slots = append_slots(case)
+    got = run_attention(inputs, slots, **case.attributes)
+    assert_as_good_as_torch(got["out"], torch_got[0], exact[0], dtype)
+    ring_key, ring_value = to_numpy(inputs["ring_key"]), to_numpy(inputs["ring_value"])
+    value = to_numpy(torch_got[2])
+    for frame, slot in enumerate(slots or ()):
+        if slot < 0:
+            continue
+        assert_as_good_as_torch(got["ring_key"][:, slot], torch_got[1][:, frame], exact[1][:, frame], dtype)
+        ring_key[:, slot] = got["ring_key"][:, slot]
+        ring_value[:, slot] = value[:, frame]
+    np.testing.assert_array_equal(got["ring_key"], ring_key)  # no other slot is touched
+    np.testing.assert_array_equal(got["ring_value"], ring_value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scope", ["temporal", "frame"])
+def test_masked_rows_are_exactly_zero(scope: str, dtype: str, isa: str) -> None:
+    case = AttentionCase("absent", absent=(1, 5), empty=(0,))
+    inputs = cast(case.make_inputs(), DTYPES[dtype])
+    inputs["ring_index"] = torch.full_like(inputs["ring_index"], -1)
+    inputs["qkv"][:, [1, 5]] = float("nan")  # an absent frame may hold anything, and so may an empty slot
+    inputs["ring_key"][:], inputs["ring_value"][:] = float("nan"), float("inf")
+    out = from_numpy(run_attention(inputs, scope=scope)["out"])
+    assert (out[:, [1, 5]] == 0).all()
+    assert out.isfinite().all()
+    assert (out[:, [0, 2, 3, 4, 6, 7]] != 0).any(-1).all()
+
+
+def test_huge_scores_do_not_overflow(isa: str) -> None:
+    inputs = cast(AttentionCase("huge", gains=False).make_inputs(), torch.float32)
+    inputs["qkv"] *= 1e4
+    assert from_numpy(run_attention(inputs)["out"]).isfinite().all()
+
+
+@pytest.mark.parametrize("scope", ["temporal", "frame"])
+def test_is_the_same_on_one_thread_and_on_many(scope: str) -> None:
+    inputs = cast(AttentionCase("threads", tokens=33).make_inputs(), torch.float32)
+    many = run_attention(inputs, list(range(8)), scope=scope)
+    _C.set_threads(1)
+    try:
+        one = run_attention(inputs, list(range(8)), scope=scope)
+    finally:
+        _C.set_threads(0)
+    for name, value in many.items():
+        np.testing.assert_array_equal(value, one[name])
+
+
+def test_python_threads_may_call_at_once() -> None:
+    cases = [AttentionCase("a", tokens=40, frames=9), AttentionCase("b", tokens=60, head_dim=72, ring=3)]
+    inputs = [cast(c.make_inputs(seed), torch.float32) for seed, c in enumerate(cases * 2)]
+    alone = [run_attention(i, scope="temporal")["out"] for i in inputs]
+    wrong: list[int] = []
+
+    def work(which: int) -> None:
+        for _ in range(50):
+            if not np.array_equal(run_attention(inputs[which])["out"], alone[which]):
+                wrong.append(which)
+
+    threads = [Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """A good call of _C.frame_window_attention, with some arguments changed."""
+    inputs = cast(AttentionCase("good", frames=3, ring=2).make_inputs(), torch.float32)
+    arrays: dict[str, Any] = {k: None if v is None else to_numpy(v) for k, v in inputs.items()}
+    arrays["out"] = np.zeros((2, 3, 4, 128), np.float32)
+    return arrays | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qkv": np.zeros((2, 3, 4, 2, 2, 64), np.float32)}, r"expected qkv \[batch, frames, tokens, 3, heads, head_dim\]"),
+        ({"qkv": np.zeros((2, 3, 4, 3, 2, 64))}, "expected qkv of dtype float32 or bfloat16"),
+        ({"qkv": np.zeros((2, 3, 4, 3, 64, 2), np.float32).swapaxes(-1, -2)}, "expected qkv to be C-contiguous"),
+        ({"qkv": np.zeros((2, 0, 4, 3, 2, 64), np.float32)}, "expected qkv with values"),
+        ({"level": np.zeros((2, 4), np.float32)}, r"expected level of shape \[2,3\] but got float32 \[2,4\]"),
+        ({"level": np.zeros((2, 3))}, "expected level of dtype float32"),
+        ({"frame_index": np.zeros(3, np.float32)}, "expected frame_index of dtype int64 but got float32"),
+        ({"ring_key": np.zeros((2, 2, 4, 2, 64), np.uint16)}, "expected ring_key of dtype float32 but got bfloat16"),
+        ({"ring_value": np.zeros((2, 3, 4, 2, 64), np.float32)}, "expected ring_value of shape"),
+        ({"ring_index": np.zeros(3, np.int64)}, "expected ring_index of shape"),
+        ({"q_gain": np.zeros(63, np.float32)}, "expected q_gain of shape"),
+        ({"k_gain": np.zeros(64, np.uint16)}, "expected k_gain of dtype float32"),
+        ({"reach": np.zeros(3, np.int64)}, 'expected reach exactly when mask is "ranged"'),
+        ({"mask": "ranged"}, 'expected reach exactly when mask is "ranged" but got nothing'),
+        ({"append_slot": np.array([0, 1, 2])}, r"expected append_slot within \[-1, 2\) but got 2 for frame 2"),
+        ({"append_slot": np.array([0, 1, 0])}, "expected every slot at most once"),
+        ({"rotary_dim": 66}, r"expected rotary_dim even and within \[0, 64\] but got 66"),
+        ({"rotary_dim": 3}, "expected rotary_dim even"),
+        ({"mask": "causal"}, "expected mask to be one of bidirectional, noise_causal, ranged but got 'causal'"),
+        ({"scope": "space"}, "expected scope to be one of temporal, frame but got 'space'"),
+        ({"out": np.zeros((2, 3, 4, 127), np.float32)}, "expected out of shape"),
+        ({"out": np.broadcast_to(np.float32(0), (2, 3, 4, 128))}, "expected out to be"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^\[frame_window_attention\] " + message):
+        _C.frame_window_attention(**arguments(**changes))
+
+
+def test_read_only_ring_is_refused_only_for_appending() -> None:
+    good = arguments()
+    good["ring_key"].flags.writeable = False
+    _C.frame_window_attention(**good)
+    with pytest.raises(ValueError, match="expected ring_key to be writable"):
+        _C.frame_window_attention(**good, append_slot=np.array([0, -1, -1]))
