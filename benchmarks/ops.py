@@ -1,7 +1,7 @@
 """Times the ops against PyTorch on this machine: `python benchmarks/ops.py [--json]`.
 
-All contenders of a case run in turn, round after round in one process, so that a busy machine slows them alike; read the
-ratios. FrameWindowAttention is compared in bfloat16 with
+All contenders of a case run in turn, round after round in one process, so that a busy machine slows them
+alike; read the ratios. FrameWindowAttention is compared in bfloat16 with
   eager     what a PyTorch model does: RMS norm, rotary embedding, ring concatenation, transposes, SDPA
   compiled  the same through torch.compile (--compile; it takes a minute)
   sdpa      scaled_dot_product_attention alone, on inputs that are already normalised, rotated and transposed
@@ -150,11 +150,16 @@ def step(case: StepCase, compiled: bool) -> Contenders:
     return contenders
 
 
-MAKERS: dict[str, Callable[[Any, bool], Contenders]] = {"FrameWindowAttention": attention, "DenoiseStep": step}
+MAKERS: dict[str, Callable[[Any, bool], Contenders]] = {
+    "FrameWindowAttention": attention,
+    "DenoiseStep": step,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time per case (default 3)")

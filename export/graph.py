@@ -1,13 +1,15 @@
-"""A torch module becomes one component of a bundle: portable ONNX, the same with our ops inlined, and the cut segments.
+"""A torch module becomes one component of a bundle: portable ONNX, the same with our ops inlined, and the cut
+segments.
 
     store = WeightStore()
-    component = export_component(module, inputs, folder=folder, name="denoiser", store=store, outputs=["velocity", "key.0", ...],
-                                 dynamic={"latents": {0: "frames"}}, ring={"ring_key.0": "key.0"})
+    component = export_component(
+        module, inputs, folder=folder, name="denoiser", store=store, outputs=["velocity", "key.0", ...],
+        dynamic={"latents": {0: "frames"}}, ring={"ring_key.0": "key.0"})
     store.write(folder)
     write_manifest(folder, name="shapes", ..., components={"denoiser": component})
 
-Round the weights of the module to fp16 first (`round_weights`): then the bundle stores them in half the bytes and loses nothing.
-The same module gives the same bytes every time.
+Round the weights of the module to fp16 first (`round_weights`): then the bundle stores them in half the bytes
+and loses nothing. The same module gives the same bytes every time.
 """
 
 from __future__ import annotations
@@ -32,12 +34,15 @@ from .precision import tensor_spec
 from .simplify import merge_equal_nodes
 from .weights import WeightStore, store_weights
 
-OPSET = 21  # the newest that OpenVINO, ONNX Runtime and TensorRT all take; 23 would hide attention in one node that fewer know
+# 23 would turn attention into one node that fewer runtimes know.
+OPSET = 21
 Inputs = Mapping[str, Tensor | Sequence[Tensor]]
 
 
 def round_weights(module: nn.Module) -> nn.Module:
-    """Rounds every float parameter and buffer to fp16 in place, so that torch and the bundle hold equal numbers."""
+    """Rounds every float parameter and buffer to fp16 in place, so that torch and the bundle hold equal
+    numbers.
+    """
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
@@ -60,9 +65,10 @@ def export_component(
 ) -> Component:
     """Writes `<name>*.onnx` into `folder` and returns the manifest entry.
 
-    `inputs` are example keyword arguments; a list of tensors becomes `name.0`, `name.1`, ... `dynamic` names the axes that a build
-    chooses later (examples must have at least 2 there). `state` and `ring` pair inputs with outputs (see `bundle.Component`).
-    `working` names further inputs and outputs (fnmatch patterns) that may be bf16 in a bf16 plan; those of the ring always may.
+    `inputs` are example keyword arguments; a list of tensors becomes `name.0`, `name.1`, ... `dynamic` names
+    the axes that a build chooses later (examples must have at least 2 there). `state` and `ring` pair inputs
+    with outputs (see `bundle.Component`). `working` names further inputs and outputs (fnmatch patterns) that
+    may be bf16 in a bf16 plan; those of the ring always may.
     """
     model = to_onnx(module, inputs, outputs=outputs, dynamic=dynamic or {})
     store_weights(model, store)
@@ -97,7 +103,9 @@ def export_component(
 def to_onnx(
     module: nn.Module, inputs: Inputs, *, outputs: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
 ) -> onnx.ModelProto:
-    """The plain exported model: our ops opaque, named inputs and outputs, symbolic dims, no trace of this machine."""
+    """The plain exported model: our ops opaque, named inputs and outputs, symbolic dims, no trace of this
+    machine.
+    """
     symbols = sorted({symbol for axes in dynamic.values() for symbol in axes.values()})
     dims = {symbol: torch.export.Dim(symbol, min=2, max=1 << 16) for symbol in symbols}
     shapes: dict[str, object] = {}
@@ -130,11 +138,16 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _cleaned(model: onnx.ModelProto, input_names: Sequence[str]) -> onnx.ModelProto:
-    """Drops what the exporter notes about source files, and renames its inputs where it ignored `input_names`."""
+    """Drops what the exporter notes about source files, and renames its inputs where it ignored
+    `input_names`.
+    """
     graph = model.graph
     got = [value.name for value in graph.input]
     if got != list(input_names):
-        raise ValueError(f"[export] expected the graph inputs {list(input_names)} but got {got}: is one of them unused by the module?")
+        raise ValueError(
+            f"[export] expected the graph inputs {list(input_names)} but got {got}: is one of them unused "
+            "by the module?"
+        )
     model.producer_name, model.producer_version, model.doc_string = "pyengine", "", ""
     del model.metadata_props[:], graph.metadata_props[:]
     graph.doc_string = ""
@@ -153,11 +166,19 @@ def _symbol_values(inputs: Inputs, specs: Mapping[str, TensorSpec]) -> dict[str,
     flat: list[Tensor] = []
     for value in inputs.values():
         flat += [value] if isinstance(value, Tensor) else value
-    pairs = ((dim, size) for tensor, spec in zip(flat, specs.values(), strict=True) for dim, size in zip(spec.shape, tensor.shape))
+    pairs = (
+        (dim, size)
+        for tensor, spec in zip(flat, specs.values(), strict=True)
+        for dim, size in zip(spec.shape, tensor.shape, strict=True)
+    )
     return {dim: int(size) for dim, size in pairs if isinstance(dim, str) and dim.isidentifier()}
 
 
 def _appends(model: onnx.ModelProto, ring: Mapping[str, str]) -> list[Step]:
-    """What writes the new keys and values to the rings after an inlined graph, which cannot do it in place."""
-    ops = [node for node in model.graph.node if node.op_type == "FrameWindowAttention" and node.input[3] in ring]
-    return [Step("append", (ring[op.input[3]], ring[op.input[4]], op.input[3], op.input[4]), ()) for op in ops]
+    """What writes new keys and values to the rings after an inlined graph, which cannot do it in place."""
+    ops = [
+        node for node in model.graph.node if node.op_type == "FrameWindowAttention" and node.input[3] in ring
+    ]
+    return [
+        Step("append", (ring[op.input[3]], ring[op.input[4]], op.input[3], op.input[4]), ()) for op in ops
+    ]

@@ -1,11 +1,12 @@
-"""Is a bundle the network it was exported from? torch, portable ONNX in ONNX Runtime, and every plan, compared output by output.
+"""Is a bundle the network it was exported from? torch, portable ONNX and every plan, output by output.
 
     report = parity(bundle, {"denoiser": (module, inputs)})
     print(report)                      # one row per output and runner
     report.check()                     # raises ParityError past tolerance
 
-The measure is the largest error over the largest exact value. What is allowed is twice the error that torch itself makes at that
-precision (float32, or bf16 autocast) against float64, plus the rounding of the stored result.
+The measure is the largest error over the largest exact value. What is allowed is twice the error that torch
+itself makes at that precision (float32, or bf16 autocast) against float64, plus the rounding of the stored
+result.
 """
 
 from __future__ import annotations
@@ -72,10 +73,13 @@ class Report:
         """Raises ParityError with the rows that fail."""
         failed = [str(row) for row in self.rows if not row.passed]
         if failed:
-            raise ParityError("\n".join([f"{len(failed)} of {len(self.rows)} outputs are past tolerance", *failed]))
+            raise ParityError(
+                "\n".join([f"{len(failed)} of {len(self.rows)} outputs are past tolerance", *failed])
+            )
 
     def __str__(self) -> str:
-        head = f"{'component':<14}{'output':<18}{'runner':<22}{'':<6}{'max error':>11}{'relative':>11}{'torch':>11}{'allowed':>11}"
+        numbers = "".join(f"{title:>11}" for title in ("max error", "relative", "torch", "allowed"))
+        head = f"{'component':<14}{'output':<18}{'runner':<22}{'':<6}{numbers}"
         return "\n".join([head, *map(str, self.rows)])
 
 
@@ -87,12 +91,17 @@ def parity(
     precisions: Sequence[str] = ("fp32", "bf16"),
     cache_dir: str | Path | None = None,
 ) -> Report:
-    """Compares every component in `modules` (module and example keyword arguments). Plans are built in `cache_dir`, or thrown away."""
+    """Compares every component in `modules` (module and example keyword arguments).
+
+    Plans are built in `cache_dir`, or thrown away without one.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         rows = [
             row
             for name, (module, inputs) in modules.items()
-            for row in _component_rows(bundle, bundle.component(name), module, inputs, backend, precisions, cache_dir or scratch)
+            for row in _component_rows(
+                bundle, bundle.component(name), module, inputs, backend, precisions, cache_dir or scratch
+            )
         ]
     return Report(tuple(rows))
 
@@ -122,15 +131,31 @@ def _component_rows(
             scale = 255.0 if want.dtype == np.uint8 else float(np.abs(want).max()) or 1.0
             floor = LEVEL_FLOOR if want.dtype == np.uint8 else FLOOR[precision]
             own_error, max_error = _distance(own, want) / scale, _distance(got, want)
-            yield Row(component.name, name, runner, precision, max_error, max_error / scale, own_error, 2 * own_error + floor)
+            yield Row(
+                component.name,
+                name,
+                runner,
+                precision,
+                max_error,
+                max_error / scale,
+                own_error,
+                2 * own_error + floor,
+            )
 
     yield from rows("onnxruntime portable", "fp32", _run_portable(bundle, component, arrays))
     for precision in precisions:
         for choice in ("cut", "inline") if component.cut else ("inline",):
             plan = build(
-                bundle, variants=[variant], backend=backend, precision=precision, choice=choice, cache_dir=cache
+                bundle,
+                variants=[variant],
+                backend=backend,
+                precision=precision,
+                choice=choice,
+                cache_dir=cache,
             )
-            yield from rows(f"{backend} {choice}", precision, _run_plan(Program(plan), variant, component, arrays))
+            yield from rows(
+                f"{backend} {choice}", precision, _run_plan(Program(plan), variant, component, arrays)
+            )
 
 
 def _run_torch(module: nn.Module, inputs: Inputs, names: Sequence[str]) -> Arrays:
@@ -149,7 +174,9 @@ def _run_portable(bundle: Bundle, component: Component, arrays: Arrays) -> Array
 
 
 def _run_plan(program: Program, variant: Variant, component: Component, arrays: Arrays) -> Arrays:
-    """Outputs of one run; those that go to a ring or a state are read there. A ring holds as many as it has slots."""
+    """Outputs of one run. Those that go to a ring or a state are read there; a ring holds as many as it has
+    slots.
+    """
     executor = Executor(program)
     state = executor.state()
     for name, array in arrays.items():
@@ -168,7 +195,9 @@ def _run_plan(program: Program, variant: Variant, component: Component, arrays: 
     state = executor.state()
     outputs: Arrays = {}
     for name in component.outputs:
-        source = next((key for key, target in (component.state | component.ring).items() if target == name), None)
+        source = next(
+            (key for key, target in {**component.state, **component.ring}.items() if target == name), None
+        )
         if source is None:
             outputs[name] = decode(executor.output(variant, name)).copy()
         elif slots or source in component.state:
@@ -193,7 +222,11 @@ def decode(array: np.ndarray) -> np.ndarray:
 def _flat(inputs: Inputs) -> Arrays:
     arrays: Arrays = {}
     for key, value in inputs.items():
-        listed = [(key, value)] if isinstance(value, Tensor) else [(f"{key}.{i}", tensor) for i, tensor in enumerate(value)]
+        listed = (
+            [(key, value)]
+            if isinstance(value, Tensor)
+            else [(f"{key}.{i}", tensor) for i, tensor in enumerate(value)]
+        )
         arrays |= {name: tensor.numpy() for name, tensor in listed}
     return arrays
 
@@ -205,7 +238,11 @@ def _as(value: Tensor | Sequence[Tensor], dtype: torch.dtype) -> Tensor | list[T
 
 
 def _sizes(component: Component, arrays: Arrays) -> dict[str, int]:
-    pairs = ((dim, size) for name, spec in component.inputs.items() for dim, size in zip(spec.shape, arrays[name].shape))
+    pairs = (
+        (dim, size)
+        for name, spec in component.inputs.items()
+        for dim, size in zip(spec.shape, arrays[name].shape, strict=True)
+    )
     return {str(dim): size for dim, size in pairs if dim in component.symbols}
 
 

@@ -1,8 +1,10 @@
-"""Cuts a model into segments: what must stay float32, then a piece before each of our ops, and the piece after the last.
+"""Cuts a model into segments: what must stay float32, then a piece before each of our ops, and the piece
+after the last.
 
-Each segment is a stateless ONNX file for a graph compiler. Every node is placed as late as its first reader allows, so what several
-segments read (the time embedding) is computed once and passed on by name, while what one block alone reads (its modulation, its
-text keys) stays inside its segment. An inlined model has no ops left, and becomes one segment behind the float32 one.
+Each segment is a stateless ONNX file for a graph compiler. Every node is placed as late as its first reader
+allows, so what several segments read (the time embedding) is computed once and passed on by name, while what
+one block alone reads (its modulation, its text keys) stays inside its segment. An inlined model has no ops
+left, and becomes one segment behind the float32 one.
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ LEVEL_INPUT = 1  # of FrameWindowAttention
 _BROADCASTS = frozenset({"Unsqueeze", "Expand", "Identity"})
 
 
-def partition(model: onnx.ModelProto, prefix: str, folder: Path, store: WeightStore, symbols: Mapping[str, int]) -> Graph:
-    """Writes `<prefix>.onnx` (an inlined model) or `<prefix><i>.onnx`, and returns the steps that replace the model."""
+def partition(
+    model: onnx.ModelProto, prefix: str, folder: Path, store: WeightStore, symbols: Mapping[str, int]
+) -> Graph:
+    """Writes `<prefix>.onnx` (an inlined model) or `<prefix><i>.onnx`, and returns the steps that replace the
+    model.
+    """
     return _Partition(model, store, symbols).run(prefix, folder)
 
 
@@ -49,7 +55,9 @@ class _Partition:
         for op in self.ops:
             for index, tensor in enumerate(op.input):
                 copies.update(self._copy(op, index, tensor))
-        constants = {tensor: self._read(tensor) for op in self.ops for tensor in op.input if tensor in self.constant}
+        constants = {
+            tensor: self._read(tensor) for op in self.ops for tensor in op.input if tensor in self.constant
+        }
         precise, segments = self._segments(copies)
         steps: list[Step] = list(copies.values())
         if precise:
@@ -61,8 +69,12 @@ class _Partition:
                 steps.append(self._write_segment(file, folder, nodes, copies))
             if index < len(self.ops):
                 steps.append(self._op_step(self.ops[index]))
-        crossing = {tensor for step in steps for tensor in (*step.inputs, *step.outputs) if tensor} - set(constants)
-        specs = {tensor: self._spec(tensor, copies) for tensor in sorted(crossing - self.inputs - self.outputs)}
+        crossing = {tensor for step in steps for tensor in (*step.inputs, *step.outputs) if tensor} - set(
+            constants
+        )
+        specs = {
+            tensor: self._spec(tensor, copies) for tensor in sorted(crossing - self.inputs - self.outputs)
+        }
         return Graph(specs, constants, tuple(steps))
 
     def _constant_outputs(self) -> set[str]:
@@ -75,7 +87,10 @@ class _Partition:
 
     def _segments(self, copies: Mapping[str, Step]) -> tuple[list[NodeProto], list[list[NodeProto]]]:
         """The float32 nodes, and the others by segment, in graph order. Segment i runs before op i."""
-        precise = {id(self.nodes[index]) for index in precise_nodes(self.nodes, self.constant, self.inputs, self.values)}
+        precise = {
+            id(self.nodes[index])
+            for index in precise_nodes(self.nodes, self.constant, self.inputs, self.values)
+        }
         last = len(self.ops)
         order = {id(op): index for index, op in enumerate(self.ops)}
         place: dict[int, int] = {}
@@ -99,7 +114,9 @@ class _Partition:
         return [node for node in self.placed if id(node) in precise], segments
 
     def _copy(self, op: NodeProto, index: int, tensor: str) -> dict[str, Step]:
-        """A mere broadcast of a graph input that an op reads becomes a copy, so that it stays exact at any precision."""
+        """A mere broadcast of a graph input that an op reads becomes a copy, so that it stays exact at any
+        precision.
+        """
         source = tensor
         while source in self.producer and self.producer[source].op_type in _BROADCASTS:
             source = self.producer[source].input[0]
@@ -108,15 +125,25 @@ class _Partition:
             if outer[len(outer) - len(inner) :] == inner:
                 return {tensor: Step("copy", (source,), (tensor,))}
         if index == LEVEL_INPUT and tensor not in self.inputs:
-            raise ValueError(f"[export] expected the level of {op.name} to be a graph input or a broadcast of one but got {tensor}")
+            raise ValueError(
+                f"[export] expected the level of {op.name} to be a graph input or a broadcast of one but "
+                f"got {tensor}"
+            )
         return {}
 
     def _op_step(self, op: NodeProto) -> Step:
         attributes = {entry.name: _plain(helper.get_attribute_value(entry)) for entry in op.attribute}
-        return Step("op", tuple(op.input), (op.output[0],), op=op.op_type, attributes=dict(sorted(attributes.items())))
+        return Step(
+            "op", tuple(op.input), (op.output[0],), op=op.op_type, attributes=dict(sorted(attributes.items()))
+        )
 
     def _write_segment(
-        self, file: str, folder: Path, nodes: list[NodeProto], copies: Mapping[str, Step], precision: str | None = None
+        self,
+        file: str,
+        folder: Path,
+        nodes: list[NodeProto],
+        copies: Mapping[str, Step],
+        precision: str | None = None,
     ) -> Step:
         inside, made = {id(node) for node in nodes}, {output for node in nodes for output in node.output}
         readers = [node for node in self.placed if id(node) not in inside]
@@ -128,20 +155,29 @@ class _Partition:
         for tensor in inputs:
             spec = tensor_spec(self.values[tensor])
             if tensor not in self.inputs and spec.dtype == "int64" and len(spec.shape) == 1:
-                raise ValueError(f"[export] {tensor} is a shape that would cross into {file}: write that reshape with fixed sizes and -1")
-        segment = self._model(nodes, [self.values[tensor] for tensor in inputs], [self.values[tensor] for tensor in outputs])
+                raise ValueError(
+                    f"[export] {tensor} is a shape that would cross into {file}: write that reshape with "
+                    "fixed sizes and -1"
+                )
+        segment = self._model(
+            nodes, [self.values[tensor] for tensor in inputs], [self.values[tensor] for tensor in outputs]
+        )
         (folder / file).write_bytes(segment.SerializeToString(deterministic=True))
         return Step("segment", tuple(inputs), tuple(outputs), file=file, precision=precision)
 
     def _model(
         self, nodes: list[NodeProto], inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
-        constants = self._closure([tensor for node in nodes for tensor in node.input if tensor in self.constant])
+        constants = self._closure(
+            [tensor for node in nodes for tensor in node.input if tensor in self.constant]
+        )
         used = {tensor for node in (*constants, *nodes) for tensor in node.input}
         weights = [tensor for name, tensor in self.initializers.items() if name in used]
         graph = helper.make_graph([*constants, *nodes], "segment", inputs, outputs, weights)
         opsets = [entry for entry in self.model.opset_import if entry.domain != DOMAIN]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=self.model.ir_version, producer_name="pyengine")
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=self.model.ir_version, producer_name="pyengine"
+        )
 
     def _closure(self, tensors: list[str]) -> list[NodeProto]:
         """The nodes that make these constants, in graph order."""
@@ -175,7 +211,10 @@ class _Partition:
         while source in self.producer:
             node = self.producer[source]
             if node.op_type not in ("Cast", "Identity"):
-                raise ValueError(f"[export] expected {tensor}, read by an op, to be a plain weight but it comes from {node.op_type}")
+                raise ValueError(
+                    f"[export] expected {tensor}, read by an op, to be a plain weight but it comes from "
+                    f"{node.op_type}"
+                )
             source = node.input[0]
         array = read_initializer(self.initializers[source], self.store)
         return self.store.constant(array.astype(np.float32) if array.dtype == np.float16 else array)

@@ -1,8 +1,10 @@
-"""What stays float32 in a bf16 plan: the arithmetic that turns numbers into phases and orders, and what leaves the graph.
+"""What stays float32 in a bf16 plan: the arithmetic that turns numbers into phases and orders, and what
+leaves the graph.
 
-A sine of 1000 * level, or a comparison of two levels, is wrong once its argument is rounded to 8 bits. Such nodes, with all that
-leads to them from the inputs, go into a segment of their own that every plan compiles as float32; it is a few microseconds long.
-Activations that cross between segments, and the ring, are `working`; other inputs and outputs keep their dtype.
+A sine of 1000 * level, or a comparison of two levels, is wrong once its argument is rounded to 8 bits. Such
+nodes, with all that leads to them from the inputs, go into a segment of their own that every plan compiles as
+float32; it is a few microseconds long. Activations that cross between segments, and the ring, are `working`;
+other inputs and outputs keep their dtype.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def precise_nodes(
     inputs: Collection[str],
     values: Mapping[str, onnx.ValueInfoProto],
 ) -> set[int]:
-    """Indices of the nodes that must not be rounded. One behind a matrix product is left alone: its input is rounded already."""
+    """Indices of the nodes that must not be rounded. One behind a matrix product is left alone: its input is
+    rounded already.
+    """
     producer = {output: index for index, node in enumerate(nodes) for output in node.output}
     precise: set[int] = set()
     for root, node in enumerate(nodes):
@@ -47,7 +51,11 @@ def precise_nodes(
             cheap = nodes[index].op_type not in _HEAVY and not nodes[index].domain
             if cheap and index not in found:
                 found.add(index)
-                sources = [tensor for tensor in nodes[index].input if tensor and tensor not in constant and tensor not in inputs]
+                sources = [
+                    tensor
+                    for tensor in nodes[index].input
+                    if tensor and tensor not in constant and tensor not in inputs
+                ]
                 pending += [producer[tensor] for tensor in sources]
         if cheap:
             precise |= found
@@ -62,7 +70,10 @@ def tensor_spec(value: onnx.ValueInfoProto, working: Iterable[str] = ()) -> Tens
         raise ValueError(f"[export] expected {value.name} to be float32, int64, uint8 or bool but got {name}")
     shape = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
     if any(dim == 0 for dim in shape) or not kind.HasField("shape"):
-        raise ValueError(f"[export] the shape of {value.name} is unknown after export: write the module with explicit reshapes")
+        raise ValueError(
+            f"[export] the shape of {value.name} is unknown after export: write the module with explicit "
+            "reshapes"
+        )
     dtype = _DTYPES[kind.elem_type]
     if dtype == "float32" and any(fnmatchcase(value.name, pattern) for pattern in working):
         dtype = "working"

@@ -1,4 +1,6 @@
-"""Merges equal nodes of a graph. Inlining repeats the masks and angles of an op in every layer; one copy is enough."""
+"""Merges equal nodes of a graph. Inlining repeats the masks and angles of an op in every layer; one copy is
+enough.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import onnx
 
 
 def merge_equal_nodes(graph: onnx.GraphProto) -> None:
-    """Keeps the first of nodes with equal op, attributes and inputs, in place. Shapes of inputs with equal dims are equal too."""
+    """Keeps the first of nodes with equal op, attributes and inputs, in place. Shapes of inputs with equal
+    dims are equal too.
+    """
     dims = {value.name: value.type.tensor_type.SerializeToString(deterministic=True) for value in graph.input}
     outputs = {value.name for value in graph.output}
     first: dict[tuple[object, ...], onnx.NodeProto] = {}
@@ -23,6 +27,6 @@ def merge_equal_nodes(graph: onnx.GraphProto) -> None:
         if same is node or outputs.intersection(node.output) or len(same.output) != len(node.output):
             kept.append(node)
         else:
-            renamed.update(zip(node.output, same.output))
+            renamed.update(zip(node.output, same.output, strict=True))
     del graph.node[:]
     graph.node.extend(kept)

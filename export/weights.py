@@ -1,4 +1,6 @@
-"""The weights of a bundle: one `weights.bin` that every ONNX file of the folder points into, each distinct tensor stored once."""
+"""The weights of a bundle: one `weights.bin` that every ONNX file of the folder points into, each distinct
+tensor stored once.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from pyengine.bundle import Constant
 
 FILE = "weights.bin"
 ALIGNMENT = 64
-# Scalars and shapes stay in the graph: a compiler folds them while it parses, and a reader of the graph sees them.
+# Scalars and shapes stay in the graph: a compiler folds them while it parses, and a reader of the graph sees
+# them.
 INLINE_BYTES = 512
 
 
@@ -41,7 +44,9 @@ class WeightStore:
 
 
 def store_weights(model: onnx.ModelProto, store: WeightStore) -> None:
-    """Moves initialisers into `store`. float32 values that fp16 holds exactly become fp16 and a Cast, so nothing is lost."""
+    """Moves initialisers into `store`. float32 values that fp16 holds exactly become fp16 and a Cast, so
+    nothing is lost.
+    """
     kept, casts = [], []
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
@@ -51,7 +56,9 @@ def store_weights(model: onnx.ModelProto, store: WeightStore) -> None:
         name = tensor.name
         if array.dtype == np.float32 and (half := _exact_half(array)) is not None:
             array, name = half, f"{tensor.name}.fp16"
-            casts.append(helper.make_node("Cast", [name], [tensor.name], f"cast.{tensor.name}", to=TensorProto.FLOAT))
+            casts.append(
+                helper.make_node("Cast", [name], [tensor.name], f"cast.{tensor.name}", to=TensorProto.FLOAT)
+            )
         kept.append(_external(name, array, store.add(array.tobytes())))
     nodes = [*casts, *model.graph.node]
     del model.graph.initializer[:], model.graph.node[:]

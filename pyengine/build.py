@@ -1,12 +1,15 @@
-"""Builds plans: compiles what a bundle ships, times the choices on this machine, keeps the faster, and remembers it on disk.
+"""Builds plans: compiles what a bundle ships, times the choices on this machine, keeps the faster, and
+remembers it on disk.
 
-    plan = build(bundle, variants=[Variant.of("denoiser", frames=8, ring=8), Variant.of("decoder")])
+plan = build(bundle, variants=[Variant.of("denoiser", frames=8, ring=8), Variant.of("decoder")])
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,15 +46,18 @@ def build(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Finds or builds the part of every variant. `progress(done, total, what)` is called as engines are compiled.
+    """Finds or builds the part of every variant. `progress(done, total, what)` is called as engines are
+    compiled.
 
-    `choice`: `cut` runs our kernels between segments, `inline` lets the backend compile their ONNX bodies, `auto` times both.
-    Raises BackendUnavailable, ConfigError, PlanError.
+    `choice`: `cut` runs our kernels between segments, `inline` lets the backend compile their ONNX bodies,
+    `auto` times both. Raises BackendUnavailable, ConfigError, PlanError.
     """
     if choice not in CHOICES:
         raise ConfigError(f"expected a choice out of {', '.join(CHOICES)} but got {choice!r}")
     compiler = backends.get(backend)
-    builder = _Builder(bundle, compiler, compiler.precision(precision), choice, threads, plan.cache_folder(cache_dir))
+    builder = _Builder(
+        bundle, compiler, compiler.precision(precision), choice, threads, plan.cache_folder(cache_dir)
+    )
     return builder.run(list(dict.fromkeys(variants)), progress or (lambda done, total, what: None))
 
 
@@ -73,6 +79,12 @@ class _Builder:
                 missing.append(variant)
             else:
                 result.parts[variant] = part
+        if any(self._is_stale(variant) for variant in missing):
+            log.warning(
+                "the plan of %s in %s is of another version or machine: building a new one",
+                self.bundle.name,
+                self.cache,
+            )
         counter = _Counter(sum(self._count(variant) for variant in missing), progress)
         for variant in missing:
             part, engines = self._build(variant, counter)
@@ -101,9 +113,6 @@ class _Builder:
     def _find(self, variant: Variant) -> Part | None:
         folder = self._folder(variant)
         if not folder.exists():
-            stale = [path for path in folder.parent.glob(f"{variant}-*") if path.is_dir()] if folder.parent.exists() else []
-            if stale:
-                log.info("the plans for %s are of another version, machine or setting: building a new one", variant)
             return None
         try:
             return plan.read(variant, folder)
@@ -112,6 +121,18 @@ class _Builder:
             plan.discard(folder)
             return None
 
+    def _is_stale(self, variant: Variant) -> bool:
+        """Whether the cache holds the same plan for another version, bundle or machine."""
+        facts = self._facts(variant)
+        for path in self._folder(variant).parent.glob(f"{variant}-*/{plan.FILE}"):
+            try:
+                known = json.loads(path.read_text())["facts"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if all(known.get(name) == facts[name] for name in ("backend", "precision", "threads", "choice")):
+                return True
+        return False
+
     def _choices(self, variant: Variant) -> list[Choice]:
         if self.bundle.component(variant.component).cut is None:
             return ["inline"]
@@ -119,7 +140,11 @@ class _Builder:
 
     def _count(self, variant: Variant) -> int:
         component = self.bundle.component(variant.component)
-        return sum(step.kind == "segment" for choice in self._choices(variant) for step in plan.graph(component, choice).steps)
+        return sum(
+            step.kind == "segment"
+            for choice in self._choices(variant)
+            for step in plan.graph(component, choice).steps
+        )
 
     def _build(self, variant: Variant, counter: _Counter) -> tuple[Part, list[Engine]]:
         choices = self._choices(variant)
@@ -150,12 +175,13 @@ class _Builder:
             counter.done(f"compiling {step.file}")
             return engine
 
-        # A compiler of small graphs uses about one core.
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(plan.WORKERS) as pool:
             return list(pool.map(compile_one, segments))
 
     def _time(self, variant: Variant, candidates: dict[Choice, list[Engine]]) -> dict[str, float]:
-        """Median seconds of a run of each choice, on real buffers, taking turns so that a disturbance meets both."""
+        """Median seconds of a run of each choice, on real buffers, taking turns so that a disturbance meets
+        both.
+        """
         runs = {choice: self._trial(variant, choice, engines) for choice, engines in candidates.items()}
         times: dict[str, list[float]] = {choice: [] for choice in runs}
         for _ in range(2):
@@ -171,21 +197,35 @@ class _Builder:
 
     def _trial(self, variant: Variant, choice: Choice, engines: list[Engine]) -> Callable[[], None]:
         part = Part(variant, choice, {}, (), self.cache)
-        candidate = Plan(self.bundle, self.backend.name, self.precision, self.threads, {variant: part}, {variant: engines})
+        candidate = Plan(
+            self.bundle, self.backend.name, self.precision, self.threads, {variant: part}, {variant: engines}
+        )
         executor = Executor(Program(candidate))
         _fill(executor, variant)
         return partial(executor.run, variant)
 
-    def _publish(self, variant: Variant, choice: Choice, seconds: dict[str, float | None], engines: list[Engine]) -> Part:
+    def _publish(
+        self, variant: Variant, choice: Choice, seconds: dict[str, float | None], engines: list[Engine]
+    ) -> Part:
         folder = self._folder(variant)
         try:
             scratch = plan.scratch(folder)
             names = [f"{index}.engine" for index in range(len(engines))]
-            files = [name if self.backend.save(engine, scratch / name) else None for name, engine in zip(names, engines)]
-            return plan.publish(Part(variant, choice, seconds, tuple(files), scratch), self._facts(variant), folder)
+            files = [
+                name if self.backend.save(engine, scratch / name) else None
+                for name, engine in zip(names, engines, strict=True)
+            ]
+            return plan.publish(
+                Part(variant, choice, seconds, tuple(files), scratch), self._facts(variant), folder
+            )
         except OSError as error:
             # The plan in memory is good; only the next start will be slow.
-            log.warning("the plan for %s cannot be kept in %s (%s); set PYENGINE_CACHE to a writable folder", variant, folder, error)
+            log.warning(
+                "the plan for %s cannot be kept in %s (%s); set PYENGINE_CACHE to a writable folder",
+                variant,
+                folder,
+                error,
+            )
             return Part(variant, choice, seconds, (), folder)
 
 
@@ -197,17 +237,22 @@ def _version() -> str:
 
 
 class _Counter:
-    """Counts compiled engines for the caller's progress bar."""
+    """Counts compiled engines for the caller's progress bar, which hears from one thread at a time."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._count, self._total, self._progress = 0, total, progress
+        self._lock = threading.Lock()
 
     def done(self, what: str) -> None:
-        self._count += 1
-        self.say(what)
+        self._say(1, what)
 
     def say(self, what: str) -> None:
-        self._progress(self._count, self._total, what)
+        self._say(0, what)
+
+    def _say(self, more: int, what: str) -> None:
+        with self._lock:
+            self._count += more
+            self._progress(self._count, self._total, what)
 
 
 def _fill(executor: Executor, variant: Variant) -> None:
@@ -215,7 +260,11 @@ def _fill(executor: Executor, variant: Variant) -> None:
     rng = np.random.default_rng(0)
     for name, array in executor.inputs(variant).items():
         if array.dtype == np.float32:
-            array[...] = np.linspace(0, 1, array.size) if array.ndim == 1 else rng.standard_normal(array.shape, np.float32)
+            array[...] = (
+                np.linspace(0, 1, array.size)
+                if array.ndim == 1
+                else rng.standard_normal(array.shape, np.float32)
+            )
         elif array.dtype == np.int64 and name.endswith("_index"):
             array[...] = np.arange(array.size)
         elif array.dtype in (np.bool_, np.uint8):

@@ -1,7 +1,9 @@
-"""What `build` writes and the executor reads: a bundle compiled for one backend, device, precision and set of shapes.
+"""What `build` writes and the executor reads: a bundle compiled for one backend, device, precision and set of
+shapes.
 
-A plan is made of parts, one per variant (a component with sizes for its symbols). A part is a folder in the cache, `plan.json` and
-the compiled engines, named by a hash of everything that went into it; so a plan that no longer fits is simply not found.
+A plan is made of parts, one per variant (a component with sizes for its symbols). A part is a folder in the
+cache, `plan.json` and the compiled engines, named by a hash of everything that went into it; so a plan that
+no longer fits is simply not found.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +28,7 @@ from .errors import PlanError
 
 FORMAT = 1
 FILE = "plan.json"
+WORKERS = min(4, os.cpu_count() or 1)  # a compiler of small graphs uses about one core
 Choice = Literal["cut", "inline"]
 
 
@@ -49,12 +53,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Part:
-    """One variant, compiled. `seconds` holds the measured time of a run per choice, None where it was not tried or failed."""
+    """One variant, compiled. `seconds` holds the measured time of a run per choice, None where it was not
+    tried or failed.
+    """
 
     variant: Variant
     choice: Choice
     seconds: Mapping[str, float | None]
-    engines: tuple[str | None, ...]  # file of each segment of the choice; None: compiled from the bundle at load
+    engines: tuple[
+        str | None, ...
+    ]  # file of each segment of the choice; None: compiled from the bundle at load
     folder: Path
 
 
@@ -77,7 +85,10 @@ class Plan:
 
     def part(self, variant: Variant) -> Part:
         if variant not in self.parts:
-            raise PlanError(f"this plan has no variant {variant}, only {', '.join(map(str, self.parts)) or 'none'}; build it first")
+            raise PlanError(
+                f"this plan has no variant {variant}, only {', '.join(map(str, self.parts)) or 'none'}; "
+                "build it first"
+            )
         return self.parts[variant]
 
     def graph(self, variant: Variant) -> Graph:
@@ -92,13 +103,14 @@ class Plan:
     def _load(self, part: Part) -> list[Engine]:
         backend = backends.get(self.backend)
         segments = [step for step in self.graph(part.variant).steps if step.kind == "segment"]
-        engines = []
-        for step, file in zip(segments, part.engines, strict=True):
+
+        def load(step: Step, file: str | None) -> Engine:
             if file is None:
-                engines.append(compile_segment(backend, self, part.variant, part.choice, step))
-            else:
-                engines.append(backend.load(part.folder / file, step_precision(step, self.precision), self.threads))
-        return engines
+                return compile_segment(backend, self, part.variant, part.choice, step)
+            return backend.load(part.folder / file, step_precision(step, self.precision), self.threads)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return list(pool.map(load, segments, part.engines))
 
 
 def graph(component: Component, choice: Choice) -> Graph:
@@ -106,7 +118,10 @@ def graph(component: Component, choice: Choice) -> Graph:
     if choice == "inline":
         return component.inline
     if component.cut is None:
-        raise PlanError(f"component '{component.name}' has none of our ops, so it cannot be cut; use choice 'auto' or 'inline'")
+        raise PlanError(
+            f"component '{component.name}' has none of our ops, so it cannot be cut; use choice 'auto' or "
+            "'inline'"
+        )
     return component.cut
 
 
@@ -118,11 +133,17 @@ def specs(component: Component, choice: Choice) -> dict[str, TensorSpec]:
 def compile_segment(backend: Backend, plan: Plan, variant: Variant, choice: Choice, step: Step) -> Engine:
     """Compiles one segment of a variant from the bundle."""
     known = specs(plan.bundle.component(variant.component), choice)
-    inputs, outputs = ({name: plan.port(variant, known[name]) for name in names} for names in (step.inputs, step.outputs))
-    dims = {dim for name in (*step.inputs, *step.outputs) for dim in known[name].shape if isinstance(dim, str)}
+    inputs, outputs = (
+        {name: plan.port(variant, known[name]) for name in names} for names in (step.inputs, step.outputs)
+    )
+    dims = {
+        dim for name in (*step.inputs, *step.outputs) for dim in known[name].shape if isinstance(dim, str)
+    }
     symbols = {dim: TensorSpec((dim,), "int64").resolve(variant.symbols)[0] for dim in sorted(dims)}
     precision = step_precision(step, plan.precision)
-    return backend.compile(plan.bundle.path(str(step.file)), symbols, inputs, outputs, precision, plan.threads)
+    return backend.compile(
+        plan.bundle.path(str(step.file)), symbols, inputs, outputs, precision, plan.threads
+    )
 
 
 def step_precision(step: Step, wanted: Precision) -> Precision:
@@ -147,7 +168,9 @@ def scratch(folder: Path) -> Path:
 
 
 def publish(part: Part, facts: Mapping[str, Any], folder: Path) -> Part:
-    """Completes the part in its scratch folder and renames it to `folder`. Of two builders the first wins, and both have a plan."""
+    """Completes the part in its scratch folder and renames it to `folder`. Of two builders the first wins,
+    and both have a plan.
+    """
     record = {
         "format": FORMAT,
         "facts": dict(facts),
@@ -170,7 +193,9 @@ def read(variant: Variant, folder: Path) -> Part:
         record = json.loads((folder / FILE).read_text())
         for entry in record["engines"]:
             if entry and sha256(folder / entry["file"]) != entry["sha256"]:
-                raise PlanError(f"the plan in {folder} is corrupt: the sha256 of {entry['file']} is not the recorded one")
+                raise PlanError(
+                    f"the plan in {folder} is corrupt: the sha256 of {entry['file']} is not the recorded one"
+                )
         files = tuple(entry["file"] if entry else None for entry in record["engines"])
         return Part(variant, record["choice"], record["seconds"], files, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:

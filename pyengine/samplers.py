@@ -2,8 +2,8 @@
 
     out[f] = sample[f] * x[f] + prediction[f] * p[f] + noise[f] * eps[f]
 
-so that one kernel (DenoiseStep) serves them all, and frames of one window may stand at different levels. Where
-the level does not change it is exactly (1, 0, 0): a copy, bit for bit. Level 0 is clean, 1 is noise.
+so that one kernel (DenoiseStep) serves them all, and frames of one window may stand at different levels.
+Where the level does not change it is exactly (1, 0, 0): a copy, bit for bit. Level 0 is clean, 1 is noise.
 """
 
 from collections.abc import Callable, Sequence

@@ -173,19 +173,17 @@ class _Tap:
         self.good = 0  # bytes up to the end of the last whole fragment
 
     def write(self, data: bytes) -> int:
-        if self.error is not None:
-            raise self.error
+        # Errors are kept for `check`: PyAV calls this from C, where an interrupt would be dropped.
         try:
-            rest = memoryview(data)
+            rest = memoryview(data if self.error is None else b"")
             while rest:
                 rest = rest[self._raw.write(rest) :]
-        except BaseException as error:  # an interrupt too: PyAV calls this from C and would drop it
+        except BaseException as error:
             self.error = error
-            raise
         return len(data)
 
     def check(self) -> None:
-        """To be called when the muxer has come back: raise what it may have dropped."""
+        """To be called when the muxer has come back: raise what went wrong."""
         if self.error is not None:
             raise self.error
         self.good = self._raw.tell()
@@ -207,6 +205,8 @@ class _File:
         self._is_gif = suffix == ".gif"
         self._tap = _Tap(path)
         options = {"flush_packets": "1"}
+        if suffix == ".webm":
+            options["cluster_time_limit"] = "500"  # ms
         if suffix == ".mp4":
             hybrid = "+hybrid_fragmented" if av.library_versions["libavformat"][:2] >= HYBRID_SINCE else ""
             options["movflags"] = FRAGMENTS + hybrid
@@ -260,7 +260,7 @@ class _File:
             try:
                 self._container.close()
             except (OSError, av.error.FFmpegError):
-                if finish and self._tap.error is None:
+                if finish and self._count:  # a GIF without frames cannot be finished
                     raise
             if finish:
                 self._tap.check()

@@ -40,7 +40,9 @@ def test_a_dim_without_a_size_is_named() -> None:
 
 
 def test_missing_bundle() -> None:
-    with pytest.raises(BundleError, match=r"there is no bundle 'nowhere': expected a folder .* or a bundled name"):
+    with pytest.raises(
+        BundleError, match=r"there is no bundle 'nowhere': expected a folder .* or a bundled name"
+    ):
         Bundle.load("nowhere")
 
 

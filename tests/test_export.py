@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import toy_family as toy
 import torch
+import toy_family as toy
 
 from pyengine.export.parity import ParityError, Report, Row, parity
 from pyengine.export.partition import partition
@@ -26,7 +26,9 @@ def test_cut_inline_portable_and_torch_agree(tmp_path: Path) -> None:
 
 
 def test_onnxruntime_backend_agrees(tmp_path: Path) -> None:
-    parity(toy.bundle(), toy.modules(), backend="onnxruntime", precisions=["fp32"], cache_dir=tmp_path).check()
+    parity(
+        toy.bundle(), toy.modules(), backend="onnxruntime", precisions=["fp32"], cache_dir=tmp_path
+    ).check()
 
 
 def test_parity_notices_other_weights(tmp_path: Path) -> None:
@@ -61,7 +63,9 @@ def test_weights_are_stored_once_and_in_half_precision() -> None:
     module = toy.modules()["denoiser"][0]
     numbers = sum(p.numel() for part, _ in toy.modules().values() for p in part.parameters())
     size = (toy.bundle().folder / "weights.bin").stat().st_size
-    assert size < 2.6 * numbers  # two bytes each, alignment, and the transposed copies an exporter makes of none
+    assert (
+        size < 2.6 * numbers
+    )  # two bytes each, alignment, and the transposed copies an exporter makes of none
     portable = onnx.load(toy.bundle().path("denoiser.onnx"), load_external_data=False)
     kinds = {tensor.data_type for tensor in portable.graph.initializer if tensor.external_data}
     assert onnx.TensorProto.FLOAT16 in kinds
@@ -79,7 +83,13 @@ def test_symbols_stay_symbolic_in_the_portable_file() -> None:
         if name.startswith("ring_"):
             axis = 0 if name == "ring_index" else 1
             arrays[name] = np.take(arrays[name], [0, 1], axis)
-    assert portable.run(["velocity"], arrays)[0].shape == (2, 2 * toy.FRAMES, toy.CHANNELS, toy.SIDE, toy.SIDE)
+    assert portable.run(["velocity"], arrays)[0].shape == (
+        2,
+        2 * toy.FRAMES,
+        toy.CHANNELS,
+        toy.SIDE,
+        toy.SIDE,
+    )
 
 
 def test_time_embedding_is_computed_once_and_in_float32() -> None:
@@ -89,7 +99,12 @@ def test_time_embedding_is_computed_once_and_in_float32() -> None:
     assert [step.precision for step in segments] == ["fp32", None, None, None]
     assert segments[0].inputs == ("level",)
     models = [onnx.load(toy.bundle().path(str(step.file)), load_external_data=False) for step in segments]
-    assert [sum(node.op_type in ("Sin", "Cos") for node in model.graph.node) for model in models] == [2, 0, 0, 0]
+    assert [sum(node.op_type in ("Sin", "Cos") for node in model.graph.node) for model in models] == [
+        2,
+        0,
+        0,
+        0,
+    ]
     # The level that the op compares is the very input, not something a segment has rounded.
     assert ("copy", ("level",)) in {(step.kind, step.inputs) for step in cut.steps}
 

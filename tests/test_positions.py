@@ -62,5 +62,5 @@ def test_inputs_are_not_changed():
 
 
 def test_unknown_policy_is_refused():
-    with pytest.raises(ConfigError, match="policy must be one of absolute, .* but is 'polar'"):
+    with pytest.raises(ConfigError, match=r"policy must be one of absolute, .* but is 'polar'"):
         positions("polar", ROWS, RING)

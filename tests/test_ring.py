@@ -1,4 +1,4 @@
-"""The ring: slots never move, the newest frames and the sink are kept, and four integers are its whole state."""
+"""The ring: frames never move, the sink and the newest are kept, and four integers are its whole state."""
 
 import numpy as np
 import pytest

@@ -45,11 +45,11 @@ def configs(draw, contexts=("ring", "recompute", "none"), least_cadence=0):
 
 
 def present(step):
-    """Rows that hold a frame, with what they hold."""
+    """Rows that hold a frame."""
     return [row for row, frame in enumerate(step.frame_index) if frame >= 0]
 
 
-# ---- the formula -----------------------------------------------------------------------------------------------
+# ---- the formula ---------------------------------------------------------------------------------
 
 
 @given(configs())
@@ -61,10 +61,8 @@ def test_levels_are_the_formula_and_calls_are_counted_by_it(config):
         for chunk in range(n):
             age = step.call - m * chunk
             is_active = 0 <= age < top
-            assert (
-                config.given_chunks + chunk
-                in {c for c, t in zip(step.chunk, step.level, strict=True) if t > 0}
-            ) == (is_active)
+            noisy = {c for c, t in zip(step.chunk, step.level, strict=True) if t > 0}
+            assert (config.given_chunks + chunk in noisy) == is_active
             if is_active:
                 rows = step.rows(config.given_chunks + chunk)
                 assert step.level[rows] == (config.levels[top - age],) * config.chunk_frames
@@ -91,9 +89,8 @@ def test_every_chunk_gets_exactly_s_updates_that_end_at_zero(config):
     known = config.given_chunks * config.chunk_frames
     assert emitted == list(range(config.given_chunks, config.given_chunks + config.chunks))
     assert set(level.values()) == {0.0}
-    assert {frame: count for frame, count in updates.items() if count} == {
-        frame: config.steps for frame in range(known, known + config.chunks * config.chunk_frames)
-    }
+    generated = range(known, known + config.chunks * config.chunk_frames)
+    assert +updates == dict.fromkeys(generated, config.steps)  # + drops the frames never updated
 
 
 @given(configs())
@@ -127,7 +124,8 @@ def test_window_is_ordered_and_fits_a_prepared_shape(config):
 
 @given(configs())
 def test_every_shape_is_needed(config):
-    """With enough chunks; otherwise a plan would hold an engine that never runs."""
+    """Given enough chunks: else a plan would hold an engine that never runs."""
+    assume(config.cadence > 0 or config.steps > 1)  # in one call for all, either everybody rides or nobody
     long = replace(config, chunks=max(config.chunks, config.steps + 2)) if config.cadence else config
     assert {step.frames for step in steps(long)} == set(config.shapes)
 
@@ -203,12 +201,12 @@ def test_levels_telescope_to_one_in_float32():
     assert levels[-1] == 1
 
 
-# ---- context ---------------------------------------------------------------------------------------------------
+# ---- context -------------------------------------------------------------------------------------
 
 
 @given(configs(contexts=("ring",)))
 def test_ring_shows_exactly_the_sink_and_the_newest_clean_frames(config):
-    """Played on a real ring: what is readable is in its slot, and nothing readable is written by the same call."""
+    """Played on a real ring: what is readable is in its slot, and no call writes what it reads."""
     ring = Ring(config.ring_frames, config.sink_frames, config.chunk_frames)
     clean = 0  # frames clean before the call, riders included
     for step in steps(config):
@@ -294,7 +292,7 @@ def test_given_chunks_but_the_last_are_written_before_call_0():
     assert len(record) == config.calls + 2
 
 
-# ---- published systems (specs: PA-VDM section 1, general formulation section 5) ------------------------------------
+# ---- published systems (specs: PA-VDM section 1, general formulation section 5) ------------------
 
 
 def test_pa_o_takes_445_calls_with_the_published_window_lengths():
@@ -330,13 +328,15 @@ def test_pa_o_follows_the_loop_of_the_paper():
     assert got == expected
 
 
-PLAIN_ROWS = """166.7 333.3 500 666.7 833.3 1000 | 133.3 300 466.7 633.3 800 966.7 | 100 266.7 433.3 600 766.7 933.3
-              | 66.7 233.3 400 566.7 733.3 900 | 33.3 200 366.7 533.3 700 866.7"""
+PLAIN_ROWS = """166.7 333.3 500 666.7 833.3 1000 | 133.3 300 466.7 633.3 800 966.7
+              | 100 266.7 433.3 600 766.7 933.3 | 66.7 233.3 400 566.7 733.3 900
+              | 33.3 200 366.7 533.3 700 866.7"""
 WARPED_ROWS = """424.5 648.4 786.7 880.6 948.6 1000 | 362.0 612.5 763.4 864.3 936.5 990.7
                | 290.6 572.8 738.2 846.9 923.8 981.0 | 208.5 528.8 710.8 828.2 910.2 970.7
                | 112.8 479.7 681.0 808.2 895.9 959.9"""
-WARPED_LEVELS = """112.81 208.48 290.64 361.96 424.46 479.67 528.81 572.82 612.46 648.35 681.01 710.84 738.21 763.40
-    786.67 808.22 828.24 846.89 864.30 880.60 895.88 910.24 923.76 936.51 948.55 959.95 970.75 981.00 990.74 1000"""
+WARPED_LEVELS = """112.81 208.48 290.64 361.96 424.46 479.67 528.81 572.82 612.46 648.35 681.01 710.84 738.21
+    763.40 786.67 808.22 828.24 846.89 864.30 880.60 895.88 910.24 923.76 936.51 948.55 959.95 970.75 981.00
+    990.74 1000"""
 
 
 @pytest.mark.parametrize(("warp", "table", "within"), [(1.0, PLAIN_ROWS, 0.051), (3.6875, WARPED_ROWS, 0.06)])
@@ -438,7 +438,7 @@ def test_prepared_shapes(config, shapes):
     assert {step.frames for step in steps(config)} <= set(shapes)
 
 
-# ---- records, memory, refusals -----------------------------------------------------------------------------------
+# ---- records, memory, refusals -------------------------------------------------------------------
 
 
 def test_steady_state_repeats_every_m_calls():
@@ -476,8 +476,8 @@ def test_a_step_is_frozen_hashable_and_prints():
         step.call = 3
     assert len({step, step_at(PROGRESSIVE, 16), step_at(PROGRESSIVE, 17)}) == 2
     assert str(step) == (
-        "call 16  rows 10/10  0: 0.000->0.000  1: 0.250->0.188  2: 0.500->0.438  3: 0.750->0.688  4: 1.000->0.938"
-        "  append [0, 1]"
+        "call 16  rows 10/10  0: 0.000->0.000  1: 0.250->0.188  2: 0.500->0.438  3: 0.750->0.688"
+        "  4: 1.000->0.938  append [0, 1]"
     )
     assert str(step_at(PROGRESSIVE, 15)).endswith("emit [0]")
 

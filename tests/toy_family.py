@@ -1,5 +1,8 @@
-"""A family small enough to export in a few seconds, with everything that a real one has: per-frame levels through a time embedding,
-FrameWindowAttention in every layer, spatial and text attention, a streaming decoder with explicit state, a text encoder."""
+"""A family small enough to export in a few seconds, with everything that a real one has.
+
+Levels per frame through a time embedding, FrameWindowAttention in every layer, spatial and text attention, a
+streaming decoder with explicit state, a text encoder.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,11 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, frames, tokens, width = x.shape
         shift, scale, gate = self.modulation(time)[None, :, None].chunk(3, -1)
-        packed = self.spatial_qkv(self.norm(x)).reshape(batch, frames, tokens, 3, HEADS, HEAD).permute(3, 0, 1, 4, 2, 5)
+        packed = (
+            self.spatial_qkv(self.norm(x))
+            .reshape(batch, frames, tokens, 3, HEADS, HEAD)
+            .permute(3, 0, 1, 4, 2, 5)
+        )
         x = x + self.spatial_out(attend(*packed.unbind(0)).transpose(2, 3).flatten(3))
         qkv = self.qkv(self.norm(x) * (1 + scale) + shift).reshape(batch, frames, tokens, 3, HEADS, HEAD)
         out, key, value = frame_window_attention(
@@ -161,7 +168,7 @@ def export(folder: Path) -> Bundle:
     """Exports the family into an empty folder."""
     parts, store = modules(), WeightStore()
     ring = {f"ring_{kind}.{i}": f"{kind}.{i}" for kind in ("key", "value") for i in range(DEPTH)}
-    frames = dict.fromkeys(("latents", "level", "frame_index"), {0: "frames"})
+    frames = {name: {0: "frames"} for name in ("latents", "level", "frame_index")}
     slots = {"ring_index": {0: "ring"}, "ring_key": {1: "ring"}, "ring_value": {1: "ring"}}
     components = {
         "denoiser": export_component(
@@ -229,6 +236,8 @@ def numpy_inputs(name: str) -> dict[str, np.ndarray]:
     """The example inputs of a component by graph name."""
     arrays = {}
     for key, value in modules()[name][1].items():
-        listed = [(key, value)] if isinstance(value, Tensor) else [(f"{key}.{i}", t) for i, t in enumerate(value)]
+        listed = (
+            [(key, value)] if isinstance(value, Tensor) else [(f"{key}.{i}", t) for i, t in enumerate(value)]
+        )
         arrays |= {key: tensor.numpy() for key, tensor in listed}
     return arrays

@@ -1,4 +1,5 @@
-// How numpy arrays become tensors. Bindings hold no logic: they fill an op's struct and call it without the GIL.
+// How numpy arrays become tensors. Bindings hold no logic: they fill an op's struct and call it without the
+// GIL.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -23,7 +24,8 @@ inline DType dtype_of(const py::array& array) {
 }
 
 inline Tensor tensor(const py::array& array) {
-  check(array.ndim() <= kMaxRank, "expected an array of at most ", kMaxRank, " dimensions but got ", array.ndim());
+  check(array.ndim() <= kMaxRank, "expected an array of at most ", kMaxRank, " dimensions but got ",
+        array.ndim());
   Tensor t;
   t.data = const_cast<void*>(array.data());
   t.dtype = dtype_of(array);
@@ -35,18 +37,21 @@ inline Tensor tensor(const py::array& array) {
 }
 
 using OptionalArray = std::optional<py::array>;
-inline Tensor tensor(const OptionalArray& array) { return array ? tensor(*array) : Tensor{}; }
+inline Tensor tensor(const OptionalArray& array) {
+  return array ? tensor(*array) : Tensor{};
+}
 
 // One name of a closed list, as the enum that it stands for.
 template <class Enum, size_t n>
-Enum parse(const char* op, const char* what, const std::string& text, const std::pair<const char*, Enum> (&names)[n]) {
+Enum parse(const char* op, const char* what, const std::string& text,
+           const std::pair<const char*, Enum> (&names)[n]) {
   std::string known;
   for (const auto& [name, value] : names) {
     if (text == name) return value;
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
-  throw std::invalid_argument("[" + std::string(op) + "] expected " + what + " to be one of " + known + " but got '" +
-                              text + "'");
+  throw std::invalid_argument("[" + std::string(op) + "] expected " + what + " to be one of " + known +
+                              " but got '" + text + "'");
 }
 
 }  // namespace pyengine::bindings

@@ -1,4 +1,5 @@
-// The bfloat16 storage type. Kernels include this, so: no std:: containers, nothing that could emit a weak symbol.
+// The bfloat16 storage type. Kernels include this, so: no std:: containers, nothing that could emit a weak
+// symbol.
 #pragma once
 
 #include <cstdint>

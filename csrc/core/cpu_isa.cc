@@ -28,7 +28,9 @@ struct Cpuid {
   }
 };
 
-bool bit(unsigned word, int i) { return (word >> i) & 1u; }
+bool bit(unsigned word, int i) {
+  return (word >> i) & 1u;
+}
 
 // The registers that the operating system saves on a context switch (XCR0).
 uint64_t saved_registers() {
@@ -52,12 +54,15 @@ bool machine_has(CpuIsa isa) {
   const Cpuid leaf1(1, 0), leaf7(7, 0), leaf7b(7, 1);
   const uint64_t saved = saved_registers();
   switch (isa) {
-    case CpuIsa::baseline: return true;
-    case CpuIsa::avx2: return bit(leaf7.b, 5) && bit(leaf1.c, 12) && (saved & 0x6) == 0x6;
+    case CpuIsa::baseline:
+      return true;
+    case CpuIsa::avx2:
+      return bit(leaf7.b, 5) && bit(leaf1.c, 12) && (saved & 0x6) == 0x6;
     case CpuIsa::avx512:
       return machine_has(CpuIsa::avx2) && (saved & 0xe6) == 0xe6 && bit(leaf7.b, 16) && bit(leaf7.b, 17) &&
              bit(leaf7.b, 30) && bit(leaf7.b, 31);
-    case CpuIsa::avx512_bf16: return machine_has(CpuIsa::avx512) && bit(leaf7b.a, 5);
+    case CpuIsa::avx512_bf16:
+      return machine_has(CpuIsa::avx512) && bit(leaf7b.a, 5);
     case CpuIsa::amx:
       return machine_has(CpuIsa::avx512_bf16) && (saved & 0x60000) == 0x60000 && bit(leaf7.d, 22) &&
              bit(leaf7.d, 24) && request_tiles();
@@ -65,18 +70,18 @@ bool machine_has(CpuIsa isa) {
   throw std::logic_error("machine_has: unknown ISA");
 }
 #else
-bool machine_has(CpuIsa isa) { return isa == CpuIsa::baseline; }
+bool machine_has(CpuIsa isa) {
+  return isa == CpuIsa::baseline;
+}
 #endif
 
 bool is_compiled(CpuIsa isa) {
   switch (isa) {
-    PYENGINE_IF_avx2(case CpuIsa::avx2:)
-    PYENGINE_IF_avx512(case CpuIsa::avx512:)
-    PYENGINE_IF_avx512_bf16(case CpuIsa::avx512_bf16:)
-    PYENGINE_IF_amx(case CpuIsa::amx:)
-    case CpuIsa::baseline:
-      return true;
-    default: return false;
+  PYENGINE_IF_avx2(case CpuIsa::avx2:) PYENGINE_IF_avx512(case CpuIsa::avx512:)
+      PYENGINE_IF_avx512_bf16(case CpuIsa::avx512_bf16:)
+          PYENGINE_IF_amx(case CpuIsa::amx:) case CpuIsa::baseline:
+    return true;
+    default : return false;
   }
 }
 
@@ -88,8 +93,8 @@ CpuIsa parse(const std::string& text, const char* source) {
   }
   for (CpuIsa isa : kAll)
     if (text == name(isa))
-      throw std::invalid_argument(std::string("[cpu_isa] expected ") + source + " to be one of " + known.str() +
-                                  " but got " + text + ", which " +
+      throw std::invalid_argument(std::string("[cpu_isa] expected ") + source + " to be one of " +
+                                  known.str() + " but got " + text + ", which " +
                                   (is_compiled(isa) ? "this CPU lacks" : "this build left out"));
   throw std::invalid_argument(std::string("[cpu_isa] expected ") + source + " to be one of " + known.str() +
                               " but got '" + text + "'");
@@ -107,11 +112,16 @@ std::atomic<int> chosen{-1};
 
 const char* name(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::baseline: return "baseline";
-    case CpuIsa::avx2: return "avx2";
-    case CpuIsa::avx512: return "avx512";
-    case CpuIsa::avx512_bf16: return "avx512_bf16";
-    case CpuIsa::amx: return "amx";
+    case CpuIsa::baseline:
+      return "baseline";
+    case CpuIsa::avx2:
+      return "avx2";
+    case CpuIsa::avx512:
+      return "avx512";
+    case CpuIsa::avx512_bf16:
+      return "avx512_bf16";
+    case CpuIsa::amx:
+      return "amx";
   }
   throw std::logic_error("name(CpuIsa): unknown ISA");
 }

@@ -20,11 +20,11 @@ inline void check_append_slot(const Expect& expect, const Tensor& append_slot, i
   check_indices(expect, "append_slot", append_slot, frames);
   for (int64_t i = 0; i < frames; ++i) {
     const int64_t slot = index_at(append_slot, i);
-    check(slot >= -1 && slot < ring, "[", expect.op, "] expected append_slot within [-1, ", ring, ") but got ", slot,
-          " for frame ", i);
+    check(slot >= -1 && slot < ring, "[", expect.op, "] expected append_slot within [-1, ", ring,
+          ") but got ", slot, " for frame ", i);
     for (int64_t j = 0; slot >= 0 && j < i; ++j)
-      check(index_at(append_slot, j) != slot, "[", expect.op, "] expected every slot at most once but append_slot has ",
-            slot, " for frames ", j, " and ", i);
+      check(index_at(append_slot, j) != slot, "[", expect.op,
+            "] expected every slot at most once but append_slot has ", slot, " for frames ", j, " and ", i);
   }
 }
 

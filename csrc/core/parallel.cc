@@ -23,8 +23,8 @@ namespace pyengine {
 
 namespace {
 
-// Long enough to catch the next op of a loop without going through the kernel of the system, short enough not to
-// steal a core from the compiled segment that runs in between.
+// Long enough to catch the next op of a loop without going through the kernel of the system, short enough not
+// to steal a core from the compiled segment that runs in between.
 constexpr std::chrono::microseconds kSpin{50};
 
 void relax() {
@@ -43,8 +43,9 @@ int available_cpus() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-// Workers are never waited for unless they have joined the job: a worker that the system has not woken yet, or that
-// a fork() left behind, costs parallelism and nothing else. The pool is never destroyed, so neither are its threads.
+// Workers are never waited for unless they have joined the job: a worker that the system has not woken yet,
+// or that a fork() left behind, costs parallelism and nothing else. The pool is never destroyed, so neither
+// are its threads.
 class Pool {
  public:
   static Pool& get() {
@@ -113,8 +114,8 @@ class Pool {
     for (;;) {
       wait_for_job(seen);
       seen = epoch_.load();
-      // active_ goes up before open_ is read, open_ goes down before active_ is read: either this worker sees the
-      // job closed, or the submitter sees this worker.
+      // active_ goes up before open_ is read, open_ goes down before active_ is read: either this worker sees
+      // the job closed, or the submitter sees this worker.
       active_.fetch_add(1);
       if (open_.load() && worker < threads()) take_ranges();
       active_.fetch_sub(1);
@@ -167,7 +168,9 @@ void parallel_for(int64_t count, int64_t grain, RangeBody body, const void* cont
   if (count > 0) Pool::get().run(count, std::max<int64_t>(grain, 1), body, context);
 }
 
-int threads() { return Pool::get().threads(); }
+int threads() {
+  return Pool::get().threads();
+}
 
 void set_threads(int n) {
   check(n >= 0 && n <= 1024, "[set_threads] expected 0 (all) to 1024 threads but got ", n);

@@ -1,7 +1,8 @@
-// Vectors of float32 as wide as the compiler's macros allow. Only kernels (cpu.cc) include this: everything lives in the
-// ISA's own namespace, so that no two builds of one function can be confused by the linker.
+// Vectors of float32 as wide as the compiler's macros allow. Only kernels (cpu.cc) include this: everything
+// lives in the ISA's own namespace, so that no two builds of one function can be confused by the linker.
 //
-// A "word" is 32 bits: a float, or a pair of neighbouring bfloat16 where the CPU multiplies those. Words travel in Vec.
+// A "word" is 32 bits: a float, or a pair of neighbouring bfloat16 where the CPU multiplies those. Words
+// travel in Vec.
 #pragma once
 
 #include <cstdint>
@@ -21,19 +22,37 @@ namespace pyengine::PYENGINE_ISA {
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
 using Vec = __m512;
-PYENGINE_INLINE Vec load(const float* x) { return _mm512_loadu_ps(x); }
-PYENGINE_INLINE void store(float* y, Vec v) { _mm512_storeu_ps(y, v); }
-PYENGINE_INLINE Vec set(float x) { return _mm512_set1_ps(x); }
-PYENGINE_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-PYENGINE_INLINE Vec madd(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-PYENGINE_INLINE float sum(Vec v) { return _mm512_reduce_add_ps(v); }
-PYENGINE_INLINE float highest(Vec v) { return _mm512_reduce_max_ps(v); }
-PYENGINE_INLINE Vec swap_neighbours(Vec v) { return _mm512_permute_ps(v, 0xb1); }
+PYENGINE_INLINE Vec load(const float* x) {
+  return _mm512_loadu_ps(x);
+}
+PYENGINE_INLINE void store(float* y, Vec v) {
+  _mm512_storeu_ps(y, v);
+}
+PYENGINE_INLINE Vec set(float x) {
+  return _mm512_set1_ps(x);
+}
+PYENGINE_INLINE Vec max(Vec a, Vec b) {
+  return _mm512_max_ps(a, b);
+}
+PYENGINE_INLINE Vec madd(Vec a, Vec b, Vec c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+PYENGINE_INLINE float sum(Vec v) {
+  return _mm512_reduce_add_ps(v);
+}
+PYENGINE_INLINE float highest(Vec v) {
+  return _mm512_reduce_max_ps(v);
+}
+PYENGINE_INLINE Vec swap_neighbours(Vec v) {
+  return _mm512_permute_ps(v, 0xb1);
+}
 PYENGINE_INLINE Vec zip_low(Vec a, Vec b) {
-  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                                b);
 }
 PYENGINE_INLINE Vec zip_high(Vec a, Vec b) {
-  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+  return _mm512_permutex2var_ps(
+      a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
 }
 PYENGINE_INLINE Vec load(const bfloat16* x) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
@@ -51,16 +70,26 @@ PYENGINE_INLINE __m256i narrow(Vec v) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, quiet), 16));
 #endif
 }
-PYENGINE_INLINE void store(bfloat16* y, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), narrow(v)); }
-PYENGINE_INLINE Vec load_part(const float* x, int n) { return _mm512_maskz_loadu_ps((1u << n) - 1, x); }
-PYENGINE_INLINE void store_part(float* y, Vec v, int n) { _mm512_mask_storeu_ps(y, (1u << n) - 1, v); }
+PYENGINE_INLINE void store(bfloat16* y, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), narrow(v));
+}
+PYENGINE_INLINE Vec load_part(const float* x, int n) {
+  return _mm512_maskz_loadu_ps((1u << n) - 1, x);
+}
+PYENGINE_INLINE void store_part(float* y, Vec v, int n) {
+  _mm512_mask_storeu_ps(y, (1u << n) - 1, v);
+}
 PYENGINE_INLINE Vec load_part(const bfloat16* x, int n) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((1u << n) - 1, x));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-PYENGINE_INLINE void store_part(bfloat16* y, Vec v, int n) { _mm256_mask_storeu_epi16(y, (1u << n) - 1, narrow(v)); }
+PYENGINE_INLINE void store_part(bfloat16* y, Vec v, int n) {
+  _mm256_mask_storeu_epi16(y, (1u << n) - 1, narrow(v));
+}
 using IntVec = __m512i;
-PYENGINE_INLINE IntVec to_int(Vec v) { return _mm512_cvtps_epi32(v); }
+PYENGINE_INLINE IntVec to_int(Vec v) {
+  return _mm512_cvtps_epi32(v);
+}
 PYENGINE_INLINE Vec power_of_two(IntVec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
@@ -70,8 +99,12 @@ PYENGINE_INLINE Vec power_of_two(IntVec n) {
 #if defined(__AVX2__)
 constexpr int kWidth = 8;
 using Vec = __m256;
-PYENGINE_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
-PYENGINE_INLINE Vec swap_neighbours(Vec v) { return _mm256_permute_ps(v, 0xb1); }
+PYENGINE_INLINE Vec max(Vec a, Vec b) {
+  return _mm256_max_ps(a, b);
+}
+PYENGINE_INLINE Vec swap_neighbours(Vec v) {
+  return _mm256_permute_ps(v, 0xb1);
+}
 PYENGINE_INLINE Vec zip_low(Vec a, Vec b) {
   return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
 }
@@ -81,17 +114,33 @@ PYENGINE_INLINE Vec zip_high(Vec a, Vec b) {
 #elif defined(__SSE2__)
 constexpr int kWidth = 4;
 using Vec = __m128;
-PYENGINE_INLINE Vec max(Vec a, Vec b) { return _mm_max_ps(a, b); }
-PYENGINE_INLINE Vec swap_neighbours(Vec v) { return _mm_shuffle_ps(v, v, 0xb1); }
-PYENGINE_INLINE Vec zip_low(Vec a, Vec b) { return _mm_unpacklo_ps(a, b); }
-PYENGINE_INLINE Vec zip_high(Vec a, Vec b) { return _mm_unpackhi_ps(a, b); }
+PYENGINE_INLINE Vec max(Vec a, Vec b) {
+  return _mm_max_ps(a, b);
+}
+PYENGINE_INLINE Vec swap_neighbours(Vec v) {
+  return _mm_shuffle_ps(v, v, 0xb1);
+}
+PYENGINE_INLINE Vec zip_low(Vec a, Vec b) {
+  return _mm_unpacklo_ps(a, b);
+}
+PYENGINE_INLINE Vec zip_high(Vec a, Vec b) {
+  return _mm_unpackhi_ps(a, b);
+}
 #else
 constexpr int kWidth = 4;
 using Vec = float __attribute__((vector_size(16)));
-PYENGINE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-PYENGINE_INLINE Vec swap_neighbours(Vec v) { return Vec{v[1], v[0], v[3], v[2]}; }
-PYENGINE_INLINE Vec zip_low(Vec a, Vec b) { return Vec{a[0], b[0], a[1], b[1]}; }
-PYENGINE_INLINE Vec zip_high(Vec a, Vec b) { return Vec{a[2], b[2], a[3], b[3]}; }
+PYENGINE_INLINE Vec max(Vec a, Vec b) {
+  return a > b ? a : b;
+}
+PYENGINE_INLINE Vec swap_neighbours(Vec v) {
+  return Vec{v[1], v[0], v[3], v[2]};
+}
+PYENGINE_INLINE Vec zip_low(Vec a, Vec b) {
+  return Vec{a[0], b[0], a[1], b[1]};
+}
+PYENGINE_INLINE Vec zip_high(Vec a, Vec b) {
+  return Vec{a[2], b[2], a[3], b[3]};
+}
 #endif
 
 using IntVec = int32_t __attribute__((vector_size(4 * kWidth)));
@@ -103,9 +152,15 @@ PYENGINE_INLINE Vec load(const float* x) {
   std::memcpy(&v, x, sizeof v);
   return v;
 }
-PYENGINE_INLINE void store(float* y, Vec v) { std::memcpy(y, &v, sizeof v); }
-PYENGINE_INLINE Vec set(float x) { return x - Vec{}; }
-PYENGINE_INLINE Vec madd(Vec a, Vec b, Vec c) { return a * b + c; }
+PYENGINE_INLINE void store(float* y, Vec v) {
+  std::memcpy(y, &v, sizeof v);
+}
+PYENGINE_INLINE Vec set(float x) {
+  return x - Vec{};
+}
+PYENGINE_INLINE Vec madd(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
 PYENGINE_INLINE float sum(Vec v) {
   float s = 0;
   for (int i = 0; i < kWidth; ++i) s += v[i];
@@ -125,7 +180,8 @@ PYENGINE_INLINE void store(bfloat16* y, Vec v) {
   const WordVec bits = (WordVec)v;
   const WordVec rounded = bits + (((bits >> 16) & 1) + 0x7fff);
   const WordVec is_nan = (WordVec)(v != v);
-  const HalfVec h = __builtin_convertvector(((rounded & ~is_nan) | ((bits | 0x400000) & is_nan)) >> 16, HalfVec);
+  const HalfVec h =
+      __builtin_convertvector(((rounded & ~is_nan) | ((bits | 0x400000) & is_nan)) >> 16, HalfVec);
   std::memcpy(y, &h, sizeof h);
 }
 template <class T>
@@ -140,8 +196,12 @@ PYENGINE_INLINE void store_part(T* y, Vec v, int n) {
   store(whole, v);
   for (int i = 0; i < n; ++i) y[i] = whole[i];
 }
-PYENGINE_INLINE IntVec to_int(Vec v) { return __builtin_convertvector(v, IntVec); }
-PYENGINE_INLINE Vec power_of_two(IntVec n) { return (Vec)((n + 127) << 23); }
+PYENGINE_INLINE IntVec to_int(Vec v) {
+  return __builtin_convertvector(v, IntVec);
+}
+PYENGINE_INLINE Vec power_of_two(IntVec n) {
+  return (Vec)((n + 127) << 23);
+}
 #endif
 
 // 2^x for x <= 0, exactly zero for -inf; relative error 3e-9 plus rounding, or 4e-6 where bfloat16 follows.
@@ -165,8 +225,8 @@ PYENGINE_INLINE Vec exp2(Vec x) {
     p = madd(x, p, set(0.693147207f));
     p = madd(x, p, set(1));
   }
-  // The exponent field of 2^-127 is zero, so everything at or below that becomes exactly zero. vscalefps would do the
-  // same through a microcode assist, which made masked scores 20 times as slow as visible ones.
+  // The exponent field of 2^-127 is zero, so everything at or below that becomes exactly zero. vscalefps
+  // would do the same through a microcode assist, which made masked scores 20 times as slow as visible ones.
   return p * power_of_two(to_int(n));
 }
 
@@ -174,7 +234,8 @@ PYENGINE_INLINE Vec exp2(Vec x) {
 PYENGINE_INLINE void transpose_block(const float* x, int64_t stride, float* y, int64_t y_stride) {
   Vec rows[kWidth], zipped[kWidth];
   for (int i = 0; i < kWidth; ++i) rows[i] = load(x + i * stride);
-  // Zipping the two halves rotates the bits of (row, column) by one; after log2(kWidth) times they have swapped.
+  // Zipping the two halves rotates the bits of (row, column) by one; after log2(kWidth) times they have
+  // swapped.
 #pragma GCC unroll 4
   for (int round = 1; round < kWidth; round *= 2) {
     for (int i = 0; i < kWidth / 2; ++i) {
@@ -211,7 +272,9 @@ PYENGINE_INLINE Vec zip_pairs(Vec even, Vec odd) {
   return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
 }
 #else
-PYENGINE_INLINE Vec zip_pairs(Vec even, Vec) { return even; }  // never called: kPairs is false
+PYENGINE_INLINE Vec zip_pairs(Vec even, Vec) {
+  return even;
+}  // never called: kPairs is false
 #endif
 
 // kWidth floats as words: themselves, or kWidth / 2 pairs.

@@ -17,11 +17,16 @@ std::string list(Iterator begin, Iterator end) {
 
 const char* name(DType dtype) {
   switch (dtype) {
-    case DType::float32: return "float32";
-    case DType::bfloat16: return "bfloat16 (uint16)";
-    case DType::int32: return "int32";
-    case DType::int64: return "int64";
-    case DType::other: return "another dtype";
+    case DType::float32:
+      return "float32";
+    case DType::bfloat16:
+      return "bfloat16 (uint16)";
+    case DType::int32:
+      return "int32";
+    case DType::int64:
+      return "int64";
+    case DType::other:
+      return "another dtype";
   }
   throw std::logic_error("name(DType): unknown dtype");
 }
@@ -35,7 +40,9 @@ void Expect::shape(const char* what, const Tensor& t, std::initializer_list<int6
   bool same = t.rank == static_cast<int>(shape.size());
   int i = 0;
   for (int64_t extent : shape) same = same && t.shape[i++] == extent;
-  if (!same) check(false, "[", op, "] expected ", what, " of shape ", list(shape.begin(), shape.end()), " but got ", t);
+  if (!same)
+    check(false, "[", op, "] expected ", what, " of shape ", list(shape.begin(), shape.end()), " but got ",
+          t);
 }
 
 void Expect::dtype(const char* what, const Tensor& t, DType dtype) const {
@@ -52,13 +59,15 @@ void Expect::writable(const char* what, const Tensor& t) const {
   if (!t.writable) check(false, "[", op, "] expected ", what, " to be writable but got a read-only array");
 }
 
-void Expect::input(const char* what, const Tensor& t, DType dtype, std::initializer_list<int64_t> shape) const {
+void Expect::input(const char* what, const Tensor& t, DType dtype,
+                   std::initializer_list<int64_t> shape) const {
   this->dtype(what, t, dtype);
   this->shape(what, t, shape);
   layout(what, t);
 }
 
-void Expect::output(const char* what, const Tensor& t, DType dtype, std::initializer_list<int64_t> shape) const {
+void Expect::output(const char* what, const Tensor& t, DType dtype,
+                    std::initializer_list<int64_t> shape) const {
   input(what, t, dtype, shape);
   writable(what, t);
 }

@@ -1,4 +1,4 @@
-"""DenoiseStep: guidance over any number of branches, the per-frame sampler update and optional re-noise, in one pass.
+"""DenoiseStep: guidance over any number of branches, the per-frame sampler update, optional re-noise: one pass.
 
     sample            [F, ...]      float32
     prediction        [G, F, ...]   one per guidance branch
@@ -57,7 +57,7 @@ def denoise_step(
     """`reference`'s out, or one opaque DenoiseStep node while `torch.onnx.export` is running."""
     inputs = [sample, prediction, weights, sample_scale, prediction_scale, noise_scale]
     if not torch.onnx.is_in_onnx_export():
-        return reference(*inputs, noise)[0]
+        return reference(sample, prediction, weights, sample_scale, prediction_scale, noise_scale, noise)[0]
     inputs += [] if noise is None else [noise]
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::DenoiseStep", inputs, dtype=sample.dtype, shape=sample.shape, version=VERSION

@@ -11,10 +11,11 @@
  -> out          [B, F, N, H * D]
     key, value   [B, F, N, H, D]      what the ring keeps: the key normalised, not rotated
 
-Frame i sees every filled ring slot, and active frame j as `mask` says: "bidirectional" always, "noise_causal" iff
-level_j <= level_i, "ranged" iff also index_i - reach_i < index_j <= index_i (which then binds ring slots too).
-`scope` "temporal": a token sees the same place in those frames; "frame": all their tokens. A row that sees nothing is
-exactly zero. Rotary angles are index * theta^(-2k / rotary_dim) with indices re-based to the smallest present one.
+Frame i sees every filled ring slot, and active frame j as `mask` says: "bidirectional" always, "noise_causal"
+iff level_j <= level_i, "ranged" iff also index_i - reach_i < index_j <= index_i (which then binds ring slots
+too). `scope` "temporal": a token sees the same place in those frames; "frame": all their tokens. A row that sees
+nothing is exactly zero. Rotary angles are index * theta^(-2k / rotary_dim) with indices re-based to the smallest
+present one.
 """
 
 from __future__ import annotations
@@ -170,10 +171,10 @@ def frame_window_attention(
     **attributes: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`reference`, or one opaque FrameWindowAttention node while `torch.onnx.export` is running."""
-    inputs: list[torch.Tensor | None] = [qkv, level, frame_index, ring_key, ring_value, ring_index]
+    window = (qkv, level, frame_index, ring_key, ring_value, ring_index)
     if not torch.onnx.is_in_onnx_export():
-        return reference(*inputs, q_gain, k_gain, reach, **attributes)  # type: ignore[arg-type]
-    inputs += [q_gain, k_gain, reach]
+        return reference(*window, q_gain=q_gain, k_gain=k_gain, reach=reach, **attributes)
+    inputs: list[torch.Tensor | None] = [*window, q_gain, k_gain, reach]
     while inputs[-1] is None:
         inputs.pop()
     batch, frames, tokens, _, heads, head_dim = qkv.shape

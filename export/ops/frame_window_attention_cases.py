@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """One set of shapes and attributes. `absent` and `empty` are the frames and ring slots whose index is -1."""
+    """One set of shapes and attributes. `absent` and `empty`: frames and ring slots whose index is -1."""
 
     name: str
     batch: int = 2
@@ -34,7 +34,7 @@ class AttentionCase:
     def make_inputs(
         self, seed: int = 0, dtype: torch.dtype = torch.float64
     ) -> dict[str, torch.Tensor | None]:
-        """Inputs by name; float data has the values of bfloat16, so that every dtype starts from the same numbers."""
+        """Inputs by name; float data has bfloat16 values, so that every dtype starts from the same numbers."""
         random = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> torch.Tensor:

@@ -19,10 +19,10 @@ Attributes = Mapping[str, Any]
 class OpSpec:
     """One op of the ONNX domain `pyengine`.
 
-    `reference(*inputs, **attributes)` is plain torch in any float dtype, float64 included, and returns a tuple.
+    `reference(*inputs, **attributes)` is plain torch in any float dtype, float64 included; it returns a tuple.
     `entry` has the same signature; while `torch.onnx.export` runs it leaves one opaque node instead.
-    `onnx_function(attributes, node_inputs, opset)` is the body that says what the node means; `node_inputs` are the
-    node's input names with "" where an optional one is absent.
+    `onnx_function(attributes, node_inputs, opset)` is the body that says what the node means; `node_inputs` are
+    the node's input names with "" where an optional one is absent.
     `cases` are small and awkward, for correctness; `bench_cases` are the shapes that have to be fast.
     """
 
@@ -48,15 +48,3 @@ class OpSpec:
             value = onnx.helper.get_attribute_value(attribute)
             values[attribute.name] = value.decode() if isinstance(value, bytes) else value
         return values
-
-
-def signature(
-    spec: OpSpec, attributes: Attributes, node_inputs: Sequence[str] | None
-) -> tuple[Any, set[str]]:
-    """(attributes with defaults, names of the optional inputs that are there). Unknown attributes are a ValueError."""
-    unknown = sorted(set(attributes) - set(spec.attributes))
-    if unknown:
-        raise ValueError(f"expected {spec.name} attributes among {sorted(spec.attributes)} but got {unknown}")
-    names = spec.inputs + spec.optional_inputs
-    given = zip(names, node_inputs or (), strict=False)
-    return {**spec.attributes, **attributes}, {n for n, value in given if value and n in spec.optional_inputs}

@@ -1,4 +1,6 @@
-"""Graph compilers behind one small protocol. A backend is imported when it is asked for, never by `import pyengine`."""
+"""Graph compilers behind one small protocol. A backend is imported when it is asked for, never by `import
+pyengine`.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ import numpy as np
 from ..errors import BackendUnavailable, ConfigError
 
 Precision = Literal["bf16", "fp32"]
-NAMES = ("openvino", "onnxruntime")
+INSTALL = {"openvino": "pyengine-video", "onnxruntime": "pyengine-video[onnxruntime]"}
+NAMES = tuple(INSTALL)
 
 
 @dataclass(frozen=True)
 class Port:
-    """A named input or output of a graph: its static shape, and the dtype of the array that will be bound to it.
+    """A named input or output of a graph: its static shape, and the dtype of the array that will be bound to
+    it.
 
     dtype is numpy's name, or `bf16`: a uint16 array of bit patterns.
     """
@@ -56,13 +60,21 @@ class Backend(Protocol):
         ...
 
     def compile(
-        self, model: Path, symbols: Symbols, inputs: Ports, outputs: Ports, precision: Precision, threads: int | None
+        self,
+        model: Path,
+        symbols: Symbols,
+        inputs: Ports,
+        outputs: Ports,
+        precision: Precision,
+        threads: int | None,
     ) -> Engine:
         """Compiles an .onnx file for these ports. `symbols` gives each symbolic dim of the file its size."""
         ...
 
     def save(self, engine: Engine, path: Path) -> bool:
-        """Writes the compiled graph to `path`; False where this backend has nothing to save and compiles from the bundle again."""
+        """Writes the compiled graph to `path`; False where this backend has nothing to save and compiles from
+        the bundle again.
+        """
         ...
 
     def load(self, path: Path, precision: Precision, threads: int | None) -> Engine:
@@ -71,14 +83,17 @@ class Backend(Protocol):
 
 
 def get(name: str) -> Backend:
-    """The backend of that name. Raises BackendUnavailable with the extra to install, ConfigError for an unknown name."""
+    """The backend of that name. Raises BackendUnavailable with the extra to install, ConfigError for an
+    unknown name.
+    """
     if name not in NAMES:
         raise ConfigError(f"expected a backend out of {', '.join(NAMES)} but got {name!r}")
     try:
         module = import_module(f".{name}", __name__)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        needed = error.name or name
         raise BackendUnavailable(
-            f"backend '{name}' needs the package {error.name}: pip install 'pyengine-video[{name}]'"
+            f"backend '{name}' needs the package {needed}: pip install '{INSTALL[name]}'"
         ) from error
     backend: Backend = module.backend()
     return backend

@@ -1,4 +1,6 @@
-"""ONNX Runtime on the CPU: runs portable files as they are, and the peer that every plan is compared with. float32 only."""
+"""ONNX Runtime on the CPU: runs portable files as they are, and the peer that every plan is compared with.
+float32 only.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +52,18 @@ class ONNXRuntime:
     def precision(self, wanted: str) -> Precision:
         if wanted in ("auto", "fp32"):
             return "fp32"
-        raise ConfigError(f"ONNX Runtime on the CPU runs precision fp32 but got {wanted!r}; use backend openvino for bf16")
+        raise ConfigError(
+            f"ONNX Runtime on the CPU runs precision fp32 but got {wanted!r}; use backend openvino for bf16"
+        )
 
     def compile(
-        self, model: Path, symbols: Symbols, inputs: Ports, outputs: Ports, precision: Precision, threads: int | None
+        self,
+        model: Path,
+        symbols: Symbols,
+        inputs: Ports,
+        outputs: Ports,
+        precision: Precision,
+        threads: int | None,
     ) -> ONNXRuntimeEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -64,7 +74,9 @@ class ONNXRuntime:
                 options.add_free_dimension_override_by_name(name, size)
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
-            raise PlanError(f"ONNX Runtime {self.version} cannot load {model.name}: {str(error).splitlines()[0]}") from error
+            raise PlanError(
+                f"ONNX Runtime {self.version} cannot load {model.name}: {str(error).splitlines()[0]}"
+            ) from error
         return ONNXRuntimeEngine(session)
 
     def save(self, engine: ONNXRuntimeEngine, path: Path) -> bool:

@@ -1,4 +1,6 @@
-"""OpenVINO on the CPU: the default backend. bf16 where the machine multiplies it (AMX, AVX512-BF16), float32 elsewhere."""
+"""OpenVINO on the CPU: the default backend. bf16 where the machine multiplies it (AMX, AVX512-BF16), float32
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ DEVICE = "CPU"
 
 
 class OpenVINOEngine:
-    """A compiled model and the order of its ports. An imported model reads its weights from `blob`, so that must live as long."""
+    """A compiled model and the order of its ports. An imported model reads its weights from `blob`, so that
+    must live as long.
+    """
 
     def __init__(self, compiled: ov.CompiledModel, blob: np.ndarray | None = None) -> None:
         self.compiled, self._blob = compiled, blob
@@ -37,7 +41,8 @@ class OpenVINOEngine:
             request.set_input_tensor(index, _tensor(_pick(inputs, names), self.compiled.input(index)))
         for index, names in enumerate(self._outputs):
             request.set_output_tensor(index, _tensor(_pick(outputs, names), self.compiled.output(index)))
-        # The pybind method itself: ov.InferRequest.infer would build and copy a dictionary of results at every call.
+        # The pybind method itself: ov.InferRequest.infer would build and copy a dictionary of results at
+        # every call.
         return partial(_InferRequest.infer, request, {}, True, False)
 
 
@@ -58,7 +63,13 @@ class OpenVINO:
         raise ConfigError(f"expected precision auto, bf16 or fp32 but got {wanted!r}")
 
     def compile(
-        self, model: Path, symbols: Symbols, inputs: Ports, outputs: Ports, precision: Precision, threads: int | None
+        self,
+        model: Path,
+        symbols: Symbols,
+        inputs: Ports,
+        outputs: Ports,
+        precision: Precision,
+        threads: int | None,
     ) -> OpenVINOEngine:
         try:
             graph = self.core.read_model(model)
@@ -66,7 +77,9 @@ class OpenVINO:
             graph = _with_types(graph, inputs, outputs)
             return OpenVINOEngine(self.core.compile_model(graph, DEVICE, _options(precision, threads)))
         except RuntimeError as error:
-            raise PlanError(f"OpenVINO {self.version} cannot compile {model.name}: {_first_line(error)}") from error
+            raise PlanError(
+                f"OpenVINO {self.version} cannot compile {model.name}: {_first_line(error)}"
+            ) from error
 
     def save(self, engine: OpenVINOEngine, path: Path) -> bool:
         path.write_bytes(engine.compiled.export_model().getbuffer())
@@ -74,8 +87,10 @@ class OpenVINO:
 
     def load(self, path: Path, precision: Precision, threads: int | None) -> OpenVINOEngine:
         try:
-            blob = np.memmap(path, np.uint8, "r")
-            model = self.core.import_model(ov.Tensor(blob, shared_memory=True), DEVICE, _options(precision, threads))
+            blob = np.memmap(path, np.uint8, "c")  # a private view: read from disk as needed
+            model = self.core.import_model(
+                ov.Tensor(blob, shared_memory=True), DEVICE, _options(precision, threads)
+            )
             return OpenVINOEngine(model, blob)
         except (RuntimeError, OSError, ValueError) as error:
             raise PlanError(f"OpenVINO {self.version} cannot read {path}: {_first_line(error)}") from error
@@ -116,7 +131,10 @@ def _pick(arrays: Arrays, names: set[str]) -> np.ndarray:
 
 def _tensor(array: np.ndarray, port: ov.Output) -> ov.Tensor:
     if tuple(array.shape) != tuple(port.shape):
-        raise PlanError(f"expected an array {list(port.shape)} for {port.any_name} but got {list(array.shape)}; build the plan again")
+        raise PlanError(
+            f"expected an array {list(port.shape)} for {port.any_name} but got {list(array.shape)}; build "
+            "the plan again"
+        )
     if not array.flags.c_contiguous:
         raise PlanError(f"expected a contiguous array for {port.any_name}")
     return ov.Tensor(array, ov.Shape(array.shape), port.element_type)

@@ -113,35 +113,39 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return arrays | changes
 
 
+def zeros(shape: int | tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qkv": np.zeros((2, 3, 4, 2, 2, 64), np.float32)}, r"expected qkv \[batch, frames, tokens, 3, heads, head_dim\]"),
-        ({"qkv": np.zeros((2, 3, 4, 3, 2, 64))}, "expected qkv of dtype float32 or bfloat16"),
-        ({"qkv": np.zeros((2, 3, 4, 3, 64, 2), np.float32).swapaxes(-1, -2)}, "expected qkv to be C-contiguous"),
-        ({"qkv": np.zeros((2, 0, 4, 3, 2, 64), np.float32)}, "expected qkv with values"),
-        ({"level": np.zeros((2, 4), np.float32)}, r"expected level of shape \[2,3\] but got float32 \[2,4\]"),
-        ({"level": np.zeros((2, 3))}, "expected level of dtype float32"),
-        ({"frame_index": np.zeros(3, np.float32)}, "expected frame_index of dtype int64 but got float32"),
-        ({"ring_key": np.zeros((2, 2, 4, 2, 64), np.uint16)}, "expected ring_key of dtype float32 but got bfloat16"),
-        ({"ring_value": np.zeros((2, 3, 4, 2, 64), np.float32)}, "expected ring_value of shape"),
-        ({"ring_index": np.zeros(3, np.int64)}, "expected ring_index of shape"),
-        ({"q_gain": np.zeros(63, np.float32)}, "expected q_gain of shape"),
-        ({"k_gain": np.zeros(64, np.uint16)}, "expected k_gain of dtype float32"),
-        ({"reach": np.zeros(3, np.int64)}, 'expected reach exactly when mask is "ranged"'),
-        ({"mask": "ranged"}, 'expected reach exactly when mask is "ranged" but got nothing'),
-        ({"append_slot": np.array([0, 1, 2])}, r"expected append_slot within \[-1, 2\) but got 2 for frame 2"),
-        ({"append_slot": np.array([0, 1, 0])}, "expected every slot at most once"),
-        ({"rotary_dim": 66}, r"expected rotary_dim even and within \[0, 64\] but got 66"),
-        ({"rotary_dim": 3}, "expected rotary_dim even"),
-        ({"mask": "causal"}, "expected mask to be one of bidirectional, noise_causal, ranged but got 'causal'"),
-        ({"scope": "space"}, "expected scope to be one of temporal, frame but got 'space'"),
-        ({"out": np.zeros((2, 3, 4, 127), np.float32)}, "expected out of shape"),
-        ({"out": np.broadcast_to(np.float32(0), (2, 3, 4, 128))}, "expected out to be"),
+        ({"qkv": zeros((2, 3, 4, 2, 2, 64))}, r"qkv \[batch, frames, tokens, 3, heads, head_dim\]"),
+        ({"qkv": zeros((2, 3, 4, 3, 2, 64), np.float64)}, "qkv of dtype float32 or bfloat16"),
+        ({"qkv": zeros((2, 3, 4, 3, 64, 2)).swapaxes(-1, -2)}, "qkv to be C-contiguous"),
+        ({"qkv": zeros((2, 0, 4, 3, 2, 64))}, "qkv with values"),
+        ({"level": zeros((2, 4))}, r"level of shape \[2,3\] but got float32 \[2,4\]"),
+        ({"level": zeros((2, 3), np.float64)}, "level of dtype float32"),
+        ({"frame_index": zeros(3)}, "frame_index of dtype int64 but got float32"),
+        ({"ring_key": zeros((2, 2, 4, 2, 64), np.uint16)}, "ring_key of dtype float32 but got bfloat16"),
+        ({"ring_value": zeros((2, 3, 4, 2, 64))}, "ring_value of shape"),
+        ({"ring_index": zeros(3, np.int64)}, "ring_index of shape"),
+        ({"q_gain": zeros(63)}, "q_gain of shape"),
+        ({"k_gain": zeros(64, np.uint16)}, "k_gain of dtype float32"),
+        ({"reach": zeros(3, np.int64)}, 'reach exactly when mask is "ranged"'),
+        ({"mask": "ranged"}, 'reach exactly when mask is "ranged" but got nothing'),
+        ({"append_slot": np.array([0, 1, 2])}, r"append_slot within \[-1, 2\) but got 2 for frame 2"),
+        ({"append_slot": np.array([0, 1, 0])}, "every slot at most once"),
+        ({"rotary_dim": 66}, r"rotary_dim even and within \[0, 64\] but got 66"),
+        ({"rotary_dim": 3}, "rotary_dim even"),
+        ({"mask": "causal"}, "mask to be one of bidirectional, noise_causal, ranged but got 'causal'"),
+        ({"scope": "space"}, "scope to be one of temporal, frame but got 'space'"),
+        ({"out": zeros((2, 3, 4, 127))}, "out of shape"),
+        ({"out": np.broadcast_to(np.float32(0), (2, 3, 4, 128))}, "out to be"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=r"^\[frame_window_attention\] " + message):
+    with pytest.raises(ValueError, match=r"^\[frame_window_attention\] expected " + message):
         _C.frame_window_attention(**arguments(**changes))
 
 

@@ -127,7 +127,7 @@ def test_reference_has_gradients_where_rows_are_masked() -> None:
 
 def test_unknown_attributes_are_refused() -> None:
     node = helper.make_node("FrameWindowAttention", ["x"], ["y"], domain=DOMAIN, colour=1)
-    with pytest.raises(ValueError, match="attributes among .* but got 'colour'"):
+    with pytest.raises(ValueError, match=r"attributes among .* but got 'colour'"):
         spec_of("FrameWindowAttention").node_attributes(node)
     with pytest.raises(ValueError, match="expected an op among"):
         spec_of("Softmax")

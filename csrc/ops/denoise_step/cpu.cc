@@ -24,7 +24,8 @@ inline void add_scaled(float* __restrict sum, const bfloat16* x, float scale, in
 
 template <class T>
 void update(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t end) {
-  const float scale = p.sample_scale[frame], prediction = p.prediction_scale[frame], noise = p.noise_scale[frame];
+  const float scale = p.sample_scale[frame], prediction = p.prediction_scale[frame],
+              noise = p.noise_scale[frame];
   const int64_t base = frame * p.values, branch = p.frames * p.values;
   float sum[kBlock], guided[kBlock];
   for (int64_t i = begin; i < end; i += kBlock) {

@@ -14,12 +14,12 @@ PYENGINE_DECLARE_KERNEL(DenoiseStepKernel, denoise_step_kernel)
 namespace {
 
 constexpr Expect expect{"denoise_step"};
-constexpr int64_t kBlock = 4096;           // values per range: fits the first-level cache with two branches
-constexpr int64_t kInlineValues = 65536;   // below this, about 20 us, waking a thread costs more than it saves
+constexpr int64_t kBlock = 4096;          // values per range: fits the first-level cache with two branches
+constexpr int64_t kInlineValues = 65536;  // below this, about 20 us, waking a thread costs more than it saves
 
 void check_like_sample(const char* what, const Tensor& t, const Tensor& sample) {
-  check(t.rank == sample.rank && std::equal(t.shape, t.shape + t.rank, sample.shape), "[denoise_step] expected ",
-        what, " shaped like sample, ", sample, ", but got ", t);
+  check(t.rank == sample.rank && std::equal(t.shape, t.shape + t.rank, sample.shape),
+        "[denoise_step] expected ", what, " shaped like sample, ", sample, ", but got ", t);
 }
 
 DenoiseStepParams checked(const DenoiseStep& op) {
@@ -27,10 +27,12 @@ DenoiseStepParams checked(const DenoiseStep& op) {
   check(sample.rank >= 1, "[denoise_step] expected sample [frames, ...] but got ", sample);
   expect.dtype("sample", sample, DType::float32);
   expect.layout("sample", sample);
-  check(prediction.rank == sample.rank + 1 && std::equal(sample.shape, sample.shape + sample.rank, prediction.shape + 1),
-        "[denoise_step] expected prediction [branches, frames, ...] over sample ", sample, " but got ", prediction);
-  check(is_float(prediction.dtype), "[denoise_step] expected prediction of dtype float32 or bfloat16 (uint16) but got ",
+  check(prediction.rank == sample.rank + 1 &&
+            std::equal(sample.shape, sample.shape + sample.rank, prediction.shape + 1),
+        "[denoise_step] expected prediction [branches, frames, ...] over sample ", sample, " but got ",
         prediction);
+  check(is_float(prediction.dtype),
+        "[denoise_step] expected prediction of dtype float32 or bfloat16 (uint16) but got ", prediction);
   expect.layout("prediction", prediction);
   const int64_t frames = sample.shape[0], branches = prediction.shape[0];
   expect.input("weights", op.weights, DType::float32, {branches});
@@ -47,8 +49,8 @@ DenoiseStepParams checked(const DenoiseStep& op) {
     expect.layout("noise", op.noise);
   } else {
     for (int64_t f = 0; f < frames; ++f)
-      check(op.noise_scale.as<float>()[f] == 0.0f, "[denoise_step] expected noise because noise_scale[", f, "] is ",
-            op.noise_scale.as<float>()[f], " but got nothing");
+      check(op.noise_scale.as<float>()[f] == 0.0f, "[denoise_step] expected noise because noise_scale[", f,
+            "] is ", op.noise_scale.as<float>()[f], " but got nothing");
   }
   return {sample.as<float>(),
           prediction.data,

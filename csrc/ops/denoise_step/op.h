@@ -1,7 +1,9 @@
-// DenoiseStep: guidance over any number of branches, the per-frame sampler update and optional re-noise, in one pass.
+// DenoiseStep: guidance over any number of branches, the per-frame sampler update and optional re-noise, in
+// one pass.
 //   p     = sum over g of weights[g] * prediction[g]
 //   out_f = sample_scale[f] * sample_f + prediction_scale[f] * p_f + noise_scale[f] * noise_f
-// Frames whose scales are (1, 0, 0) are copied bit for bit. A scale of exactly 0 means that its operand is not read.
+// Frames whose scales are (1, 0, 0) are copied bit for bit. A scale of exactly 0 means that its operand is
+// not read.
 #pragma once
 
 #include "core/tensor.h"

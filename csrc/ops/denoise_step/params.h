@@ -8,13 +8,13 @@
 namespace pyengine::ops {
 
 struct DenoiseStepParams {
-  const float* sample;                              // [frames, values]
-  const void* prediction;                           // [branches, frames, values] float32 or bfloat16
+  const float* sample;     // [frames, values]
+  const void* prediction;  // [branches, frames, values] float32 or bfloat16
   bool prediction_is_bfloat16;
-  const float* weights;                             // [branches]
+  const float* weights;                                        // [branches]
   const float *sample_scale, *prediction_scale, *noise_scale;  // [frames]
-  const float* noise;                               // [frames, values] or null
-  float* out;                                       // [frames, values], may be sample itself
+  const float* noise;                                          // [frames, values] or null
+  float* out;                                                  // [frames, values], may be sample itself
   int64_t branches, frames, values;
 };
 

@@ -12,13 +12,17 @@ struct Instance {
   static constexpr int nv = n;
 };
 
-// Rows of 64 (the head size of most models) and 72 (width 1152 over 16 heads) values get instances of their own.
+// Rows of 64 (the head size of most models) and 72 (width 1152 over 16 heads) values get instances of their
+// own.
 template <class T, class F>
 void with_row_length(const Params& p, F&& f) {
   switch ((p.head_dim + kWidth - 1) / kWidth) {
-    case (64 + kWidth - 1) / kWidth: return f(Instance<T, (64 + kWidth - 1) / kWidth>{});
-    case (72 + kWidth - 1) / kWidth: return f(Instance<T, (72 + kWidth - 1) / kWidth>{});
-    default: return f(Instance<T, 0>{});
+    case (64 + kWidth - 1) / kWidth:
+      return f(Instance<T, (64 + kWidth - 1) / kWidth>{});
+    case (72 + kWidth - 1) / kWidth:
+      return f(Instance<T, (72 + kWidth - 1) / kWidth>{});
+    default:
+      return f(Instance<T, 0>{});
   }
 }
 template <class F>
@@ -28,12 +32,14 @@ void with_instance(const Params& p, F&& f) {
 
 size_t temporal_scratch(const Params& p) {
   int64_t words;
-  p.is_bfloat16 ? TemporalScratch::at<bfloat16>(p, nullptr, &words) : TemporalScratch::at<float>(p, nullptr, &words);
+  p.is_bfloat16 ? TemporalScratch::at<bfloat16>(p, nullptr, &words)
+                : TemporalScratch::at<float>(p, nullptr, &words);
   return words * sizeof(float);
 }
 size_t frame_scratch(const Params& p) {
   int64_t words;
-  p.is_bfloat16 ? FrameScratch::at<bfloat16>(p, nullptr, &words) : FrameScratch::at<float>(p, nullptr, &words);
+  p.is_bfloat16 ? FrameScratch::at<bfloat16>(p, nullptr, &words)
+                : FrameScratch::at<float>(p, nullptr, &words);
   return words * sizeof(float);
 }
 
@@ -60,7 +66,7 @@ void append(const Params& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const FrameWindowAttentionKernel frame_window_attention_kernel{temporal_scratch, temporal, frame_scratch, frame,
-                                                                      append};
+extern const FrameWindowAttentionKernel frame_window_attention_kernel{temporal_scratch, temporal,
+                                                                      frame_scratch, frame, append};
 
 }  // namespace pyengine::ops::PYENGINE_ISA

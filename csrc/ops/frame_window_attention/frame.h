@@ -9,8 +9,9 @@ namespace pyengine::ops::PYENGINE_ISA {
 
 namespace {
 
-constexpr int64_t kBlockColumns = 6 * kLane;  // keys of one transposed block: contiguous, a few pages of memory
-constexpr int64_t kRunColumns = 512;          // keys of one softmax step
+constexpr int64_t kBlockColumns =
+    6 * kLane;                        // keys of one transposed block: contiguous, a few pages of memory
+constexpr int64_t kRunColumns = 512;  // keys of one softmax step
 constexpr int64_t kQueryRows = 4 * kTileRows;  // share one pass over the keys
 
 struct FrameScratch {
@@ -33,7 +34,7 @@ struct FrameScratch {
     };
     const int64_t keys = (p.ring + p.frames) * s.columns;
     s.key_t = take(keys * s.size.row);
-    s.value = take(keys * s.size.value_row / (kPairs<T> ? 2 : 1));
+    s.value = take((keys / (kPairs<T> ? 2 : 1) + kDepthMultiple<T>)*s.size.value_row);
     s.rows = take(kBlockColumns * s.size.row);
     s.query = take(kQueryRows * s.size.row);
     s.scores = take(kQueryRows * s.run_columns);
@@ -46,7 +47,8 @@ struct FrameScratch {
 
 // Keys of one frame as transposed blocks [depth, width] one after the other, values as rows of words.
 template <class T, int nv>
-void pack_frame(const Params& p, const FrameScratch& s, int64_t b, int64_t source, int64_t h, int64_t position) {
+void pack_frame(const Params& p, const FrameScratch& s, int64_t b, int64_t source, int64_t h,
+                int64_t position) {
   float* key_t = s.key_t + position * s.columns * s.size.row;
   for (int64_t first = 0; first < s.columns; first += kBlockColumns) {
     const int64_t width = s.columns - first < kBlockColumns ? s.columns - first : kBlockColumns;
@@ -58,7 +60,8 @@ void pack_frame(const Params& p, const FrameScratch& s, int64_t b, int64_t sourc
     }
     for (int64_t n = 0; n < width; n += kWidth)
       for (int64_t d = 0; d < s.size.depth; d += kWidth)
-        transpose_block(s.rows + n * s.size.row + d, s.size.row, key_t + first * s.size.row + d * width + n, width);
+        transpose_block(s.rows + n * s.size.row + d, s.size.row, key_t + first * s.size.row + d * width + n,
+                        width);
   }
   constexpr int64_t pack = kPairs<T> ? 2 : 1;
   float* value = s.value + position * s.columns / pack * s.size.value_row;
@@ -74,7 +77,8 @@ void pack_frame(const Params& p, const FrameScratch& s, int64_t b, int64_t sourc
 
 // One softmax step: `rows` queries over the frames at positions [first, last).
 template <class T, int nv>
-void attend_run(const Params& p, const FrameScratch& s, int64_t first, int64_t last, int rows, Softmax* state) {
+void attend_run(const Params& p, const FrameScratch& s, int64_t first, int64_t last, int rows,
+                Softmax* state) {
   constexpr int64_t pack = kPairs<T> ? 2 : 1;
   const int64_t width = (last - first) * s.columns;
   for (int64_t position = first; position < last; ++position)
@@ -101,8 +105,8 @@ void attend_run(const Params& p, const FrameScratch& s, int64_t first, int64_t l
       row.max = step.max;
     }
     gemm<kPairs<T>>(s.scores + m * s.run_columns, s.run_columns,
-                    s.value + first * s.columns / pack * s.size.value_row, s.size.value_row, s.sums, s.size.value_row,
-                    tile, vectors<nv>(p), static_cast<int>(width / pack));
+                    s.value + first * s.columns / pack * s.size.value_row, s.size.value_row, s.sums,
+                    s.size.value_row, tile, vectors<nv>(p), static_cast<int>(width / pack));
     for (int i = 0; i < tile; ++i) {
       float *total = s.out + (m + i) * s.size.value_row, *sums = s.sums + i * s.size.value_row;
       for (int64_t d = 0; d < s.size.value_row; d += kWidth)
@@ -113,7 +117,8 @@ void attend_run(const Params& p, const FrameScratch& s, int64_t first, int64_t l
 
 // Queries [first, first + rows) of frame i.
 template <class T, int nv>
-void attend_queries(const Params& p, const FrameScratch& s, int64_t b, int64_t h, int64_t i, int64_t first, int rows) {
+void attend_queries(const Params& p, const FrameScratch& s, int64_t b, int64_t h, int64_t i, int64_t first,
+                    int rows) {
   Softmax state[kQueryRows];
   const int64_t end = p.key_end[b * p.frames + i];
   const float* bias = p.bias + (b * p.frames + i) * p.key_stride;
@@ -139,15 +144,24 @@ void attend_queries(const Params& p, const FrameScratch& s, int64_t b, int64_t h
 
 template <class T, int nv>
 void frame_items(const Params& p, int64_t begin, int64_t end, float* memory) {
+  const Tiles tiles;
   int64_t words, packed = -1;
   const FrameScratch s = FrameScratch::at<T>(p, memory, &words);
+  std::memset(s.rows, 0, kBlockColumns * s.size.row * sizeof(float));  // the padding of rows stays zero
+  std::memset(s.query, 0, kQueryRows * s.size.row * sizeof(float));
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t i = item % p.frames, sequence = item / p.frames, h = sequence % p.heads, b = sequence / p.heads;
-    if (sequence != packed)
-      for (int64_t j = 0; j < p.key_count[b]; ++j) pack_frame<T, nv>(p, s, b, p.key_source[b * p.key_stride + j], h, j);
+    const int64_t i = item % p.frames, sequence = item / p.frames, h = sequence % p.heads,
+                  b = sequence / p.heads;
+    if (sequence != packed) {
+      for (int64_t j = 0; j < p.key_count[b]; ++j)
+        pack_frame<T, nv>(p, s, b, p.key_source[b * p.key_stride + j], h, j);
+      float* past = s.value + p.key_count[b] * s.columns / (kPairs<T> ? 2 : 1) * s.size.value_row;
+      std::memset(past, 0, kDepthMultiple<T> * s.size.value_row * sizeof(float));  // met by weights of zero
+    }
     packed = sequence;
     for (int64_t n = 0; n < p.tokens; n += kQueryRows)
-      attend_queries<T, nv>(p, s, b, h, i, n, static_cast<int>(p.tokens - n < kQueryRows ? p.tokens - n : kQueryRows));
+      attend_queries<T, nv>(p, s, b, h, i, n,
+                            static_cast<int>(p.tokens - n < kQueryRows ? p.tokens - n : kQueryRows));
   }
 }
 

@@ -20,22 +20,27 @@ namespace {
 
 constexpr Expect expect{"frame_window_attention"};
 constexpr int64_t kMaxHeadDim = 256;
-constexpr int64_t kInlineScores = 1 << 13;  // multiply-adds / head_dim; below this, about 20 us, one thread is quicker
+constexpr int64_t kInlineScores =
+    1 << 13;  // multiply-adds / head_dim; below this, about 20 us, one thread is quicker
 
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 void check_op(const FrameWindowAttention& op) {
   const Tensor &qkv = op.qkv, &ring = op.ring_key;
   check(qkv.rank == 6 && qkv.shape[3] == 3,
         "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] but got ", qkv);
-  check(is_float(qkv.dtype), "[frame_window_attention] expected qkv of dtype float32 or bfloat16 (uint16) but got ", qkv);
+  check(is_float(qkv.dtype),
+        "[frame_window_attention] expected qkv of dtype float32 or bfloat16 (uint16) but got ", qkv);
   expect.layout("qkv", qkv);
   const int64_t batch = qkv.shape[0], frames = qkv.shape[1], tokens = qkv.shape[2], heads = qkv.shape[4],
                 dim = qkv.shape[5];
   check(qkv.size() > 0, "[frame_window_attention] expected qkv with values but got ", qkv);
-  check(dim <= kMaxHeadDim, "[frame_window_attention] expected head_dim of at most ", kMaxHeadDim, " but got ", dim);
-  check(ring.rank == 5, "[frame_window_attention] expected ring_key [batch, ring, tokens, heads, head_dim] but got ",
-        ring);
+  check(dim <= kMaxHeadDim, "[frame_window_attention] expected head_dim of at most ", kMaxHeadDim,
+        " but got ", dim);
+  check(ring.rank == 5,
+        "[frame_window_attention] expected ring_key [batch, ring, tokens, heads, head_dim] but got ", ring);
   const int64_t slots = ring.shape[1];
   const bool appends = static_cast<bool>(op.append_slot);
   expect.input("level", op.level, DType::float32, {batch, frames});
@@ -55,12 +60,14 @@ void check_op(const FrameWindowAttention& op) {
         "[frame_window_attention] expected reach exactly when mask is \"ranged\" but got ", op.reach);
   if (op.reach) check_indices(expect, "reach", op.reach, frames);
   check(op.rotary_dim >= 0 && op.rotary_dim % 2 == 0 && op.rotary_dim <= dim,
-        "[frame_window_attention] expected rotary_dim even and within [0, ", dim, "] but got ", op.rotary_dim);
+        "[frame_window_attention] expected rotary_dim even and within [0, ", dim, "] but got ",
+        op.rotary_dim);
   check(op.theta > 0, "[frame_window_attention] expected theta above 0 but got ", op.theta);
   check(op.epsilon >= 0, "[frame_window_attention] expected epsilon of at least 0 but got ", op.epsilon);
 }
 
-// Everything that kernels read besides the arrays themselves. Kept per thread: no allocation in the steady state.
+// Everything that kernels read besides the arrays themselves. Kept per thread: no allocation in the steady
+// state.
 struct Tables {
   std::vector<float> query_gain, key_gain, bias;
   std::vector<int64_t> index, position;  // [ring + frames]; -1 = empty or absent
@@ -69,7 +76,8 @@ struct Tables {
 };
 
 void fill_gains(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
-  const double scale = (op.scale != 0 ? op.scale : 1 / std::sqrt(static_cast<double>(p.head_dim))) * std::log2(std::exp(1.0));
+  const double scale =
+      (op.scale != 0 ? op.scale : 1 / std::sqrt(static_cast<double>(p.head_dim))) * std::log2(std::exp(1.0));
   t.query_gain.assign(p.padded_dim, 0);
   t.key_gain.assign(p.padded_dim, 0);
   for (int64_t d = 0; d < p.head_dim; ++d) {
@@ -89,7 +97,8 @@ void fill_rotary(const FrameWindowAttention& op, const FrameWindowAttentionParam
               t.rotary.data());
 }
 
-// Whether active frame i of batch b sees source s (a slot of the ring, or ring + an active frame); neither is absent.
+// Whether active frame i of batch b sees source s (a slot of the ring, or ring + an active frame); neither is
+// absent.
 bool sees(const FrameWindowAttention& op, const Tables& t, int64_t ring, int64_t b, int64_t i, int64_t s) {
   const float* level = op.level.as<float>() + b * op.level.shape[1];
   if (op.mask != Mask::bidirectional && s >= ring && !(level[s - ring] <= level[i])) return false;
@@ -99,7 +108,8 @@ bool sees(const FrameWindowAttention& op, const Tables& t, int64_t ring, int64_t
 }
 
 void fill_keys(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
-  constexpr float kMasked = -std::numeric_limits<float>::infinity();  // a fully masked row must stay exactly zero
+  constexpr float kMasked =
+      -std::numeric_limits<float>::infinity();  // a fully masked row must stay exactly zero
   t.key_source.assign(p.batch * p.key_stride, 0);
   t.key_count.assign(p.batch, 0);
   t.key_end.assign(p.batch * p.frames, 0);
@@ -135,19 +145,23 @@ FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
   p.normalise_query = static_cast<bool>(op.q_gain);
   p.normalise_key = static_cast<bool>(op.k_gain);
   p.epsilon = static_cast<float>(op.epsilon);
+  p.inverse_dim = 1.0f / static_cast<float>(p.head_dim);
   p.key_stride = round_up(p.ring + p.frames, 2 * kLane);
 
   t.index.resize(p.ring + p.frames);
   for (int64_t r = 0; r < p.ring; ++r) t.index[r] = index_at(op.ring_index, r);
   for (int64_t f = 0; f < p.frames; ++f) t.index[p.ring + f] = index_at(op.frame_index, f);
   fill_gains(op, p, t);
-  p.rotation = op.rotary_dim == 0 ? Rotation::none : op.interleaved ? Rotation::interleaved : Rotation::halves;
+  p.rotation = op.rotary_dim == 0 ? Rotation::none
+               : op.interleaved   ? Rotation::interleaved
+                                  : Rotation::halves;
   p.rotary_dim = op.rotary_dim;
   if (p.rotation != Rotation::none) fill_rotary(op, p, t);
   fill_keys(op, p, t);
   if (op.append_slot) {
     t.append_slot.resize(p.frames);
-    for (int64_t f = 0; f < p.frames; ++f) t.append_slot[f] = static_cast<int32_t>(index_at(op.append_slot, f));
+    for (int64_t f = 0; f < p.frames; ++f)
+      t.append_slot[f] = static_cast<int32_t>(index_at(op.append_slot, f));
     p.append_slot = t.append_slot.data();
   }
   p.query_gain = t.query_gain.data();
@@ -160,12 +174,14 @@ FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
   return p;
 }
 
-// The whole job on this thread when it is small, else a few ranges per thread so that a late thread costs little.
+// The whole job on this thread when it is small, else a few ranges per thread so that a late thread costs
+// little.
 int64_t grain(int64_t items, int64_t scores) {
   return scores <= kInlineScores ? items : std::max<int64_t>(1, items / (8 * threads()));
 }
 
-// A range packs the keys of every (batch, head) that it touches, so it takes whole ones if there are enough of them.
+// A range packs the keys of every (batch, head) that it touches, so it takes whole ones if there are enough
+// of them.
 int64_t frame_grain(int64_t items, const FrameWindowAttentionParams& p) {
   if (p.batch * p.heads >= 2 * threads()) return p.frames;
   return std::max<int64_t>(1, items / (2 * threads()));

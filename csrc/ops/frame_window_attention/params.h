@@ -1,4 +1,5 @@
-// FrameWindowAttention, what a kernel sees: raw pointers, sizes and the tables that op.cc prepares once per call.
+// FrameWindowAttention, what a kernel sees: raw pointers, sizes and the tables that op.cc prepares once per
+// call.
 #pragma once
 
 #include <cstddef>
@@ -22,9 +23,10 @@ struct FrameWindowAttentionParams {
 
   int64_t padded_dim;  // head_dim rounded up to kLane
   bool normalise_query, normalise_key;
-  float epsilon;
-  const float* query_gain;  // [padded_dim] gain * score scale * log2(e): scores are exponents of 2; 0 in the padding
-  const float* key_gain;    // [padded_dim] gain or 1; 0 in the padding
+  float epsilon, inverse_dim;  // inverse_dim = 1 / head_dim
+  const float*
+      query_gain;  // [padded_dim] gain * score scale * log2(e): scores are exponents of 2; 0 in the padding
+  const float* key_gain;  // [padded_dim] gain or 1; 0 in the padding
 
   // A frame is named by its source: a ring slot r is r, active frame f is ring + f.
   Rotation rotation;
@@ -35,15 +37,16 @@ struct FrameWindowAttentionParams {
   int64_t key_stride;         // capacity of the lists, a multiple of 2 * kLane
   const int32_t* key_source;  // [batch, key_stride]
   const int32_t* key_count;   // [batch]
-  const int32_t* key_end;     // [batch, frames] one past the last list entry that the frame sees; 0 = sees nothing
-  const float* bias;          // [batch, frames, key_stride] 0 where visible, else -inf
+  const int32_t*
+      key_end;        // [batch, frames] one past the last list entry that the frame sees; 0 = sees nothing
+  const float* bias;  // [batch, frames, key_stride] 0 where visible, else -inf
 
   const int32_t* append_slot;  // [frames] or null
 };
 
-// Temporal items are (batch, token) pairs; frame items are (batch, head, query frame) triples, which read the whole
-// ring of their batch and head, so `append` runs over all (batch, frame) pairs after them. Temporal items append
-// for themselves.
+// Temporal items are (batch, token) pairs; frame items are (batch, head, query frame) triples, which read the
+// whole ring of their batch and head, so `append` runs over all (batch, frame) pairs after them. Temporal
+// items append for themselves.
 struct FrameWindowAttentionKernel {
   size_t (*temporal_scratch)(const FrameWindowAttentionParams& p);  // bytes, 64-byte aligned
   void (*temporal)(const FrameWindowAttentionParams& p, int64_t begin, int64_t end, void* scratch);

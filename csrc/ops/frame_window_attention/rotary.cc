@@ -27,7 +27,8 @@ void fill(const RotaryForm& form, int64_t position, float* row) {
 
 struct Table {
   RotaryForm form;
-  std::unique_ptr<float[]> rows;  // left uninitialised: the system gives memory only to the rows that are filled
+  std::unique_ptr<float[]>
+      rows;  // left uninitialised: the system gives memory only to the rows that are filled
   std::vector<bool> filled;
 };
 

@@ -15,9 +15,9 @@ struct RotaryForm {
   }
 };
 
-// Points rows[i] at [2, padded_dim] floats for the angle positions[i] * theta^(-2k / rotary_dim), computed in double:
-// y = x * row[0] + partner(x) * row[1]. Positions are small because the caller re-bases them; the rows of small
-// positions are remembered per thread. Valid until the calling thread's next call.
+// Points rows[i] at [2, padded_dim] floats for the angle positions[i] * theta^(-2k / rotary_dim), computed in
+// double: y = x * row[0] + partner(x) * row[1]. Positions are small because the caller re-bases them; the
+// rows of small positions are remembered per thread. Valid until the calling thread's next call.
 void rotary_rows(const RotaryForm& form, const int64_t* positions, int64_t count, const float** rows);
 
 }  // namespace pyengine::ops

@@ -1,6 +1,6 @@
 // Rows of head_dim values: where they are, RMS norm, rotary embedding, packing into words, softmax.
-// Only cpu.cc includes this. `nv` template arguments fix the number of vectors per row so that a row stays in registers;
-// 0 leaves it to run time.
+// Only cpu.cc includes this. `nv` template arguments fix the number of vectors per row so that a row stays in
+// registers; 0 leaves it to run time.
 #pragma once
 
 #include <cmath>  // INFINITY, exp2f
@@ -18,7 +18,9 @@ using Params = FrameWindowAttentionParams;
 constexpr int kMaxVectors = 256 / kWidth;
 enum Part { kQuery, kKey, kValue };
 
-PYENGINE_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+PYENGINE_INLINE int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 template <int nv>
 PYENGINE_INLINE int vectors(const Params& p) {
@@ -38,7 +40,8 @@ struct Sizes {
 
 template <class T>
 PYENGINE_INLINE const T* active(const Params& p, int64_t b, int64_t f, int64_t n, Part part, int64_t h) {
-  return static_cast<const T*>(p.qkv) + ((((b * p.frames + f) * p.tokens + n) * 3 + part) * p.heads + h) * p.head_dim;
+  return static_cast<const T*>(p.qkv) +
+         ((((b * p.frames + f) * p.tokens + n) * 3 + part) * p.heads + h) * p.head_dim;
 }
 template <class T>
 PYENGINE_INLINE T* slot(void* ring, const Params& p, int64_t b, int64_t r, int64_t n, int64_t h) {
@@ -74,7 +77,7 @@ PYENGINE_INLINE void normalise(const Params& p, bool rms, const float* gain, Vec
   if (rms) {
     Vec squares = v[0] * v[0];
     for (int i = 1; i < n; ++i) squares = madd(v[i], v[i], squares);
-    scale = set(1 / __builtin_sqrtf(sum(squares) / static_cast<float>(p.head_dim) + p.epsilon));
+    scale = set(1 / __builtin_sqrtf(sum(squares) * p.inverse_dim + p.epsilon));
   }
   for (int i = 0; i < n; ++i) v[i] = v[i] * (scale * load(gain + i * kWidth));
 }
@@ -90,7 +93,8 @@ PYENGINE_INLINE void rotate(const Params& p, int64_t source, Vec* v) {
       v[i] = madd(swap_neighbours(v[i]), load(sine + i * kWidth), v[i] * load(cosine + i * kWidth));
     return;
   }
-  // The partner of d is (d + rotary_dim / 2) mod rotary_dim: read it from the row written twice, rotary_dim apart.
+  // The partner of d is (d + rotary_dim / 2) mod rotary_dim: read it from the row written twice, rotary_dim
+  // apart.
   float twice[2 * kMaxVectors * kWidth];
   for (int i = 0; i < n; ++i) store(twice + i * kWidth, v[i]);
   for (int i = 0; i < n; ++i) store(twice + p.rotary_dim + i * kWidth, v[i]);
@@ -163,7 +167,8 @@ PYENGINE_INLINE void append_row(const Params& p, int64_t b, int64_t f, int64_t n
   std::memcpy(value, active<T>(p, b, f, n, kValue, h), sizeof(T) * p.head_dim);
 }
 
-// Scores to weights (as words, in place) relative to max(`floor`, the highest score). Returns that maximum and the sum.
+// Scores to weights (as words, in place) relative to max(`floor`, the highest score). Returns that maximum
+// and the sum.
 struct Softmax {
   float max, sum;
 };
@@ -186,6 +191,7 @@ PYENGINE_INLINE Softmax softmax(float* scores, const float* bias, int n, float f
     total = total + w;
     store_words<kPairs<T>>(scores + i * step, w);
   }
+  if (kDepthMultiple<T> > 1 && n % 2) store_part(scores + n * step, set(0), step);
   return {m, sum(total)};
 }
 

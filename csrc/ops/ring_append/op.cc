@@ -18,8 +18,10 @@ constexpr int64_t kInlineBytes = 1 << 18;  // a copy of this size takes about as
 void ring_append(const RingAppend& op) {
   const Tensor &key = op.key, &ring_key = op.ring_key;
   check(key.rank == 5, "[ring_append] expected key [batch, frames, tokens, heads, head_dim] but got ", key);
-  check(ring_key.rank == 5, "[ring_append] expected ring_key [batch, ring, tokens, heads, head_dim] but got ", ring_key);
-  check(is_float(key.dtype), "[ring_append] expected key of dtype float32 or bfloat16 (uint16) but got ", key);
+  check(ring_key.rank == 5, "[ring_append] expected ring_key [batch, ring, tokens, heads, head_dim] but got ",
+        ring_key);
+  check(is_float(key.dtype), "[ring_append] expected key of dtype float32 or bfloat16 (uint16) but got ",
+        key);
   const int64_t batch = key.shape[0], frames = key.shape[1], ring = ring_key.shape[1];
   const int64_t tokens = key.shape[2], heads = key.shape[3], head_dim = key.shape[4];
   expect.layout("key", key);

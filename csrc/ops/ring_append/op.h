@@ -1,6 +1,6 @@
 // RingAppend: writes keys and values of active frames into ring slots, in place and bit for bit.
-// frame_window_attention does this itself when cut; this serves inlined graphs, whose outputs are key and value.
-// There is no params.h and no cpu.cc: it is one memcpy per frame, the same on every instruction set.
+// frame_window_attention does this itself when cut; this serves inlined graphs, whose outputs are key and
+// value. There is no params.h and no cpu.cc: it is one memcpy per frame, the same on every instruction set.
 #pragma once
 
 #include "core/tensor.h"

@@ -24,7 +24,7 @@ from .world import FPS, HEIGHT, WIDTH
 
 VERSION = "1"
 BRANCHES = 2  # prompt and null
-CONTEXT_FRAMES = 8  # clean latent frames in the ring
+CONTEXT_FRAMES = 6  # clean latent frames in the ring
 GUIDANCE = 2.0
 
 

@@ -1,4 +1,8 @@
-"""Train the autoencoder on endless fresh scenes: `python -m pyengine.export.families.shapes.train_autoencoder --help`."""
+"""Train the autoencoder on endless fresh scenes: `python -m pyengine.export.families.shapes.train_autoencoder --help`.
+
+With `--encoder FOLDER` the encoder of an earlier run is kept as it is and only the decoder goes on, in a folder of its own: so the
+decoder can improve after the denoiser has been trained on the encoder's latents.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +21,7 @@ from .training import Trainer, learning_rate
 from .world import render, sample_scene
 
 CLIP_LATENTS = 4
-LATENT_NOISE = 0.1  # the decoder learns to bear what the denoiser leaves behind
+LATENT_NOISE = 0.15  # the decoder learns to bear what the denoiser leaves behind
 
 
 def sample_clips(rng: np.random.Generator, count: int) -> Tensor:
@@ -59,17 +64,21 @@ def _mix(mix: torch.nn.Module, x: Tensor, count: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/autoencoder"), help="checkpoints and log; resumes from here")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8, help="clips of 16 frames per step")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this long; the learning rate then follows the clock")
+    parser.add_argument("--encoder", type=Path, default=None, help="train the decoder alone, from this earlier run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    model = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()}).to(arguments.device)
-    model = model.to(memory_format=torch.channels_last)
+    model = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()})
+    if arguments.encoder is not None:
+        model.load_state_dict(load_file(arguments.encoder / "average.safetensors"))
+        model["encoder"].requires_grad_(False).eval()
+    model = model.to(arguments.device, memory_format=torch.channels_last)
     trainer = Trainer(model, arguments.folder, peak_rate=2e-3, ema=0.998)
     rng = np.random.default_rng(trainer.step + 1)
     started = time.perf_counter()

@@ -22,7 +22,7 @@ from .denoiser import Denoiser
 from .text_encoder import TextEncoder, null_ids
 from .training import Trainer, learning_rate
 
-CLIP_LATENTS = 16
+CLIP_LATENTS = 14
 CHUNK = 2  # latent frames that share a level
 CHUNKS = 4  # noisy chunks in a full window
 WARP = 2.0  # timestep warp t' = r t / (1 + (r - 1) t)
@@ -35,7 +35,7 @@ CONTEXT_NOISE = 0.12  # clean frames are never quite clean at inference: they we
 
 @dataclass
 class Window:
-    """The plan of a batch. All [batch, 16]: level in [0, 1], chunk number, whether the frame is present at all."""
+    """The plan of a batch. All [batch, 14]: level in [0, 1], chunk number, whether the frame is present at all."""
 
     level: Tensor
     chunk: Tensor
@@ -43,7 +43,7 @@ class Window:
 
     @property
     def allowed(self) -> Tensor:
-        """Which frame (row) sees which (column): [batch, 16, 16] bool. Noise-causal; equally clean frames see each other block-causally."""
+        """Which frame (row) sees which (column): [batch, 14, 14] bool. Noise-causal; equally clean frames see each other block-causally."""
         row, column = self.level[:, :, None], self.level[:, None, :]
         earlier = self.chunk[:, None, :] <= self.chunk[:, :, None]
         seen = (column < row) | ((column == row) & ((row > 0) | earlier))
@@ -53,7 +53,7 @@ class Window:
 
 def sample_windows(batch: int) -> Window:
     """Draw the batch's windows."""
-    place = torch.arange(CLIP_LATENTS)[None]  # [1, 16]
+    place = torch.arange(CLIP_LATENTS)[None]  # [1, 14]
     chunk_frames = torch.where(torch.rand(batch, 1) < SINGLE_FRAME_SHARE, 1, CHUNK)
     chunk = place // chunk_frames
     chunks = CHUNKS * CHUNK // chunk_frames  # noisy chunks of a full window
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("runs/corpus"))
     parser.add_argument("--folder", type=Path, default=Path("runs/denoiser"), help="checkpoints and log; resumes from here")
     parser.add_argument("--steps", type=int, default=40000)
-    parser.add_argument("--batch", type=int, default=32, help="clips of 16 latents per step")
+    parser.add_argument("--batch", type=int, default=32, help="clips of 14 latents per step")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this long; the learning rate then follows the clock")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def draw(latents: Tensor, tokens: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """Random clips [batch, 16, 8, 8, 8] float32 and their captions [batch, 20], some of them dropped."""
+    """Random clips [batch, 14, 8, 8, 8] float32 and their captions [batch, 20], some of them dropped."""
     pick = torch.randint(len(latents), (batch,))
     start = torch.randint(latents.shape[1] - CLIP_LATENTS + 1, (batch, 1))
     clips = latents[pick[:, None], start + torch.arange(CLIP_LATENTS)]

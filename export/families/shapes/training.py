@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WARM_UP_STEPS = 200
+WARM_UP_STEPS = 100
 SAVE_SECONDS = 120.0
 LOG_STEPS = 20
 

@@ -1,0 +1,351 @@
+"""Measures a bundle on this machine: steady speed, time to the first frame, calls, memory and overhead, in turns with peers.
+
+    result = bench("shapes", peers=False)      # what `pyengine bench shapes --json --no-peers` prints
+
+The engine and its peers make the same video in turns, round after round in one process, so a busy machine slows them alike: read the
+ratios. Nothing here imports torch or onnx unless peers are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from pyengine import _C
+from pyengine.build import Progress
+from pyengine.engine import Engine, load
+from pyengine.errors import BackendUnavailable, ConfigError, PyEngineError
+from pyengine.stream import Stream
+
+__all__ = ["add_arguments", "bench", "machine", "run"]
+
+PROMPT = "a red circle bounces over a blue background"
+SEED = 7
+ENGINE = "pyengine"
+ROUNDS = 5
+WARM_STARTS = 3
+WARM_CLIPS = 8  # until window and ring are full, every shape has run, and a compiler has compiled
+PAUSE_SECONDS = 0.2  # between turns: threads of the one before stop spinning
+PACKAGES = ("pyengine-video", "numpy", "openvino", "onnxruntime", "torch")
+# A new process, from its start to its first frame. Its peak memory is read after a few seconds of video more.
+CHILD = """
+import json, sys, time
+before = time.perf_counter()
+import pyengine
+imported = time.perf_counter() - before
+options = json.loads(sys.argv[1])
+with pyengine.load(options["bundle"], **options["load"]).stream(options["prompt"], seed=options["seed"]) as stream:
+    next(stream)
+    first = time.time()
+    from pyengine.bench import peak_memory_mb
+    building = peak_memory_mb()
+    for _ in range(options["frames"]):
+        next(stream)
+print(json.dumps({"first": first, "import": imported, "first_frame_mb": building, "peak_mb": peak_memory_mb()}))
+"""
+
+
+def bench(
+    bundle: str | Path = "shapes",
+    *,
+    seconds: float = 20.0,
+    backend: str = "openvino",
+    precision: str = "auto",
+    choice: str = "auto",
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+    peers: bool | Sequence[str] = True,
+    prompt: str = PROMPT,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Numbers as plain data, ready for JSON. `seconds` of measuring for the engine and for every peer, beside their start.
+
+    frames_per_second    steady, the median of rounds; `rounds` has each of them, for every contender
+    first_frame_seconds  from the start of a new process, import and load included: `cold` with an empty plan cache, `warm` with a plan
+    call_ms              one call of the network as the stream makes it, with guidance and sampler: p50, p95
+    peak_memory_mb       of a process that does nothing else, on a cached plan
+    overhead_percent     of a run of the plan: time outside compiled segments and kernels. `overhead` adds the whole call's share
+                         outside them (schedule, sampler, noise) and the stream's time between calls (waiting for the decoder)
+    peers                name -> frames per second; times_faster: name -> engine over peer, the median of rounds
+
+    `peers` may name some out of `pyengine.export.peers.NAMES`. Raises BackendUnavailable where peers need packages that are missing.
+    """
+    if seconds <= 0:
+        raise ConfigError(f"expected seconds of measuring above 0 but got {seconds}")
+    say = progress or (lambda done, total, what: None)
+    options: dict[str, Any] = {"backend": backend, "precision": precision, "choice": choice, "threads": threads}
+    names = _peer_names(peers)
+    total = 2 + ROUNDS + len(names)
+    say(0, total, "first frame, cold and warm")
+    starts = _first_frames(bundle, options, prompt)
+    engine = load(bundle, cache_dir=cache_dir, **options)
+    with engine.stream(prompt, seed=SEED) as stream:
+        probe = _Probe(stream)
+        contenders: dict[str, Iterator[np.ndarray]] = {ENGINE: stream.clips()}
+        failed: dict[str, str] = {}
+        say(1, total, f"warming {ENGINE}")
+        _take(contenders[ENGINE], WARM_CLIPS)
+        for index, (name, start) in enumerate(_peer_starts(engine, names, prompt, threads, cache_dir)):
+            say(2 + index, total, f"warming {name}")
+            try:
+                clips = start()
+                _take(clips, WARM_CLIPS)
+                contenders[name] = clips
+            except Exception as error:  # a compiler that is missing, say: the others still count
+                failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        rounds: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(ROUNDS):
+            say(2 + len(names) + turn, total, f"round {turn + 1} of {ROUNDS}")
+            for name, clips in contenders.items():
+                time.sleep(PAUSE_SECONDS)
+                next(clips)
+                with probe:
+                    rounds[name].append(_frames_per_second(clips, seconds / ROUNDS))
+    say(total, total, "done")
+    faster = {name: [a / b for a, b in zip(rounds[ENGINE], rounds[name], strict=True)] for name in rounds if name != ENGINE}
+    return {
+        "bundle": engine.bundle.name,
+        "machine": machine(),
+        "plan": {
+            "backend": backend,
+            "precision": engine.plans[0].precision,
+            "choices": {str(part.variant): part.choice for plan in engine.plans for part in plan.parts.values()},
+        },
+        "frames_per_second": round(median(rounds[ENGINE]), 2),
+        **starts,
+        "call_ms": probe.call_ms(),
+        "overhead_percent": probe.overhead()["executor"],
+        "overhead": probe.overhead(),
+        "peers": {name: round(median(rounds[name]), 2) for name in faster},
+        "times_faster": {name: round(median(values), 3) for name, values in faster.items()},
+        "times_faster_spread": {name: [round(min(values), 3), round(max(values), 3)] for name, values in faster.items()},
+        "rounds": {name: [round(value, 2) for value in values] for name, values in rounds.items()},
+        "peers_failed": failed,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on beside the code."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"cpu": _cpu_name(), "cores": _cores(), "isa": _C.cpu_isa(), "system": platform.platform(), "versions": versions}
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held so far, in MB of 10^6 bytes."""
+    try:
+        # Not ru_maxrss: on Linux a new process starts with its parent's.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024 / 1e6
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+@dataclass
+class _Probe:
+    """Times every call of a stream, and the denoiser's run inside it, while it is entered."""
+
+    stream: Stream
+    calls: list[float] = field(default_factory=list)
+    wall: float = 0.0
+    _before: dict[str, float] = field(default_factory=dict)
+    _spent: dict[str, float] = field(default_factory=lambda: {"segments": 0.0, "ops": 0.0, "runs": 0.0, "denoiser": 0.0})
+    _entered: float = 0.0
+    _active: bool = False
+
+    def __post_init__(self) -> None:
+        window, executor = self.stream._window, self.stream._open()
+        advance, run = window.advance, executor.run
+
+        def timed_advance() -> list[tuple[int, np.ndarray]]:
+            start = time.perf_counter()
+            result = advance()
+            if self._active:
+                self.calls.append(time.perf_counter() - start)
+            return result
+
+        def timed_run(variant: Any) -> None:
+            start = time.perf_counter()
+            run(variant)
+            if self._active and variant.component == "denoiser":
+                self._spent["denoiser"] += time.perf_counter() - start
+
+        window.advance, executor.run = timed_advance, timed_run  # type: ignore[method-assign]
+
+    def __enter__(self) -> _Probe:
+        self._active, self._before, self._calls_before = True, self.stream.seconds, len(self.calls)
+        self._entered = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if len(self.calls) > self._calls_before:  # not a peer's turn
+            self.wall += time.perf_counter() - self._entered
+        self._active = False
+        for key, value in self.stream.seconds.items():
+            self._spent[key] += value - self._before[key]
+
+    def call_ms(self) -> dict[str, float]:
+        p50, p95 = np.percentile(self.calls, [50, 95]) * 1e3
+        return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "count": len(self.calls)}
+
+    def overhead(self) -> dict[str, float]:
+        """Percent. executor: of plan runs, outside segments and kernels. call: of calls, outside the plan or lost in the executor.
+        stream: of wall time, outside calls.
+        """
+        spent, calls = self._spent, sum(self.calls)
+        lost = (spent["runs"] - spent["segments"] - spent["ops"]) / spent["runs"]
+        outside = (calls - spent["denoiser"] + lost * spent["denoiser"]) / calls
+        shares = {"executor": lost, "call": outside, "stream": (self.wall - calls) / self.wall}
+        return {name: round(100 * share, 3) for name, share in shares.items()}
+
+
+def _frames_per_second(clips: Iterator[np.ndarray], seconds: float) -> float:
+    """Whole clips for at least `seconds`."""
+    frames, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not frames:
+        frames += len(next(clips))
+    return frames / elapsed
+
+
+def _take(clips: Iterator[np.ndarray], count: int) -> None:
+    for _ in range(count):
+        next(clips)
+
+
+def _peer_names(peers: bool | Sequence[str]) -> tuple[str, ...]:
+    if not peers:
+        return ()
+    try:
+        from pyengine.export.peers import DEFAULT, NAMES
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"peers need the package {error.name}: pip install 'pyengine-video[export]', or leave them out with --no-peers"
+        ) from error
+    names = DEFAULT if peers is True else tuple(peers)
+    if unknown := set(names) - set(NAMES):
+        raise ConfigError(f"expected peers out of {', '.join(NAMES)} but got {', '.join(sorted(unknown))}")
+    return names
+
+
+def _peer_starts(
+    engine: Engine, names: Sequence[str], prompt: str, threads: int | None, cache_dir: str | Path | None
+) -> Iterator[tuple[str, Callable[[], Iterator[np.ndarray]]]]:
+    if not names:
+        return
+    from pyengine.export.peers import Peers
+
+    precision = engine.plans[0].precision
+    cache = Path(cache_dir) if cache_dir else None
+    peers = Peers(engine.bundle, prompt=prompt, seed=SEED, precision=precision, threads=threads or _cores(), cache_dir=cache)
+    for name in names:
+        yield name, lambda name=name: peers.clips(name)  # type: ignore[misc]
+
+
+def _first_frames(bundle: str | Path, options: dict[str, Any], prompt: str) -> dict[str, Any]:
+    """New processes: one with an empty plan cache, then some that find its plan."""
+    source = str(Path(bundle).resolve()) if Path(bundle).is_dir() else str(bundle)
+    with tempfile.TemporaryDirectory(prefix="pyengine-bench-") as cache:
+        given = {"bundle": source, "load": {**options, "cache_dir": cache}, "prompt": prompt, "seed": SEED, "frames": 96}
+        cold, *warm = (_start(given) for _ in range(1 + WARM_STARTS))
+    return {
+        "first_frame_seconds": {
+            "cold": round(cold["seconds"], 3),
+            "warm": round(median(start["seconds"] for start in warm), 3),
+        },
+        "import_seconds": round(median(start["import"] for start in warm), 4),
+        "peak_memory_mb": round(median(start["peak_mb"] for start in warm), 1),
+        "peak_memory_building_mb": round(cold["first_frame_mb"], 1),
+    }
+
+
+def _start(given: dict[str, Any]) -> dict[str, float]:
+    start = time.time()
+    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(given)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise PyEngineError(f"a new process could not make its first frame: {lines[-1]}")
+    record: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return {**record, "seconds": record["first"] - start}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from pyengine.commands.engine_options import add_engine_options
+
+    parser.add_argument("bundle", nargs="?", default="shapes", help="a bundled name or a folder (default: shapes)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--no-peers", action="store_true", help="measure the engine alone; needs neither torch nor onnx")
+    parser.add_argument("--seconds", type=float, default=20.0, help="measuring time of the engine and of every peer (default: 20)")
+    parser.add_argument("--prompt", default=PROMPT, help="what the video shows; does not change the speed")
+    add_engine_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command's work: measure, then print JSON or a short table."""
+
+    def report(done: int, total: int, what: str) -> None:
+        print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
+
+    result = bench(
+        arguments.bundle,
+        seconds=arguments.seconds,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        choice=arguments.choice,
+        threads=arguments.threads,
+        cache_dir=arguments.cache,
+        peers=not arguments.no_peers,
+        prompt=arguments.prompt,
+        progress=report if sys.stderr.isatty() or not arguments.json else None,
+    )
+    print(json.dumps(result, indent=1) if arguments.json else table(result))
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """The numbers for a reader."""
+    first, call, overhead = result["first_frame_seconds"], result["call_ms"], result["overhead"]
+    where = result["machine"]
+    lines = [
+        f"{where['cpu']}, {where['cores']} cores, {where['isa']}; {result['plan']['backend']} {result['plan']['precision']}",
+        f"steady         {result['frames_per_second']:8.1f} frames/s",
+        f"first frame    {first['warm']:8.2f} s warm, {first['cold']:.2f} s cold",
+        f"call           {call['p50']:8.2f} ms p50, {call['p95']:.2f} ms p95",
+        f"peak memory    {result['peak_memory_mb']:8.0f} MB",
+        f"overhead       {overhead['executor']:8.2f} % of a run, {overhead['call']:.2f} % of a call",
+    ]
+    lines += [f"{name:<24}{fps:8.1f} frames/s   {result['times_faster'][name]:.2f}x" for name, fps in result["peers"].items()]
+    lines += [f"{name:<24}  failed: {why}" for name, why in result["peers_failed"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,24 @@
+"""Fixtures that several files share: the bundled engine, with plans kept for the whole run in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pyengine
+
+
+@pytest.fixture(scope="session")
+def plan_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this run keeps its plans."""
+    return tmp_path_factory.mktemp("plans")
+
+
+@pytest.fixture(scope="session")
+def engine(plan_cache: Path) -> Iterator[pyengine.Engine]:
+    """The bundled model, with our kernels cut in so that every test exercises them."""
+    loaded = pyengine.load("shapes", cache_dir=plan_cache, choice="cut")
+    yield loaded
+    loaded.close()

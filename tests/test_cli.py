@@ -1,0 +1,125 @@
+"""The command line as a user meets it: files, exit codes, one-sentence refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyengine
+from pyengine.cli import main
+
+PROMPT = "a red circle bounces over a blue background"
+
+
+@pytest.fixture(autouse=True)
+def _cache(plan_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYENGINE_CACHE", str(plan_cache))
+
+
+def generate(*words: str) -> int:
+    return main(["generate", PROMPT, "--choice", "cut", *words])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_generate_writes_a_playable_file(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"video{suffix}"
+    assert generate("--frames", "20", "--output", str(path), "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["frames"] == 20
+    assert pyengine.read_video(path).shape == (20, 256, 256, 3)
+
+
+def test_generate_writes_a_folder_of_pictures(tmp_path: Path) -> None:
+    assert generate("--frames", "5", "--output", str(tmp_path / "frames") + "/", "--upscale", "1") == 0
+    pictures = sorted((tmp_path / "frames").glob("*.png"))
+    assert len(pictures) == 5
+    assert pyengine.read_image(pictures[0]).shape == (1, 64, 64, 3)
+
+
+def test_generate_is_what_the_stream_gives(tmp_path: Path, engine: pyengine.Engine) -> None:
+    assert generate("--frames", "6", "--seed", "5", "--upscale", "1", "--output", str(tmp_path / "f") + "/") == 0
+    written = np.concatenate([pyengine.read_image(path) for path in sorted((tmp_path / "f").glob("*.png"))])
+    with engine.stream(PROMPT, seed=5, frames=6) as stream:
+        assert np.array_equal(written, np.stack(list(stream)))
+
+
+def test_generate_continues_a_video(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.mp4", tmp_path / "second.mp4"
+    assert generate("--frames", "24", "--output", str(first)) == 0
+    assert generate("--frames", "48", "--video", str(first), "--output", str(second)) == 0
+    one, two = pyengine.read_video(first).astype(int), pyengine.read_video(second).astype(int)
+    assert len(two) == 48
+    assert np.abs(two[:24] - one).mean() < 8  # the given frames open the video, encoded once more
+
+
+def test_generate_starts_from_a_picture(tmp_path: Path) -> None:
+    assert generate("--frames", "1", "--upscale", "1", "--output", str(tmp_path / "f") + "/") == 0
+    picture = next((tmp_path / "f").glob("*.png"))
+    assert generate("--frames", "9", "--image", str(picture), "--output", str(tmp_path / "v.mp4")) == 0
+    assert len(pyengine.read_video(tmp_path / "v.mp4")) == 9
+
+
+REFUSED = [
+    (["generate", ""], "empty"),
+    (["generate", "a red dragon bounces"], "dragon"),
+    (["generate", PROMPT, "--seconds", "-1"], "at least one frame"),
+    (["generate", PROMPT, "--output", "/proc/no/video.mp4"], "/proc/no/video.mp4"),
+    (["generate", PROMPT, "--output", "video.xyz"], ".mp4"),
+    (["generate", PROMPT, "--backend", "abacus"], "abacus"),
+    (["generate", PROMPT, "--precision", "int3"], "int3"),
+    (["generate", PROMPT, "--bundle", "nothing-here"], "nothing-here"),
+    (["generate", PROMPT, "--image", "missing.png"], "missing.png"),
+    (["generate", PROMPT, "--upscale", "0"], "upscale"),
+    (["info", "nothing-here"], "shapes"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert message in printed[-1]
+    assert not any("Traceback" in line for line in printed)
+
+
+def test_ctrl_c_closes_the_file_and_exits_130(tmp_path: Path, plan_cache: Path) -> None:
+    path = tmp_path / "video.mp4"
+    command = [sys.executable, "-P", "-m", "pyengine", "generate", PROMPT, "--choice", "cut", "--seconds", "3000", "--output", str(path)]
+    process = subprocess.Popen(command, env=os.environ | {"PYENGINE_CACHE": str(plan_cache)}, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while (not path.exists() or path.stat().st_size < 20_000) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, said
+    assert "made so far" in said
+    assert len(pyengine.read_video(path)) > 24
+
+
+def test_info_and_build_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "shapes", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bundle"]["name"] == "shapes"
+    assert facts["bundle"]["megabytes"] < 25
+    assert main(["build", "shapes", "--choice", "cut", "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert {part["choice"] for part in parts if part["variant"].startswith("denoiser")} == {"cut"}
+
+
+@pytest.mark.parametrize("command", ["", "generate", "build", "info", "bench", "export"])
+def test_help_is_worth_reading(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([*command.split(), "--help"])
+    assert done.value.code == 0
+    assert len(capsys.readouterr().out) > 300
