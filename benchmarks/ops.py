@@ -28,6 +28,7 @@ from pyengine.export.ops.denoise_step import StepCase
 from pyengine.export.ops.frame_window_attention import visible
 from pyengine.export.ops.frame_window_attention_cases import AttentionCase
 
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Contenders = dict[str, Callable[[], Any]]
 
 
@@ -97,29 +98,36 @@ def attention(case: AttentionCase, compiled: bool) -> Contenders:
     qkv, ring_key, ring_value = inputs["qkv"], inputs["ring_key"], inputs["ring_value"]
     q_gain, k_gain = inputs["q_gain"], inputs["k_gain"]
 
-    def rows() -> tuple[torch.Tensor, ...]:
+    def to_rows(x: torch.Tensor) -> torch.Tensor:
+        if temporal:
+            return x.permute(0, 2, 3, 1, 4).flatten(0, 1)  # [B * N, H, F, D]
+        return x.flatten(1, 2).transpose(1, 2)  # [B, H, F * N, D]
+
+    def rows() -> Rows:
         query, key, value = qkv.unbind(3)
         query = rms_norm(query, (case.head_dim,), q_gain, 1e-6)
         key = torch.cat((ring_key, rms_norm(key, (case.head_dim,), k_gain, 1e-6)), 1)
         value = torch.cat((ring_value, value), 1)
         query, key = rotate(query, cosine[case.ring :], sine[case.ring :]), rotate(key, cosine, sine)
-        if temporal:  # [B * N, H, F, D]
-            return tuple(x.permute(0, 2, 3, 1, 4).flatten(0, 1) for x in (query, key, value))
-        return tuple(x.flatten(1, 2).transpose(1, 2) for x in (query, key, value))  # [B, H, F * N, D]
+        return to_rows(query), to_rows(key), to_rows(value)
+
+    def sdpa(rows: Rows) -> torch.Tensor:
+        return scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask)
 
     def eager() -> torch.Tensor:
-        out = scaled_dot_product_attention(*rows(), attn_mask=mask)
+        out = sdpa(rows())
         if temporal:
             out = out.unflatten(0, (case.batch, case.tokens)).permute(0, 3, 1, 2, 4)
         else:
             out = out.transpose(1, 2)
         return out.reshape(arrays["out"].shape)
 
-    ready = [x.contiguous() for x in rows()]
+    query, key, value = rows()
+    ready = (query.contiguous(), key.contiguous(), value.contiguous())
     contenders: Contenders = {
         "pyengine": lambda: _C.frame_window_attention(**arrays, **attributes),
         "eager": eager,
-        "sdpa": lambda: scaled_dot_product_attention(*ready, attn_mask=mask),
+        "sdpa": lambda: sdpa(ready),
     }
     if compiled:
         contenders["compiled"] = torch.compile(eager, dynamic=False)

@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from pyengine import _C
+from pyengine.bench_probe import Probe, cores, machine
 from pyengine.build import Progress
 from pyengine.engine import Engine, load
 from pyengine.errors import BackendUnavailable, ConfigError, PyEngineError
-from pyengine.stream import Stream
 
-__all__ = ["add_arguments", "bench", "machine", "run"]
+__all__ = ["add_arguments", "bench", "run", "table"]
 
 PROMPT = "a red circle bounces over a blue background"
 SEED = 7
@@ -40,7 +36,6 @@ ROUNDS = 5
 WARM_STARTS = 3
 WARM_CLIPS = 8  # until window and ring are full, every shape has run, and a compiler has compiled
 PAUSE_SECONDS = 0.2  # between turns: threads of the one before stop spinning
-PACKAGES = ("pyengine-video", "numpy", "openvino", "onnxruntime", "torch")
 # A new process, from its start to its first frame. Its peak memory is read after a few seconds of video more.
 CHILD = """
 import json, sys, time
@@ -51,7 +46,7 @@ options = json.loads(sys.argv[1])
 with pyengine.load(options["bundle"], **options["load"]).stream(options["prompt"], seed=options["seed"]) as stream:
     next(stream)
     first = time.time()
-    from pyengine.bench import peak_memory_mb
+    from pyengine.bench_probe import peak_memory_mb
     building = peak_memory_mb()
     for _ in range(options["frames"]):
         next(stream)
@@ -87,14 +82,19 @@ def bench(
     if seconds <= 0:
         raise ConfigError(f"expected seconds of measuring above 0 but got {seconds}")
     say = progress or (lambda done, total, what: None)
-    options: dict[str, Any] = {"backend": backend, "precision": precision, "choice": choice, "threads": threads}
+    options: dict[str, Any] = {
+        "backend": backend,
+        "precision": precision,
+        "choice": choice,
+        "threads": threads,
+    }
     names = _peer_names(peers)
     total = 2 + ROUNDS + len(names)
     say(0, total, "first frame, cold and warm")
     starts = _first_frames(bundle, options, prompt)
     engine = load(bundle, cache_dir=cache_dir, **options)
     with engine.stream(prompt, seed=SEED) as stream:
-        probe = _Probe(stream)
+        probe = Probe(stream)
         contenders: dict[str, Iterator[np.ndarray]] = {ENGINE: stream.clips()}
         failed: dict[str, str] = {}
         say(1, total, f"warming {ENGINE}")
@@ -106,24 +106,32 @@ def bench(
                 _take(clips, WARM_CLIPS)
                 contenders[name] = clips
             except Exception as error:  # a compiler that is missing, say: the others still count
-                failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                failed[name] = (
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                )
         rounds: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(ROUNDS):
             say(2 + len(names) + turn, total, f"round {turn + 1} of {ROUNDS}")
             for name, clips in contenders.items():
                 time.sleep(PAUSE_SECONDS)
                 next(clips)
-                with probe:
+                with probe if name == ENGINE else nullcontext():
                     rounds[name].append(_frames_per_second(clips, seconds / ROUNDS))
     say(total, total, "done")
-    faster = {name: [a / b for a, b in zip(rounds[ENGINE], rounds[name], strict=True)] for name in rounds if name != ENGINE}
+    faster = {
+        name: [a / b for a, b in zip(rounds[ENGINE], rounds[name], strict=True)]
+        for name in rounds
+        if name != ENGINE
+    }
     return {
         "bundle": engine.bundle.name,
         "machine": machine(),
         "plan": {
             "backend": backend,
             "precision": engine.plans[0].precision,
-            "choices": {str(part.variant): part.choice for plan in engine.plans for part in plan.parts.values()},
+            "choices": {
+                str(part.variant): part.choice for plan in engine.plans for part in plan.parts.values()
+            },
         },
         "frames_per_second": round(median(rounds[ENGINE]), 2),
         **starts,
@@ -132,92 +140,12 @@ def bench(
         "overhead": probe.overhead(),
         "peers": {name: round(median(rounds[name]), 2) for name in faster},
         "times_faster": {name: round(median(values), 3) for name, values in faster.items()},
-        "times_faster_spread": {name: [round(min(values), 3), round(max(values), 3)] for name, values in faster.items()},
+        "times_faster_spread": {
+            name: [round(min(values), 3), round(max(values), 3)] for name, values in faster.items()
+        },
         "rounds": {name: [round(value, 2) for value in values] for name, values in rounds.items()},
         "peers_failed": failed,
     }
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on beside the code."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"cpu": _cpu_name(), "cores": _cores(), "isa": _C.cpu_isa(), "system": platform.platform(), "versions": versions}
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has held so far, in MB of 10^6 bytes."""
-    try:
-        # Not ru_maxrss: on Linux a new process starts with its parent's.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024 / 1e6
-    except (OSError, StopIteration):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-@dataclass
-class _Probe:
-    """Times every call of a stream, and the denoiser's run inside it, while it is entered."""
-
-    stream: Stream
-    calls: list[float] = field(default_factory=list)
-    wall: float = 0.0
-    _before: dict[str, float] = field(default_factory=dict)
-    _spent: dict[str, float] = field(default_factory=lambda: {"segments": 0.0, "ops": 0.0, "runs": 0.0, "denoiser": 0.0})
-    _entered: float = 0.0
-    _active: bool = False
-
-    def __post_init__(self) -> None:
-        window, executor = self.stream._window, self.stream._open()
-        advance, run = window.advance, executor.run
-
-        def timed_advance() -> list[tuple[int, np.ndarray]]:
-            start = time.perf_counter()
-            result = advance()
-            if self._active:
-                self.calls.append(time.perf_counter() - start)
-            return result
-
-        def timed_run(variant: Any) -> None:
-            start = time.perf_counter()
-            run(variant)
-            if self._active and variant.component == "denoiser":
-                self._spent["denoiser"] += time.perf_counter() - start
-
-        window.advance, executor.run = timed_advance, timed_run  # type: ignore[method-assign]
-
-    def __enter__(self) -> _Probe:
-        self._active, self._before, self._calls_before = True, self.stream.seconds, len(self.calls)
-        self._entered = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if len(self.calls) > self._calls_before:  # not a peer's turn
-            self.wall += time.perf_counter() - self._entered
-        self._active = False
-        for key, value in self.stream.seconds.items():
-            self._spent[key] += value - self._before[key]
-
-    def call_ms(self) -> dict[str, float]:
-        p50, p95 = np.percentile(self.calls, [50, 95]) * 1e3
-        return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "count": len(self.calls)}
-
-    def overhead(self) -> dict[str, float]:
-        """Percent. executor: of plan runs, outside segments and kernels. call: of calls, outside the plan or lost in the executor.
-        stream: of wall time, outside calls.
-        """
-        spent, calls = self._spent, sum(self.calls)
-        lost = (spent["runs"] - spent["segments"] - spent["ops"]) / spent["runs"]
-        outside = (calls - spent["denoiser"] + lost * spent["denoiser"]) / calls
-        shares = {"executor": lost, "call": outside, "stream": (self.wall - calls) / self.wall}
-        return {name: round(100 * share, 3) for name, share in shares.items()}
 
 
 def _frames_per_second(clips: Iterator[np.ndarray], seconds: float) -> float:
@@ -257,7 +185,14 @@ def _peer_starts(
 
     precision = engine.plans[0].precision
     cache = Path(cache_dir) if cache_dir else None
-    peers = Peers(engine.bundle, prompt=prompt, seed=SEED, precision=precision, threads=threads or _cores(), cache_dir=cache)
+    peers = Peers(
+        engine.bundle,
+        prompt=prompt,
+        seed=SEED,
+        precision=precision,
+        threads=threads or cores(),
+        cache_dir=cache,
+    )
     for name in names:
         yield name, lambda name=name: peers.clips(name)  # type: ignore[misc]
 
@@ -266,7 +201,13 @@ def _first_frames(bundle: str | Path, options: dict[str, Any], prompt: str) -> d
     """New processes: one with an empty plan cache, then some that find its plan."""
     source = str(Path(bundle).resolve()) if Path(bundle).is_dir() else str(bundle)
     with tempfile.TemporaryDirectory(prefix="pyengine-bench-") as cache:
-        given = {"bundle": source, "load": {**options, "cache_dir": cache}, "prompt": prompt, "seed": SEED, "frames": 96}
+        given = {
+            "bundle": source,
+            "load": {**options, "cache_dir": cache},
+            "prompt": prompt,
+            "seed": SEED,
+            "frames": 96,
+        }
         cold, *warm = (_start(given) for _ in range(1 + WARM_STARTS))
     return {
         "first_frame_seconds": {
@@ -281,7 +222,9 @@ def _first_frames(bundle: str | Path, options: dict[str, Any], prompt: str) -> d
 
 def _start(given: dict[str, Any]) -> dict[str, float]:
     start = time.time()
-    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(given)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(given)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise PyEngineError(f"a new process could not make its first frame: {lines[-1]}")
@@ -289,25 +232,22 @@ def _start(given: dict[str, Any]) -> dict[str, float]:
     return {**record, "seconds": record["first"] - start}
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pyengine.commands.engine_options import add_engine_options
 
-    parser.add_argument("bundle", nargs="?", default="shapes", help="a bundled name or a folder (default: shapes)")
+    parser.add_argument(
+        "bundle", nargs="?", default="shapes", help="a bundled name or a folder (default: shapes)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--no-peers", action="store_true", help="measure the engine alone; needs neither torch nor onnx")
-    parser.add_argument("--seconds", type=float, default=20.0, help="measuring time of the engine and of every peer (default: 20)")
+    parser.add_argument(
+        "--no-peers", action="store_true", help="measure the engine alone; needs neither torch nor onnx"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="measuring time of the engine and of every peer (default: 20)",
+    )
     parser.add_argument("--prompt", default=PROMPT, help="what the video shows; does not change the speed")
     add_engine_options(parser)
 
@@ -346,6 +286,9 @@ def table(result: dict[str, Any]) -> str:
         f"peak memory    {result['peak_memory_mb']:8.0f} MB",
         f"overhead       {overhead['executor']:8.2f} % of a run, {overhead['call']:.2f} % of a call",
     ]
-    lines += [f"{name:<24}{fps:8.1f} frames/s   {result['times_faster'][name]:.2f}x" for name, fps in result["peers"].items()]
+    lines += [
+        f"{name:<24}{fps:8.1f} frames/s   {result['times_faster'][name]:.2f}x"
+        for name, fps in result["peers"].items()
+    ]
     lines += [f"{name:<24}  failed: {why}" for name, why in result["peers_failed"].items()]
     return "\n".join(lines)

@@ -75,7 +75,7 @@ def test_weights_are_stored_once_and_in_half_precision() -> None:
 def test_symbols_stay_symbolic_in_the_portable_file() -> None:
     """Other sizes than those of the example run in plain ONNX Runtime."""
     portable = ort.InferenceSession(toy.bundle().path("denoiser.onnx"), providers=["CPUExecutionProvider"])
-    arrays = toy.numpy_inputs("denoiser")
+    arrays = dict(toy.numpy_inputs("denoiser"))
     arrays["latents"] = np.concatenate([arrays["latents"]] * 2)
     arrays["level"] = np.linspace(0, 1, 2 * toy.FRAMES, dtype=np.float32)
     arrays["frame_index"] = np.arange(2 * toy.FRAMES) + 2

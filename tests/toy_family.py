@@ -232,8 +232,9 @@ def bundle_copy(folder: Path) -> Path:
     return folder
 
 
+@functools.cache  # torch's global generator makes them: not something for two threads at once
 def numpy_inputs(name: str) -> dict[str, np.ndarray]:
-    """The example inputs of a component by graph name."""
+    """The example inputs of a component by graph name, not to be changed in place."""
     arrays = {}
     for key, value in modules()[name][1].items():
         listed = (

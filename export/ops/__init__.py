@@ -22,7 +22,7 @@ def spec_of(op_type: str) -> OpSpec:
 
 
 def attach_functions(model: onnx.ModelProto) -> None:
-    """Puts the function body of every `pyengine` node into `model`, so that any ONNX runtime can run it. In place.
+    """Puts the function body of every `pyengine` node into `model`, in place, so that any runtime can run it.
 
     Nodes that differ in attributes or in which optional inputs they have get overloads of their own, named in
     `node.overload`.

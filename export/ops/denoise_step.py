@@ -1,4 +1,4 @@
-"""DenoiseStep: guidance over any number of branches, the per-frame sampler update, optional re-noise: one pass.
+"""DenoiseStep: guidance over any number of branches, the sampler update of each frame, optional re-noise.
 
     sample            [F, ...]      float32
     prediction        [G, F, ...]   one per guidance branch

@@ -13,9 +13,9 @@
 
 Frame i sees every filled ring slot, and active frame j as `mask` says: "bidirectional" always, "noise_causal"
 iff level_j <= level_i, "ranged" iff also index_i - reach_i < index_j <= index_i (which then binds ring slots
-too). `scope` "temporal": a token sees the same place in those frames; "frame": all their tokens. A row that sees
-nothing is exactly zero. Rotary angles are index * theta^(-2k / rotary_dim) with indices re-based to the smallest
-present one.
+too). `scope` "temporal": a token sees the same place in those frames; "frame": all their tokens. A row that
+sees nothing is exactly zero. Rotary angles are index * theta^(-2k / rotary_dim) with indices re-based to the
+smallest present one.
 """
 
 from __future__ import annotations

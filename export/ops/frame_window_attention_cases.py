@@ -34,7 +34,7 @@ class AttentionCase:
     def make_inputs(
         self, seed: int = 0, dtype: torch.dtype = torch.float64
     ) -> dict[str, torch.Tensor | None]:
-        """Inputs by name; float data has bfloat16 values, so that every dtype starts from the same numbers."""
+        """Inputs by name; float data has bfloat16 values, so every dtype starts from the same numbers."""
         random = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> torch.Tensor:

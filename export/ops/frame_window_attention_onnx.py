@@ -1,8 +1,8 @@
 """The ONNX function body of FrameWindowAttention: what it means to a runtime that does not have our kernel.
 
 Norms, angles and softmax are float32 and `out` is cast back, so the body serves float32, float16 and bfloat16
-graphs. B, F, N and R may be symbolic. The body is written for one set of attributes and of optional inputs: ONNX
-cannot branch on a string.
+graphs. B, F, N and R may be symbolic. The body is written for one set of attributes and of optional inputs:
+ONNX cannot branch on a string.
 """
 
 from __future__ import annotations

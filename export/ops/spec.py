@@ -19,10 +19,10 @@ Attributes = Mapping[str, Any]
 class OpSpec:
     """One op of the ONNX domain `pyengine`.
 
-    `reference(*inputs, **attributes)` is plain torch in any float dtype, float64 included; it returns a tuple.
+    `reference(*inputs, **attributes)` is plain torch in any float dtype, float64 included, to a tuple.
     `entry` has the same signature; while `torch.onnx.export` runs it leaves one opaque node instead.
-    `onnx_function(attributes, node_inputs, opset)` is the body that says what the node means; `node_inputs` are
-    the node's input names with "" where an optional one is absent.
+    `onnx_function(attributes, node_inputs, opset)` is the body that says what the node means; `node_inputs`
+    are the node's input names with "" where an optional one is absent.
     `cases` are small and awkward, for correctness; `bench_cases` are the shapes that have to be fast.
     """
 

@@ -1,7 +1,7 @@
 """What the engine is compared with: the same weights, schedule and noise in PyTorch and in plain ONNX Runtime.
 
-    peers = Peers(bundle, prompt="a red circle bounces over a blue background", seed=7, precision="bf16")
-    for clip in peers.clips("torch_eager"): ...       # endless, uint8 [frames, height, width, 3]
+peers = Peers(bundle, prompt="a red circle bounces over a blue background", seed=7, precision="bf16")
+for clip in peers.clips("torch_eager"): ...       # endless, uint8 [frames, height, width, 3]
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ class Peers:
     """Starts peers of one bundle, all on one prompt and seed. `threads` is for all of them; `cache_dir` is ONNX Runtime's plan."""
 
     def __init__(
-        self, bundle: Bundle, *, prompt: str, seed: int, precision: str, threads: int | None = None, cache_dir: Path | None = None
+        self,
+        bundle: Bundle,
+        *,
+        prompt: str,
+        seed: int,
+        precision: str,
+        threads: int | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         self._bundle, self._prompt, self._seed = bundle, prompt, seed
         self._dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

@@ -19,7 +19,9 @@ class RingDenoiser(nn.Module):
     `ring` 0 the window itself holds whatever context there is.
     """
 
-    def __init__(self, denoiser: Denoiser, *, ring: int, rows: int, branches: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, denoiser: Denoiser, *, ring: int, rows: int, branches: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         config = denoiser.config
         self.denoiser, self.ring, self.fused = denoiser.to(dtype), ring, True
@@ -28,7 +30,9 @@ class RingDenoiser(nn.Module):
             self.register_buffer(f"key{index}", torch.zeros(shape, dtype=dtype))
             self.register_buffer(f"value{index}", torch.zeros(shape, dtype=dtype))
 
-    def forward(self, latents: Tensor, level: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor, text: TextFeatures) -> Tensor:
+    def forward(
+        self, latents: Tensor, level: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor, text: TextFeatures
+    ) -> Tensor:
         """latents [frames, channels, height, width]; level [frames] float32; cosine, sine [frames, head size / 2]; mask
         [frames, ring + frames] to be added to scores. Returns velocity [branches, frames, channels, height, width].
         """
@@ -41,7 +45,9 @@ class RingDenoiser(nn.Module):
         for index, block in enumerate(model.blocks):
             mods = block.modulation(shared)
             x = block.before_temporal(x, mods, text.key[index], text.value[index], text.mask)
-            x = x + mods[5] * self._temporal(index, block.temporal, modulate(x, mods[3], mods[4]), cosine, sine, mask)
+            x = x + mods[5] * self._temporal(
+                index, block.temporal, modulate(x, mods[3], mods[4]), cosine, sine, mask
+            )
             x = block.after_temporal(x, mods)
         return model.head(x, condition)
 
@@ -51,15 +57,25 @@ class RingDenoiser(nn.Module):
         for tensor in self.buffers():
             tensor[:, :, slots] = tensor[:, :, rows]
 
-    def _temporal(self, index: int, layer: nn.Module, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor) -> Tensor:
+    def _temporal(
+        self, index: int, layer: nn.Module, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor
+    ) -> Tensor:
         branches, frames, tokens, width = x.shape
         q, k, v = layer.packed(x).unbind(3)
-        q, k = F.rms_norm(q, q.shape[-1:], layer.q_gain, 1e-6), F.rms_norm(k, k.shape[-1:], layer.k_gain, 1e-6)
-        q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))  # each [branches, tokens, heads, frames, head size]
+        q, k = (
+            F.rms_norm(q, q.shape[-1:], layer.q_gain, 1e-6),
+            F.rms_norm(k, k.shape[-1:], layer.k_gain, 1e-6),
+        )
+        q, k, v = (
+            part.permute(0, 2, 3, 1, 4) for part in (q, k, v)
+        )  # each [branches, tokens, heads, frames, head size]
         q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
         if self.ring:
             end = self.ring + frames
-            keys, values = self.get_buffer(f"key{index}")[:, :, :end], self.get_buffer(f"value{index}")[:, :, :end]
+            keys, values = (
+                self.get_buffer(f"key{index}")[:, :, :end],
+                self.get_buffer(f"value{index}")[:, :, :end],
+            )
             keys.unflatten(0, (branches, tokens))[:, :, :, self.ring :] = k
             values.unflatten(0, (branches, tokens))[:, :, :, self.ring :] = v
         else:
@@ -70,7 +86,11 @@ class RingDenoiser(nn.Module):
         else:
             scores = torch.matmul(q, keys.transpose(-1, -2)) * q.shape[-1] ** -0.5 + mask
             out = torch.matmul(scores.softmax(-1), values)
-        out = out.unflatten(0, (branches, tokens)).permute(0, 3, 1, 2, 4).reshape(branches, frames, tokens, width)
+        out = (
+            out.unflatten(0, (branches, tokens))
+            .permute(0, 3, 1, 2, 4)
+            .reshape(branches, frames, tokens, width)
+        )
         return layer.proj(out)
 
 

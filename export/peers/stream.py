@@ -64,7 +64,9 @@ class TorchStream:
             ring = 0 if options.recompute else self._method.ring_frames
             rows = max(self._method.row_counts)
             branches = len(self._text.vector)
-            self._network = RingDenoiser(modules.denoiser, ring=ring, rows=rows, branches=branches, dtype=options.dtype).eval()
+            self._network = RingDenoiser(
+                modules.denoiser, ring=ring, rows=rows, branches=branches, dtype=options.dtype
+            ).eval()
             self._decoder = modules.decoder.to(options.dtype, memory_format=torch.channels_last)
             self._memory = [memory.to(options.dtype) for memory in self._decoder.initial_memory()]
             self._network.fused = self._fused_is_faster(rows, ring)
@@ -127,7 +129,9 @@ class TorchStream:
     def _fused_is_faster(self, rows: int, ring: int) -> bool:
         """Times attention as one fused call and as two products, and says which suits these shapes."""
         level = torch.linspace(0.1, 1, rows)
-        cosine, sine = angles(torch.arange(rows), self._config.head_size, self._config.rope_theta, self._options.dtype)
+        cosine, sine = angles(
+            torch.arange(rows), self._config.head_size, self._config.rope_theta, self._options.dtype
+        )
         mask = torch.zeros(rows, ring + rows, dtype=self._options.dtype)
         sample = torch.randn(rows, *self._shape).to(self._options.dtype)
         best = {}

@@ -33,12 +33,18 @@ class PeerModules:
 def load_modules(bundle: Bundle) -> PeerModules:
     """Builds the modules of a bundle of family `shapes` and fills them from its portable ONNX files. Raises BundleError."""
     if bundle.family != "shapes":
-        raise BundleError(f"expected a bundle of family shapes but got {bundle.family!r}: other families have no peers to compare with")
+        raise BundleError(
+            f"expected a bundle of family shapes but got {bundle.family!r}: other families have no peers to compare with"
+        )
     config = denoiser_config(bundle)
     modules = PeerModules(
         Denoiser(config), PromptEncoder(TextEncoder(config.depth, config.width, config.heads)), Decoder()
     )
-    parts = (("denoiser", modules.denoiser), ("text_encoder", modules.text_encoder), ("decoder", FrameDecoder(modules.decoder)))
+    parts = (
+        ("denoiser", modules.denoiser),
+        ("text_encoder", modules.text_encoder),
+        ("decoder", FrameDecoder(modules.decoder)),
+    )
     for name, module in parts:
         fill(module.eval(), onnx.load(bundle.path(bundle.component(name).portable)), name)
     return modules
@@ -48,7 +54,9 @@ def denoiser_config(bundle: Bundle) -> DenoiserConfig:
     """The sizes of the denoiser, read off the shapes and attributes in the manifest."""
     component, latent = bundle.component("denoiser"), bundle.latent
     if component.cut is None or latent is None:
-        raise BundleError(f"the denoiser of bundle '{bundle.name}' has no {OP}, so it is not of family shapes; export it again")
+        raise BundleError(
+            f"the denoiser of bundle '{bundle.name}' has no {OP}, so it is not of family shapes; export it again"
+        )
     tokens, heads, head_size = (int(size) for size in component.inputs["ring_key.0"].shape[2:])
     steps = [step for step in component.cut.steps if step.op == OP]
     side = round(tokens**0.5)
@@ -78,7 +86,12 @@ def fill(module: nn.Module, model: onnx.ModelProto, name: str) -> None:
             continue
         for bias, product in (tuple(node.input), tuple(reversed(node.input))):
             source = producer.get(product)
-            if bias.endswith(".bias") and source is not None and source.op_type == "MatMul" and source.input[1] in values:
+            if (
+                bias.endswith(".bias")
+                and source is not None
+                and source.op_type == "MatMul"
+                and source.input[1] in values
+            ):
                 values[f"{bias.removesuffix('bias')}weight"] = values[source.input[1]].T
     with torch.no_grad():
         for key, parameter in module.named_parameters():
@@ -91,4 +104,6 @@ def fill(module: nn.Module, model: onnx.ModelProto, name: str) -> None:
 
 
 def _initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    return {tensor.name.removesuffix(HALF): numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {
+        tensor.name.removesuffix(HALF): numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+    }

@@ -48,10 +48,10 @@ def run_attention(
     inputs: dict[str, torch.Tensor | None], append_slot: list[int] | None = None, **attributes: Any
 ) -> dict[str, np.ndarray]:
     """_C.frame_window_attention on torch inputs: its out and the ring afterwards."""
-    arrays = {k: None if v is None else to_numpy(v) for k, v in inputs.items()}
-    for gain in ("q_gain", "k_gain"):
-        if inputs[gain] is not None:
-            arrays[gain] = inputs[gain].float().numpy()
+    arrays: dict[str, Any] = {k: None if v is None else to_numpy(v) for k, v in inputs.items()}
+    for name in ("q_gain", "k_gain"):
+        gain = inputs[name]
+        arrays[name] = None if gain is None else gain.float().numpy()
     batch, frames, tokens, _, heads, head_dim = arrays["qkv"].shape
     arrays["out"] = np.full((batch, frames, tokens, heads * head_dim), 7, arrays["qkv"].dtype)
     slots = None if append_slot is None else np.array(append_slot)

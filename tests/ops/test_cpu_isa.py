@@ -1,4 +1,4 @@
-"""The instruction set is chosen once, can be overridden, and what is impossible is refused in one sentence."""
+"""The instruction set is chosen once, can be overridden, and one that this CPU lacks is refused."""
 
 from __future__ import annotations
 

@@ -104,6 +104,7 @@ def test_torch_export_leaves_opaque_nodes_that_any_runtime_can_run() -> None:
     shapes = ({1: frames}, {1: frames}, {0: frames}, {1: ring}, {1: ring}, {0: ring})
     with torch.no_grad():
         program = torch.onnx.export(module, window(5, 4), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert program is not None
     model = program.model_proto
     nodes = [node.op_type for node in model.graph.node if node.domain == DOMAIN]
     assert nodes == ["FrameWindowAttention", "FrameWindowAttention", "DenoiseStep"]

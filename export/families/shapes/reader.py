@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from .captions import VARIATIONS
-from .templates import PATCH, Fit, fit_templates, rough_centres, take_patches
+from .templates import PATCH, SYMMETRY, Fit, fit_templates, rough_centres, take_patches
 from .world import (
     BACKGROUNDS,
     COLOURS,
@@ -310,7 +310,7 @@ def _moving(wanted: Wanted, fit: Fit, excused: np.ndarray) -> np.ndarray:
     """Windows [W] in which the shape goes or turns; also those in which it is mostly covered."""
     windows = max(1, len(fit.centre) // WINDOW)
     result = np.zeros(windows, bool)
-    turn = 2 * np.pi / {"square": 4, "triangle": 3, "star": 5}.get(wanted.kind, 1)
+    turn = 2 * np.pi / SYMMETRY[wanted.kind]
     for window in range(windows):
         part = slice(window * WINDOW, (window + 1) * WINDOW)
         good = np.flatnonzero(fit.visible[part] >= HALF_SEEN)

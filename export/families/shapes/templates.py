@@ -1,4 +1,4 @@
-"""Template matching on the torus: which of the world's shapes a soft mask is, where, how large, how far turned.
+"""Template matching on the torus: which of the world's shapes a mask is, where, how large, how far turned.
 
 Templates of every kind, size, offset and angle form one matrix; one matrix product matches a batch of frames.
 """
@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .world import HEIGHT, SHAPES, WIDTH, signed_distance
+from .world import HEIGHT, SHAPES, SIZES, WIDTH, MovingShape, signed_distance
 
-__all__ = ["PATCH", "Fit", "fit_templates", "rough_centres", "take_patches"]
+__all__ = ["PATCH", "SYMMETRY", "Fit", "fit_templates", "rough_centres", "take_patches"]
 
 PATCH = 44  # pixels: the largest shape, and room to be off the middle
 EDGE = 1.6  # width in pixels of a template's edge; an autoencoder's is a little softer than the renderer's
-SYMMETRY = {"circle": 0, "square": 4, "triangle": 3, "star": 5}  # turns that look alike
+# Circumscribed over nominal radius.
+EXTENT = {kind: MovingShape(kind, "", "", "spin", (0.0, 0.0)).extent / SIZES[""] for kind in SHAPES}
+SYMMETRY = {"circle": 1, "square": 4, "triangle": 3, "star": 5}  # turns that look alike
 COARSE_ANGLE, FINE_ANGLE = 0.26, 0.08  # radians between templates
 COARSE_OFFSETS = tuple(product((-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0), repeat=2))
 FINE_OFFSETS = tuple(product((-1.0, -0.5, 0.0, 0.5, 1.0), repeat=2))
@@ -48,7 +50,6 @@ class _Bank(NamedTuple):
 @lru_cache(maxsize=32)
 def _bank(radius: float, spins: bool, fine: bool) -> _Bank:
     """All templates for a nominal radius in pixels."""
-    from .world import _EXTENT
 
     offsets = (SPIN_OFFSETS if spins else FINE_OFFSETS) if fine else COARSE_OFFSETS
     scales = FINE_SCALES if fine and not spins else (0.85, 1.0, 1.15) if fine else (1.0,)
@@ -61,7 +62,7 @@ def _bank(radius: float, spins: bool, fine: bool) -> _Bank:
                 x, y = place[None, :] - np.float32(offset[0]), place[:, None] - np.float32(offset[1])
                 cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
                 distance = signed_distance(
-                    kind, x * cos + y * sin, y * cos - x * sin, radius * scale * _EXTENT[kind]
+                    kind, x * cos + y * sin, y * cos - x * sin, radius * scale * EXTENT[kind]
                 )
                 masks.append(np.clip(0.5 - distance / np.float32(EDGE), 0, 1).ravel())
                 rows.append((*offset, scale, angle))
@@ -73,7 +74,7 @@ def _bank(radius: float, spins: bool, fine: bool) -> _Bank:
 
 def _angles(kind: str, spins: bool, step: float) -> np.ndarray:
     """Angles that look different, about `step` apart."""
-    if not spins or not SYMMETRY[kind]:
+    if not spins or kind == "circle":
         return np.zeros(1)
     turn = 2 * np.pi / SYMMETRY[kind]
     return np.arange(0, turn - 1e-6, turn / np.ceil(turn / step))
@@ -109,9 +110,8 @@ def fit_templates(
     extent  circumscribed radius of the captioned kind; other kinds are tried at the same nominal radius
     guess   [F, 2] centres to start from, good to about 6 pixels
     """
-    from .world import _EXTENT
 
-    radius = extent / _EXTENT[kind]
+    radius = extent / EXTENT[kind]
     own = SHAPES.index(kind)
     frames = np.arange(len(mask))
     for fine in (False, True):
