@@ -1,6 +1,7 @@
-"""Is memory flat? `python benchmarks/memory.py [--frames 20000]` streams and records the resident memory of the process.
+"""Is memory flat? `python benchmarks/memory.py [--frames 20000]` streams and records resident memory.
 
-Goal: within 1 MB from frame 500 to the last. Writes memory.json and memory.png; exit code 1 where the goal is missed. Linux only.
+Goal: within 1 MB from frame 500 to the last. Writes memory.json and memory.png; exit code 1 where the goal is
+missed. Linux only.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("frame")
     axes.set_ylabel("resident memory, MB")
     axes.set_title(
-        f"spread from frame {FIRST_FRAME}: {result['spread_mb']:.2f} MB, last minus first: {result['growth_mb']:+.2f} MB"
+        f"from frame {FIRST_FRAME}: spread {result['spread_mb']:.2f} MB, growth {result['growth_mb']:+.2f} MB"
     )
     figure.savefig(path, dpi=120)
 
@@ -81,7 +82,8 @@ def main() -> int:
     plot(result, options.output / "memory.png")
     met = result["spread_mb"] <= GOAL_MB
     print(
-        f"spread {result['spread_mb']} MB from frame {FIRST_FRAME} to {options.frames}, goal {GOAL_MB} MB: {'met' if met else 'missed'}"
+        f"spread {result['spread_mb']} MB from frame {FIRST_FRAME} on, goal {GOAL_MB} MB: "
+        f"{'met' if met else 'missed'}"
     )
     return 0 if met else 1
 

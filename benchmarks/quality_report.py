@@ -103,8 +103,8 @@ def markdown(results: list[Result], summary: dict[str, Any]) -> str:
         "# Quality over a long video",
         "",
         f"{len(prompts)} prompts x {seeds} seeds, {frames} frames each; the reader is",
-        "`export/families/shapes/reader.py`. Colour and shape: percent of frames in which every captioned one is",
-        "there. Moving: percent of half-second windows in which every shape moves. Teleports: jumps,",
+        "`export/families/shapes/reader.py`. Colour and shape: percent of frames in which every captioned",
+        "one is there. Moving: percent of half-second windows in which every shape moves. Teleports: jumps,",
         "disappearances and cuts. Sharpness: 1 = edges as narrow as the renderer's, 0.5 = twice as wide.",
         "",
     ]

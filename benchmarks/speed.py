@@ -1,7 +1,7 @@
-"""The speed table: `python benchmarks/speed.py [--seconds 30] [--output benchmarks/results]`, on a quiet machine.
+"""The speed table: `python benchmarks/speed.py [--seconds 30] [--output FOLDER]`, on a quiet machine.
 
-The engine and every peer make the same video of the same bundle in turns; figures stand beside their goals. Writes speed.json (all
-numbers, each round) and speed.md (the table).
+The engine and every peer make the same video of the same bundle in turns; figures stand beside their goals.
+Writes speed.json (all numbers, each round) and speed.md (the table) to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Goal:
             return f"| {self.what} | not measured | | |"
         met = value >= self.bound if self.at_least else value <= self.bound
         sign = ">=" if self.at_least else "<="
-        return f"| {self.what} | {value:.2f}{self.unit} | {sign} {self.bound:g}{self.unit} | {'yes' if met else 'no'} |"
+        figures = f"{value:.2f}{self.unit} | {sign} {self.bound:g}{self.unit}"
+        return f"| {self.what} | {figures} | {'yes' if met else 'no'} |"
 
 
 def over_compile(result: dict[str, Any]) -> float | None:
@@ -71,7 +72,8 @@ def markdown(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     ours = result["rounds"]["pyengine"]
     lines = [
-        f"`{result['bundle']}` on {where['cpu']}, {where['cores']} cores ({where['isa']}); {plan['backend']} {plan['precision']}.",
+        f"`{result['bundle']}` on {where['cpu']}, {where['cores']} cores ({where['isa']}), "
+        f"{plan['backend']} {plan['precision']}.",
         f"{versions}.",
         "",
         "| | frames/s | min-max | pyengine is faster by |",
@@ -84,7 +86,8 @@ def markdown(result: dict[str, Any]) -> str:
         label = LABELS[name] if name == "onnxruntime" else f"{LABELS[name]}, {plan['precision']}"
         lines.append(
             f"| {label} | {fps:.1f} | "
-            f"{min(values):.1f}-{max(values):.1f} | {result['times_faster'][name]:.2f}x ({low:.2f}-{high:.2f}) |"
+            f"{min(values):.1f}-{max(values):.1f} | "
+            f"{result['times_faster'][name]:.2f}x ({low:.2f}-{high:.2f}) |"
         )
     lines += [f"| {LABELS[name]} | failed: {why} | | |" for name, why in result["peers_failed"].items()]
     lines += [
@@ -95,8 +98,9 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        f"A call of the network takes {call['p50']:.2f} ms (p50), {call['p95']:.2f} ms (p95) over {call['count']} calls. "
-        f"Peak memory {result['peak_memory_mb']:.0f} MB, {result['peak_memory_building_mb']:.0f} MB while a plan is built; "
+        f"A call takes {call['p50']:.2f} ms (p50), {call['p95']:.2f} ms (p95) over {call['count']} calls. "
+        f"Peak memory {result['peak_memory_mb']:.0f} MB, {result['peak_memory_building_mb']:.0f} MB while "
+        "a plan is built; "
         f"`import pyengine` takes {result['import_seconds']:.3f} s.",
     ]
     return "\n".join(lines) + "\n"

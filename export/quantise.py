@@ -1,10 +1,11 @@
-"""INT8 segments by post-training quantisation: weights and activations, calibrated on real calls of the float32 plan.
+"""INT8 segments by post-training quantisation of weights and activations, calibrated on real float32 calls.
 
     int8 = quantise(bundle, "denoiser", variant, calls, folder)      # a bundle like the given one
     plan = build(int8, variants=[variant], precision="bf16", choice="cut")
 
-Our ops, the ring and what crosses between segments stay as they are; only the dense algebra inside the cut segments changes, so the
-new bundle is built, cached and run like any other. Its segments are OpenVINO IR: only the backend `openvino` reads them.
+Our ops, the ring and what crosses between segments stay as they are; only the dense algebra inside the cut
+segments changes, so the new bundle is built, cached and run like any other. Its segments are OpenVINO IR:
+only the backend `openvino` reads them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def quantise(
     """Writes a bundle into `folder` whose `component` has INT8 segments in its cut form.
 
     variant  sizes of the calibration; a small window measures the same ranges in less time
-    calls    inputs of the component by name, rings included, in the order of a stream. What a call leaves in the ring stays there
-             for the next unless that gives the ring itself
+    calls    inputs of the component by name, in the order of a stream. What a call appends to the ring stays
+             there for the next
 
     Raises BundleError for a component without a cut form, BackendUnavailable without nncf.
     """

@@ -1,9 +1,9 @@
-"""Measures a bundle on this machine: steady speed, time to the first frame, calls, memory and overhead, in turns with peers.
+"""Measures a bundle on this machine: steady speed, first frame, calls, memory, overhead, and peers in turns.
 
     result = bench("shapes", peers=False)      # what `pyengine bench shapes --json --no-peers` prints
 
-The engine and its peers make the same video in turns, round after round in one process, so a busy machine slows them alike: read the
-ratios. Nothing here imports torch or onnx unless peers are asked for.
+The engine and its peers make the same video in turns, round after round in one process, so a busy machine
+slows them alike: read the ratios. Nothing here imports torch or onnx unless peers are asked for.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ before = time.perf_counter()
 import pyengine
 imported = time.perf_counter() - before
 options = json.loads(sys.argv[1])
-with pyengine.load(options["bundle"], **options["load"]).stream(options["prompt"], seed=options["seed"]) as stream:
+engine = pyengine.load(options["bundle"], **options["load"])
+with engine.stream(options["prompt"], seed=options["seed"]) as stream:
     next(stream)
     first = time.time()
     from pyengine.bench_probe import peak_memory_mb
     building = peak_memory_mb()
     for _ in range(options["frames"]):
         next(stream)
-print(json.dumps({"first": first, "import": imported, "first_frame_mb": building, "peak_mb": peak_memory_mb()}))
+record = {"first": first, "import": imported, "first_frame_mb": building, "peak_mb": peak_memory_mb()}
+print(json.dumps(record))
 """
 
 
@@ -67,17 +69,20 @@ def bench(
     prompt: str = PROMPT,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Numbers as plain data, ready for JSON. `seconds` of measuring for the engine and for every peer, beside their start.
+    """Numbers as plain data, ready for JSON. `seconds` of measuring for the engine and for every peer.
 
     frames_per_second    steady, the median of rounds; `rounds` has each of them, for every contender
-    first_frame_seconds  from the start of a new process, import and load included: `cold` with an empty plan cache, `warm` with a plan
+    first_frame_seconds  from the start of a new process, import and load included: `cold` with an empty plan
+                         cache, `warm` with a plan
     call_ms              one call of the network as the stream makes it, with guidance and sampler: p50, p95
     peak_memory_mb       of a process that does nothing else, on a cached plan
-    overhead_percent     of a run of the plan: time outside compiled segments and kernels. `overhead` adds the whole call's share
-                         outside them (schedule, sampler, noise) and the stream's time between calls (waiting for the decoder)
-    peers                name -> frames per second; times_faster: name -> engine over peer, the median of rounds
+    overhead_percent     of a run of the plan: time outside compiled segments and kernels. `overhead` adds the
+                         share of whole calls (with schedule, sampler, noise), and the stream's time between
+                         calls, which is waiting for the decoder
+    peers                name -> frames per second; `times_faster`: name -> engine over peer, median of rounds
 
-    `peers` may name some out of `pyengine.export.peers.NAMES`. Raises BackendUnavailable where peers need packages that are missing.
+    `peers` may name some out of `pyengine.export.peers.NAMES`. Raises BackendUnavailable where they need
+    packages that are missing, ConfigError for a name or a time that cannot be.
     """
     if seconds <= 0:
         raise ConfigError(f"expected seconds of measuring above 0 but got {seconds}")
@@ -106,9 +111,8 @@ def bench(
                 _take(clips, WARM_CLIPS)
                 contenders[name] = clips
             except Exception as error:  # a compiler that is missing, say: the others still count
-                failed[name] = (
-                    f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-                )
+                reason = str(error).strip() or "no reason given"
+                failed[name] = f"{type(error).__name__}: {reason.splitlines()[0]}"
         rounds: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(ROUNDS):
             say(2 + len(names) + turn, total, f"round {turn + 1} of {ROUNDS}")
@@ -168,7 +172,8 @@ def _peer_names(peers: bool | Sequence[str]) -> tuple[str, ...]:
         from pyengine.export.peers import DEFAULT, NAMES
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
-            f"peers need the package {error.name}: pip install 'pyengine-video[export]', or leave them out with --no-peers"
+            f"peers need the package {error.name}: pip install 'pyengine-video[export]', "
+            "or leave them out with --no-peers"
         ) from error
     names = DEFAULT if peers is True else tuple(peers)
     if unknown := set(names) - set(NAMES):
@@ -277,9 +282,9 @@ def run(arguments: argparse.Namespace) -> int:
 def table(result: dict[str, Any]) -> str:
     """The numbers for a reader."""
     first, call, overhead = result["first_frame_seconds"], result["call_ms"], result["overhead"]
-    where = result["machine"]
+    where, plan = result["machine"], result["plan"]
     lines = [
-        f"{where['cpu']}, {where['cores']} cores, {where['isa']}; {result['plan']['backend']} {result['plan']['precision']}",
+        f"{where['cpu']}, {where['cores']} cores, {where['isa']}; {plan['backend']} {plan['precision']}",
         f"steady         {result['frames_per_second']:8.1f} frames/s",
         f"first frame    {first['warm']:8.2f} s warm, {first['cold']:.2f} s cold",
         f"call           {call['p50']:8.2f} ms p50, {call['p95']:.2f} ms p95",

@@ -71,8 +71,8 @@ class Probe:
         return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "count": len(self.calls)}
 
     def overhead(self) -> dict[str, float]:
-        """Percent. executor: of plan runs, outside segments and kernels. call: of calls, outside segments and kernels. stream: of wall
-        time, outside calls.
+        """Percent of time outside segments and kernels: `executor` of plan runs, `call` of whole calls;
+        `stream`: of wall time, outside calls.
         """
         spent, calls = self._spent, sum(self.calls)
         executor = (spent["runs"] - spent["segments"] - spent["ops"]) / spent["runs"]

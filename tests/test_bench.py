@@ -1,4 +1,4 @@
-"""The benchmark's promises: its keys, that it needs no torch without peers, and that peers make the same video."""
+"""The benchmark: its keys, that it needs no torch without peers, and that peers make the same video."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def test_command_needs_no_torch_without_peers(bundle: Bundle, cache: Path) -> No
     assert result["peers"] == {}
 
 
-def test_peers_stand_beside_the_engine(bundle: Bundle, cache: Path) -> None:
+def test_peers_stand_beside_the_engine(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyengine.bench.WARM_STARTS", 1)
+    monkeypatch.setattr("pyengine.bench.WARM_CLIPS", 2)
     result = bench(bundle.folder, seconds=0.2, precision="fp32", peers=["torch_eager"], cache_dir=cache)
     assert set(result["peers"]) == set(result["times_faster"]) == {"torch_eager"}
     assert result["peers_failed"] == {}
@@ -117,7 +119,7 @@ def test_weights_come_back_from_the_bundle(bundle: Bundle, modules: Modules) -> 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "compile" not in name])
 def test_peers_make_the_same_video(bundle: Bundle, cache: Path, name: str) -> None:
-    """float32, past the first turn of the ring. A recomputed context reaches less far back from there on, so it is compared before."""
+    """float32, past the first turn of the ring; a recomputed context reaches less far back from there on."""
     recent = bundle.method["context"]["recent_frames"] // bundle.method["chunk_frames"]
     count = recent + (1 if name == "torch_recompute" else 3)
     engine = pyengine.load(bundle.folder, precision="fp32", cache_dir=cache)

@@ -122,6 +122,25 @@ def test_a_wrong_shape_is_noticed(kind):
     assert rates["shape"] < 5
 
 
+def test_a_ragged_blob_has_no_shape():
+    frames = drawn(CIRCLE, noise=0)
+    centre = RED_CIRCLE.centre(np.arange(FRAMES)).astype(int)
+    ground = frames[0, 0, 0]
+    for frame, (x, y) in zip(frames, centre, strict=True):
+        frame[y : y + 12, x : x + 5] = ground  # a bite
+        frame[max(0, y - 14) : y - 6, max(0, x - 3) : x + 3] = (232, 48, 48)  # and a bump
+    rates = read(CIRCLE.caption(), frames).rates()
+    assert rates["colour"] == 100
+    assert rates["shape"] < 5
+
+
+def test_a_second_copy_is_noticed():
+    frames = np.maximum(drawn(CIRCLE, noise=0), np.roll(drawn(CIRCLE, noise=0), 32, 2))
+    rates = read(CIRCLE.caption(), frames).rates()
+    assert rates["colour"] == 100
+    assert rates["shape"] < 5
+
+
 def test_a_wrong_background_is_noticed():
     rates = read(CIRCLE.caption(), drawn(Scene((RED_CIRCLE,), "grey"))).rates()
     assert rates["background"] == 0

@@ -1,4 +1,4 @@
-"""What the engine is compared with: the same weights, schedule and noise in PyTorch and in plain ONNX Runtime.
+"""What the engine is compared with: the same weights, schedule and noise in PyTorch and plain ONNX Runtime.
 
 peers = Peers(bundle, prompt="a red circle bounces over a blue background", seed=7, precision="bf16")
 for clip in peers.clips("torch_eager"): ...       # endless, uint8 [frames, height, width, 3]
@@ -34,7 +34,7 @@ DEFAULT = ("torch_eager", "torch_compile", "torch_recompute", ONNXRUNTIME)
 
 
 class Peers:
-    """Starts peers of one bundle, all on one prompt and seed. `threads` is for all of them; `cache_dir` is ONNX Runtime's plan."""
+    """Starts peers of one bundle on one prompt and seed. `cache_dir` is for the plan of ONNX Runtime."""
 
     def __init__(
         self,

@@ -1,22 +1,24 @@
-"""The denoiser as a PyTorch user would stream it: keys and values of clean frames in tensors that are written in place."""
+"""The denoiser as a PyTorch user would stream it: keys and values of clean frames written in place."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..families.shapes.denoiser import Denoiser, modulate
+from ..families.shapes.denoiser import Block, Denoiser, TemporalAttention, modulate
 from ..families.shapes.text_encoder import TextFeatures
 
 MASKED = -1e9  # finite: a row of an absent frame sees nothing, and must not become NaN
 
 
 class RingDenoiser(nn.Module):
-    """Weights of a Denoiser, and per block one tensor [ring | active] for keys and one for values, laid out as attention reads them.
+    """Weights of a Denoiser, and per block tensors [ring | active] of keys and values as attention reads.
 
-    Keys are stored rotated by their absolute frame, as language models cache them, so a call rotates its active frames only. With
-    `ring` 0 the window itself holds whatever context there is.
+    Keys are stored rotated by their absolute frame, as language models cache them, so a call rotates its
+    active frames only. With `ring` 0 the window itself holds whatever context there is.
     """
 
     def __init__(
@@ -25,6 +27,9 @@ class RingDenoiser(nn.Module):
         super().__init__()
         config = denoiser.config
         self.denoiser, self.ring, self.fused = denoiser.to(dtype), ring, True
+        self._blocks = tuple(
+            cast(Block, block) for block in denoiser.blocks
+        )  # typed, and not registered twice
         shape = (branches * config.tokens_per_frame, config.heads, ring + rows, config.head_size)
         for index in range(config.depth):
             self.register_buffer(f"key{index}", torch.zeros(shape, dtype=dtype))
@@ -33,8 +38,8 @@ class RingDenoiser(nn.Module):
     def forward(
         self, latents: Tensor, level: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor, text: TextFeatures
     ) -> Tensor:
-        """latents [frames, channels, height, width]; level [frames] float32; cosine, sine [frames, head size / 2]; mask
-        [frames, ring + frames] to be added to scores. Returns velocity [branches, frames, channels, height, width].
+        """latents [frames, channels, height, width]; level [frames] float32; cosine, sine [frames,
+        head size / 2]; mask [frames, ring + frames] is added to scores. Returns [branches, frames, ...].
         """
         model = self.denoiser
         branches = text.vector.shape[0]
@@ -42,7 +47,7 @@ class RingDenoiser(nn.Module):
         shared = model.modulation(condition)
         x = model.patch_in(model.patchify(latents[None])) + model.place
         x = x.expand(branches, -1, -1, -1)
-        for index, block in enumerate(model.blocks):
+        for index, block in enumerate(self._blocks):
             mods = block.modulation(shared)
             x = block.before_temporal(x, mods, text.key[index], text.value[index], text.mask)
             x = x + mods[5] * self._temporal(
@@ -52,13 +57,13 @@ class RingDenoiser(nn.Module):
         return model.head(x, condition)
 
     def append(self, first_row: int, slots: list[int]) -> None:
-        """Keeps keys and values of the rows from `first_row` on, which have become clean, in these ring slots."""
+        """Keeps keys and values of the rows from `first_row` on, which became clean, in these ring slots."""
         rows = slice(self.ring + first_row, self.ring + first_row + len(slots))
         for tensor in self.buffers():
             tensor[:, :, slots] = tensor[:, :, rows]
 
     def _temporal(
-        self, index: int, layer: nn.Module, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor
+        self, index: int, layer: TemporalAttention, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor
     ) -> Tensor:
         branches, frames, tokens, width = x.shape
         q, k, v = layer.packed(x).unbind(3)
@@ -104,8 +109,8 @@ def angles(index: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> t
 def visible(level: Tensor, frame: Tensor, chunk: Tensor, ring_index: Tensor) -> Tensor:
     """Which frame (row) sees which slot or frame (column): [frames, ring + frames] bool.
 
-    Noise-causal. Clean frames of the window, when the context is recomputed, see each other as they did when they became clean:
-    their own chunk and earlier ones.
+    Noise-causal. Clean frames of the window, when the context is recomputed, see each other as they did when
+    they became clean: their own chunk and earlier ones.
     """
     row, column = level[:, None], level[None]
     seen = (column < row) | ((column == row) & ((row > 0) | (chunk[None] <= chunk[:, None])))

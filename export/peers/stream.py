@@ -1,4 +1,4 @@
-"""A stream in plain PyTorch: the schedule, noise, guidance and decoder of the engine's stream, and no engine."""
+"""A stream in plain PyTorch: schedule, noise, guidance and decoder of the engine's stream, and no engine."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TorchStream:
             self._network = RingDenoiser(
                 modules.denoiser, ring=ring, rows=rows, branches=branches, dtype=options.dtype
             ).eval()
-            self._decoder = modules.decoder.to(options.dtype, memory_format=torch.channels_last)
+            self._decoder = modules.decoder.to(options.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._memory = [memory.to(options.dtype) for memory in self._decoder.initial_memory()]
             self._network.fused = self._fused_is_faster(rows, ring)
         self._denoise, self._decode = self._network.forward, self._decoder.forward

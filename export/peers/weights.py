@@ -1,4 +1,4 @@
-"""The networks of a `shapes` bundle as torch modules again, from nothing but the bundle: what the peers run."""
+"""The networks of a `shapes` bundle as torch modules again, from nothing but the bundle: what peers run."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class PeerModules:
 
 
 def load_modules(bundle: Bundle) -> PeerModules:
-    """Builds the modules of a bundle of family `shapes` and fills them from its portable ONNX files. Raises BundleError."""
+    """Modules of a bundle of family `shapes`, filled from its portable ONNX files. Raises BundleError."""
     if bundle.family != "shapes":
         raise BundleError(
-            f"expected a bundle of family shapes but got {bundle.family!r}: other families have no peers to compare with"
+            f"expected a bundle of family shapes but got {bundle.family!r}: other families have no peers"
         )
     config = denoiser_config(bundle)
     modules = PeerModules(
@@ -55,7 +55,7 @@ def denoiser_config(bundle: Bundle) -> DenoiserConfig:
     component, latent = bundle.component("denoiser"), bundle.latent
     if component.cut is None or latent is None:
         raise BundleError(
-            f"the denoiser of bundle '{bundle.name}' has no {OP}, so it is not of family shapes; export it again"
+            f"expected {OP} in the denoiser of bundle '{bundle.name}' but it has none; export it again"
         )
     tokens, heads, head_size = (int(size) for size in component.inputs["ring_key.0"].shape[2:])
     steps = [step for step in component.cut.steps if step.op == OP]
@@ -76,8 +76,8 @@ def denoiser_config(bundle: Bundle) -> DenoiserConfig:
 def fill(module: nn.Module, model: onnx.ModelProto, name: str) -> None:
     """Copies every parameter from the initialisers of an exported module.
 
-    The exporter keeps parameter names, but for the weight of a Linear, which it transposes under a new name: that is the matrix of the
-    product to which the named bias is added.
+    The exporter keeps parameter names, but for the weight of a Linear, which it transposes under a new name:
+    that is the matrix of the product to which the named bias is added.
     """
     values = _initializers(model)
     producer = {output: node for node in model.graph.node for output in node.output}
@@ -97,8 +97,8 @@ def fill(module: nn.Module, model: onnx.ModelProto, name: str) -> None:
         for key, parameter in module.named_parameters():
             if key not in values or values[key].shape != tuple(parameter.shape):
                 raise BundleError(
-                    f"expected {key} {list(parameter.shape)} in {name}.onnx but it is not there (the exporter merges parameters that "
-                    "are equal, as in an untrained network): export a trained bundle"
+                    f"expected {key} {list(parameter.shape)} in {name}.onnx but it is not there (equal "
+                    "parameters, as an untrained network has them, are merged): export a trained bundle"
                 )
             parameter.copy_(torch.from_numpy(np.array(values[key], np.float32)))
 

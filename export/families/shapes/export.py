@@ -118,6 +118,7 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
     parts = components(modules)
     store = WeightStore()
     keys, values = [f"key.{i}" for i in range(depth)], [f"value.{i}" for i in range(depth)]
+    text = ["text_key", "text_value", "text_vector"]  # may cross in bf16; the mask and all levels stay float32
     arguments: dict[str, dict[str, Any]] = {
         "denoiser": {
             "outputs": ["velocity", *(name for pair in zip(keys, values, strict=True) for name in pair)],
@@ -130,12 +131,14 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
                 "ring_value": {1: "ring"},
             },
             "ring": {f"ring_{name}": name for name in (*keys, *values)},
+            "working": text,
         },
-        "text_encoder": {"outputs": ["text_key", "text_value", "text_mask", "text_vector"]},
+        "text_encoder": {"outputs": ["text_key", "text_value", "text_mask", "text_vector"], "working": text},
         "decoder": {
             "outputs": ["frames", "coarse.next", "fine.next"],
             "dynamic": {"latents": {0: "chunk"}},
             "state": {"coarse": "coarse.next", "fine": "fine.next"},
+            "working": ["coarse*", "fine*"],
         },
         "encoder": {"outputs": ["latents"], "dynamic": {"frames": {0: "chunk"}}},
     }
