@@ -17,11 +17,12 @@ from typing import Any
 from pyengine.bench import bench
 from pyengine.export.peers import NAMES
 
-COMPILED = ("torch_compile", "torch_compile_autotune")
+COMPILED = ("torch_compile", "torch_compile_frozen", "torch_compile_autotune")
 LABELS = {
     "torch_eager": "PyTorch eager, ring",
     "torch_compile": "torch.compile, ring",
-    "torch_compile_autotune": "torch.compile max-autotune, ring",
+    "torch_compile_frozen": "torch.compile with freezing, ring",
+    "torch_compile_autotune": "torch.compile with freezing and max-autotune, ring",
     "torch_recompute": "PyTorch eager, context recomputed",
     "onnxruntime": "ONNX Runtime, whole graph, float32",
 }
@@ -48,14 +49,14 @@ class Goal:
 
 
 def over_compile(result: dict[str, Any]) -> float | None:
-    """Against the better of the two modes."""
+    """Against the fastest of its forms."""
     ratios = [result["times_faster"][name] for name in COMPILED if name in result["times_faster"]]
     return min(ratios) if ratios else None
 
 
 GOALS = (
     Goal("steady frames/s", lambda r: r["frames_per_second"], 24, True),
-    Goal("times faster than torch.compile (its better mode)", over_compile, 1.5, True, "x"),
+    Goal("times faster than torch.compile (its fastest form)", over_compile, 1.5, True, "x"),
     Goal(
         "times faster than plain ONNX Runtime", lambda r: r["times_faster"].get("onnxruntime"), 4, True, "x"
     ),

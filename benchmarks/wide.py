@@ -37,6 +37,7 @@ from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
 from pyengine.export.parity import decode, encode
 from pyengine.export.peers.ring_denoiser import RingDenoiser, angles, visible
+from pyengine.export.peers.stream import COMPILERS
 from pyengine.export.quantise import quantise
 from pyengine.export.weights import WeightStore
 from pyengine.plan import Variant
@@ -227,7 +228,11 @@ class TorchRunner:
             module, ring=RING, rows=case.frames, branches=BRANCHES, dtype=torch.bfloat16
         ).eval()
         text = TextFeatures(*(value.bfloat16() for value in case.text))
-        forward = torch.compile(network.forward, dynamic=False) if compiled else network.forward
+        forward = (
+            torch.compile(network.forward, dynamic=False, options=COMPILERS["frozen"])
+            if compiled
+            else network.forward
+        )
         for call in case.calls(case.frames, 1):
             frame, level = torch.from_numpy(call["frame_index"]), torch.from_numpy(call["level"])
             cosine, sine = angles(frame, case.config.head_size, case.config.rope_theta, torch.bfloat16)

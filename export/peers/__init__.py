@@ -21,16 +21,17 @@ from .weights import PeerModules, load_modules
 
 __all__ = ["DEFAULT", "NAMES", "Peers", "TorchOptions", "TorchStream", "load_modules"]
 
-# name -> (mode of torch.compile, whether the context is recomputed); these run at the engine's precision.
+# name -> (how it is compiled, whether the context is recomputed); these run at the engine's precision.
 _TORCH: dict[str, tuple[str | None, bool]] = {
     "torch_eager": (None, False),
     "torch_compile": ("default", False),
-    "torch_compile_autotune": ("max-autotune-no-cudagraphs", False),
+    "torch_compile_frozen": ("frozen", False),
+    "torch_compile_autotune": ("autotune", False),
     "torch_recompute": (None, True),
 }
 ONNXRUNTIME = "onnxruntime"  # the whole graph, float32, default options
 NAMES = (*_TORCH, ONNXRUNTIME)
-DEFAULT = ("torch_eager", "torch_compile", "torch_recompute", ONNXRUNTIME)
+DEFAULT = ("torch_eager", "torch_compile", "torch_compile_frozen", "torch_recompute", ONNXRUNTIME)
 
 
 class Peers:

@@ -21,6 +21,13 @@ from ..families.shapes.text_encoder import TextFeatures
 from .ring_denoiser import MASKED, RingDenoiser, angles, visible
 from .weights import PeerModules
 
+# Options of torch.compile. Freezing packs the weights for this processor; only then does max-autotune without
+# CUDA graphs find products to tune on a CPU.
+COMPILERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "frozen": {"freezing": True},
+    "autotune": {"freezing": True, "max_autotune": True, "coordinate_descent_tuning": True},
+}
 TRIALS = 5  # runs of each form of attention before the faster one is kept
 
 
@@ -29,7 +36,7 @@ class TorchOptions:
     """How a torch peer runs.
 
     dtype      of weights, activations and ring
-    compiled   None = eager, else the mode of torch.compile ("default", "max-autotune-no-cudagraphs")
+    compiled   None = eager, else how: a key of COMPILERS
     recompute  clean frames re-enter every call as rows at level 0, and there is no ring
     """
 
@@ -72,9 +79,9 @@ class TorchStream:
             self._network.fused = self._fused_is_faster(rows, ring)
         self._denoise, self._decode = self._network.forward, self._decoder.forward
         if options.compiled:
-            mode = options.compiled
-            self._denoise = torch.compile(self._denoise, dynamic=False, mode=mode)
-            self._decode = torch.compile(self._decode, dynamic=False, mode=mode)
+            how = COMPILERS[options.compiled]
+            self._denoise = torch.compile(self._denoise, dynamic=False, options=how)
+            self._decode = torch.compile(self._decode, dynamic=False, options=how)
         self._latents = torch.zeros(rows, *self._shape)
         self.call = self._method.first_call
         self.seconds = 0.0  # in calls of the network
