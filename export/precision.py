@@ -74,7 +74,7 @@ def tensor_spec(value: onnx.ValueInfoProto, working: Iterable[str] = ()) -> Tens
             f"[export] the shape of {value.name} is unknown after export: write the module with explicit "
             "reshapes"
         )
-    dtype = _DTYPES[kind.elem_type]
+    dtype = _DTYPES[kind.elem_type]  # type: ignore[index]
     if dtype == "float32" and any(fnmatchcase(value.name, pattern) for pattern in working):
         dtype = "working"
     return TensorSpec(shape, dtype)

@@ -1,9 +1,9 @@
 """pyengine: a compiled inference engine for streaming, autoregressive long-video diffusion.
 
-    engine = pyengine.load("shapes")
-    with engine.stream("a red circle bounces over a blue background", seed=7) as stream:
-        for frame in stream:  # uint8 [height, width, 3]
-            ...
+engine = pyengine.load("shapes")
+with engine.stream("a red circle bounces over a blue background", seed=7) as stream:
+    for frame in stream:  # uint8 [height, width, 3]
+        ...
 """
 
 from __future__ import annotations

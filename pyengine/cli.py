@@ -24,8 +24,18 @@ examples:
 COMMANDS = {
     "generate": ("pyengine.commands.generate", "make a video that follows a prompt"),
     "build": ("pyengine.commands.build", "compile a bundle for this machine ahead of its first use"),
-    "info": ("pyengine.commands.info", "say what a bundle holds, how it is compiled, and what this machine can run"),
-    "bench": ("pyengine.commands.bench", "measure speed, first frame and memory, beside peers on the same weights"),
+    "info": (
+        "pyengine.commands.info",
+        "say what a bundle holds, how it is compiled, and what this machine can run",
+    ),
+    "parity": (
+        "pyengine.commands.parity",
+        "compare torch, portable ONNX and every plan (needs the extra 'export')",
+    ),
+    "bench": (
+        "pyengine.commands.bench",
+        "measure speed, first frame and memory, beside peers on the same weights",
+    ),
     "export": ("pyengine.commands.export", "make a bundle from a trained model (needs the extra 'export')"),
 }
 

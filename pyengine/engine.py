@@ -47,7 +47,14 @@ def load(
     """
     return Engine(
         Bundle.load(bundle),
-        {"backend": backend, "precision": precision, "choice": choice, "cache_dir": cache_dir, "threads": threads, "progress": progress},
+        {
+            "backend": backend,
+            "precision": precision,
+            "choice": choice,
+            "cache_dir": cache_dir,
+            "threads": threads,
+            "progress": progress,
+        },
     )
 
 
@@ -56,7 +63,9 @@ class Engine:
 
     def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
         if bundle.video is None or bundle.latent is None or bundle.text is None:
-            raise BundleError(f"bundle '{bundle.name}' describes no video, latent or text, so it cannot be streamed; export it again")
+            raise BundleError(
+                f"bundle '{bundle.name}' describes no video, latent or text, so it cannot be streamed; export it again"
+            )
         self.bundle = bundle
         self.tokenizer = PromptTokenizer(bundle.path(bundle.text.tokenizer), bundle.text.max_tokens)
         self._options = options
@@ -112,12 +121,13 @@ class Engine:
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
-        if isinstance(state, str | Path):
-            try:
-                state = Path(state).read_bytes()
-            except OSError as error:
-                raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
-        return Stream.restore(self, state)
+        if isinstance(state, bytes):
+            return Stream.restore(self, state)
+        try:
+            data = Path(state).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
+        return Stream.restore(self, data)
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
@@ -132,7 +142,9 @@ class Engine:
 
     def program(self, method: Method) -> Program:
         """The compiled denoiser and decoder that a method's windows need, built the first time."""
-        counts = [Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts]
+        counts = [
+            Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts
+        ]
         with self._lock:
             self._program((TEXT,))
             return self._program((*counts, self.decoder_variant(method)))
@@ -166,7 +178,9 @@ class Engine:
         if changes.get("name", own["name"]) == own["name"]:
             unknown = set(changes) - set(own) - {"row_counts"}
             if unknown:
-                raise ConfigError(f"expected method settings out of {', '.join(sorted(own))} but got {', '.join(sorted(unknown))}")
+                raise ConfigError(
+                    f"expected method settings out of {', '.join(sorted(own))} but got {', '.join(sorted(unknown))}"
+                )
         return own | changes
 
     def _encode_start(self, start: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
@@ -174,7 +188,12 @@ class Engine:
         video = self.bundle.video
         assert video is not None
         start = np.asarray(start)
-        if start.ndim != 4 or start.shape[1:] != (video.height, video.width, 3) or start.dtype != np.uint8 or not len(start):
+        if (
+            start.ndim != 4
+            or start.shape[1:] != (video.height, video.width, 3)
+            or start.dtype != np.uint8
+            or not len(start)
+        ):
             raise ShapeError(
                 f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyengine.errors import ConfigError, InputError, StreamClosed
+from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
 from pyengine.executor import Executor
 from pyengine.methods import make_method
 from pyengine.samplers import make_sampler
@@ -40,7 +40,8 @@ class Stream:
     def __init__(self, engine: Engine, settings: dict[str, Any], given: np.ndarray | None = None) -> None:
         """`settings` as `Engine.stream` makes them; `given` are clean latents that the video continues [frames, c, h, w]."""
         bundle = engine.bundle
-        assert bundle.video is not None and bundle.latent is not None  # Engine refuses other bundles
+        assert bundle.video is not None  # Engine refuses other bundles
+        assert bundle.latent is not None
         self._engine, self._settings, self._video = engine, settings, bundle.video
         self.frames: int | None = settings["frames"]
         self._method = make_method(settings["method"], settings["chunks"], settings["given_chunks"])
@@ -49,7 +50,12 @@ class Stream:
         self._executor: Executor | None = Executor(program)
         sampler = make_sampler(settings["method"]["sampler"])
         self._window = Window(
-            self._executor, bundle.latent, self._method, sampler, guidance=settings["guidance"], seed=settings["seed"]
+            self._executor,
+            bundle.latent,
+            self._method,
+            sampler,
+            guidance=settings["guidance"],
+            seed=settings["seed"],
         )
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="pyengine-decode")
         self._clips: deque[Future[np.ndarray]] = deque()
@@ -61,7 +67,9 @@ class Stream:
         if given is not None:
             self._window.give(given)
             for start in range(0, len(given), self._method.chunk_frames):
-                self._decode(given[start : start + self._method.chunk_frames])  # fills the decoder's memory; the caller has the frames
+                self._decode(
+                    given[start : start + self._method.chunk_frames]
+                )  # fills the decoder's memory; the caller has the frames
 
     @property
     def prompt(self) -> str:
@@ -109,7 +117,10 @@ class Stream:
             yield clip
 
     def snapshot(self, path: str | Path | None = None) -> bytes:
-        """All that the stream depends on, as bytes (and to a file). `engine.resume` continues bit-identically on the same plan."""
+        """All that the stream depends on, as bytes and, with `path`, to a file. Raises OutputError.
+
+        `engine.resume` continues bit-identically on the same plan.
+        """
         executor = self._open()
         self._settle()
         clips = [future.result() for future in self._clips]
@@ -117,7 +128,9 @@ class Stream:
         video = self._video
         arrays = {f"window/{name}": value for name, value in self._window.state().items()}
         arrays |= {f"executor/{name}": value for name, value in executor.state().items()}
-        arrays["pending"] = np.stack(pending) if pending else np.zeros((0, video.height, video.width, 3), np.uint8)
+        arrays["pending"] = (
+            np.stack(pending) if pending else np.zeros((0, video.height, video.width, 3), np.uint8)
+        )
         header = {
             "format": SNAPSHOT_FORMAT,
             "bundle": self._engine.bundle.digest,
@@ -125,10 +138,16 @@ class Stream:
             "frames_made": self.frames_made,
         }
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         data = buffer.getvalue()
         if path is not None:
-            Path(path).write_bytes(data)
+            try:
+                Path(path).write_bytes(data)
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write the snapshot '{path}': {error.strerror}; choose another place"
+                ) from error
         return data
 
     @classmethod
@@ -139,16 +158,26 @@ class Stream:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
         except Exception as error:
-            raise InputError(f"expected a snapshot that Stream.snapshot made but cannot read this one ({error})") from error
+            raise InputError(
+                f"expected a snapshot that Stream.snapshot made but cannot read this one ({error})"
+            ) from error
         if header.get("format") != SNAPSHOT_FORMAT:
-            raise InputError(f"expected a snapshot of format {SNAPSHOT_FORMAT} but got {header.get('format')!r}; make it again")
+            raise InputError(
+                f"expected a snapshot of format {SNAPSHOT_FORMAT} but got {header.get('format')!r}; make it again"
+            )
         if header["bundle"] != engine.bundle.digest:
-            raise InputError(f"the snapshot is of another bundle than '{engine.bundle.name}' as loaded; load the one it was made with")
+            raise InputError(
+                f"the snapshot is of another bundle than '{engine.bundle.name}' as loaded; load the one it was made with"
+            )
         stream = cls(engine, header["settings"])
         try:
             executor = stream._open()
-            executor.load_state({name[9:]: value for name, value in arrays.items() if name.startswith("executor/")})
-            stream._window.load_state({name[7:]: value for name, value in arrays.items() if name.startswith("window/")})
+            executor.load_state(
+                {name[9:]: value for name, value in arrays.items() if name.startswith("executor/")}
+            )
+            stream._window.load_state(
+                {name[7:]: value for name, value in arrays.items() if name.startswith("window/")}
+            )
         except Exception:
             stream.close()
             raise
@@ -179,12 +208,16 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _open(self) -> Executor:
         if self._executor is None:
-            raise StreamClosed("the stream is closed; start another with engine.stream(...), or engine.resume(...) a snapshot")
+            raise StreamClosed(
+                "the stream is closed; start another with engine.stream(...), or engine.resume(...) a snapshot"
+            )
         return self._executor
 
     def _set_text(self, prompt: str) -> None:
@@ -211,7 +244,11 @@ class Stream:
         executor = self._open()
         executor.input(self._decode_variant, "latents")[...] = latents
         executor.run(self._decode_variant)
-        return executor.output(self._decode_variant, "frames").reshape(-1, self._video.height, self._video.width, 3).copy()
+        return (
+            executor.output(self._decode_variant, "frames")
+            .reshape(-1, self._video.height, self._video.width, 3)
+            .copy()
+        )
 
     def _settle(self) -> None:
         """Wait for every decode under way."""

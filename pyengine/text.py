@@ -21,7 +21,9 @@ class PromptTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path} is not a readable tokenizer ({error}); export the bundle again") from error
+            raise BundleError(
+                f"{path} is not a readable tokenizer ({error}); export the bundle again"
+            ) from error
         self.max_tokens = max_tokens
         self._unknown = self._tokenizer.token_to_id("[unknown]")
 
@@ -33,11 +35,21 @@ class PromptTokenizer:
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, padded. int64 [max_tokens]. Raises PromptError if it is empty, too long or has unknown words."""
         if not isinstance(prompt, str) or not prompt.strip():
-            raise PromptError('expected a prompt such as "a red circle bounces over a blue background" but got an empty one')
+            raise PromptError(
+                'expected a prompt such as "a red circle bounces over a blue background" but got an empty one'
+            )
         encoding = self._tokenizer.encode(prompt)
-        unknown = [prompt[start:end] for (start, end), id in zip(encoding.offsets, encoding.ids) if id == self._unknown]
+        unknown = [
+            prompt[start:end]
+            for (start, end), id in zip(encoding.offsets, encoding.ids, strict=True)
+            if id == self._unknown
+        ]
         if unknown:
-            raise PromptError(f"the prompt has words this model does not know: {', '.join(unknown)}; it knows {', '.join(self.words)}")
+            raise PromptError(
+                f"the prompt has words this model does not know: {', '.join(unknown)}; it knows {', '.join(self.words)}"
+            )
         if len(encoding.ids) > self.max_tokens:
-            raise PromptError(f"expected a prompt of at most {self.max_tokens} words but got {len(encoding.ids)}; shorten it")
+            raise PromptError(
+                f"expected a prompt of at most {self.max_tokens} words but got {len(encoding.ids)}; shorten it"
+            )
         return np.array(encoding.ids + [PAD_ID] * (self.max_tokens - len(encoding.ids)), np.int64)

@@ -26,7 +26,14 @@ class Window:
     """The window of one stream. All latents are float32 [frames, channels, height, width]."""
 
     def __init__(
-        self, executor: Executor, latent: Latent, method: Method, sampler: Sampler, *, guidance: float, seed: int
+        self,
+        executor: Executor,
+        latent: Latent,
+        method: Method,
+        sampler: Sampler,
+        *,
+        guidance: float,
+        seed: int,
     ) -> None:
         self._executor, self._method, self._sampler, self._seed = executor, method, sampler, seed
         self._weights = cfg(guidance)
@@ -37,7 +44,10 @@ class Window:
         self._noise = np.zeros((rows, *self._frame_shape), np.float32)
         # Clean latents by ring slot, so that a new prompt can rewrite the ring; given ones are kept until they entered.
         self._clean: dict[int, np.ndarray] = {}
-        self._variants = {count: Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts}
+        self._variants = {
+            count: Variant.of("denoiser", frames=count, ring=method.ring_frames)
+            for count in method.row_counts
+        }
         self._coefficients: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = {}
         self.call = method.first_call
 
@@ -90,16 +100,30 @@ class Window:
     def state(self) -> dict[str, np.ndarray]:
         """All that later calls depend on, beside the executor's state."""
         frames = sorted(self._clean)
-        clean = np.stack([self._clean[frame] for frame in frames]) if frames else np.zeros((0, *self._frame_shape), np.float32)
-        return {"call": np.array(self.call), "latents": self._now.copy(), "clean_index": np.array(frames, np.int64), "clean": clean}
+        clean = (
+            np.stack([self._clean[frame] for frame in frames])
+            if frames
+            else np.zeros((0, *self._frame_shape), np.float32)
+        )
+        return {
+            "call": np.array(self.call),
+            "latents": self._now.copy(),
+            "clean_index": np.array(frames, np.int64),
+            "clean": clean,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state()` returned."""
         if state["latents"].shape != self._now.shape:
-            raise ShapeError(f"expected a window of {list(self._now.shape)} but the snapshot has {list(state['latents'].shape)}")
+            raise ShapeError(
+                f"expected a window of {list(self._now.shape)} but the snapshot has {list(state['latents'].shape)}"
+            )
         self.call = int(state["call"])
         self._now[...] = state["latents"]
-        self._clean = {int(frame): latent.copy() for frame, latent in zip(state["clean_index"], state["clean"], strict=True)}
+        self._clean = {
+            int(frame): latent.copy()
+            for frame, latent in zip(state["clean_index"], state["clean"], strict=True)
+        }
 
     def _gather(self, step: Step) -> np.ndarray:
         """The rows of this call, moved up from the last one, born, or given. [rows, channels, height, width]"""
@@ -123,10 +147,14 @@ class Window:
         latents[...] = sample
         for row in step.renoised:
             level = np.float32(step.level[row])
-            fresh = frame_noise(self._seed, step.frame_index[row], self._frame_shape, FRESH_NOISE_STREAM + step.call)
+            fresh = frame_noise(
+                self._seed, step.frame_index[row], self._frame_shape, FRESH_NOISE_STREAM + step.call
+            )
             latents[row] = (1 - level) * sample[row] + level * fresh
         inputs["level"][...] = step.level
-        inputs["frame_index"][...], inputs["ring_index"][...] = positions("local", step.frame_index, step.ring_index)
+        inputs["frame_index"][...], inputs["ring_index"][...] = positions(
+            "local", step.frame_index, step.ring_index
+        )
         inputs["append_slot"][...] = step.append_slot
         self._executor.run(variant)
 
@@ -148,5 +176,7 @@ class Window:
         newest = max((*step.frame_index, 0))
         if len(self._clean) > self._method.ring_frames + 2 * max(self._method.row_counts):
             visible = {frame for frame in step.ring_index if frame >= 0}
-            for frame in [f for f in self._clean if f not in visible and f < newest - 2 * max(self._method.row_counts)]:
+            for frame in [
+                f for f in self._clean if f not in visible and f < newest - 2 * max(self._method.row_counts)
+            ]:
                 del self._clean[frame]

@@ -18,7 +18,8 @@ from pyengine.bench import PROMPT, bench, table
 from pyengine.bundle import Bundle
 from pyengine.errors import ConfigError
 from pyengine.export.families.shapes.denoiser import DenoiserConfig
-from pyengine.export.families.shapes.export import Modules, export_bundle
+from pyengine.export.families.shapes.export import export_bundle
+from pyengine.export.families.shapes.modules import Modules
 from pyengine.export.peers import NAMES, Peers, load_modules
 
 KEYS = {

@@ -29,7 +29,9 @@ def generate(*words: str) -> int:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
-def test_generate_writes_a_playable_file(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_writes_a_playable_file(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"video{suffix}"
     assert generate("--frames", "20", "--output", str(path), "--json") == 0
     made = json.loads(capsys.readouterr().out)
@@ -45,7 +47,9 @@ def test_generate_writes_a_folder_of_pictures(tmp_path: Path) -> None:
 
 
 def test_generate_is_what_the_stream_gives(tmp_path: Path, engine: pyengine.Engine) -> None:
-    assert generate("--frames", "6", "--seed", "5", "--upscale", "1", "--output", str(tmp_path / "f") + "/") == 0
+    assert (
+        generate("--frames", "6", "--seed", "5", "--upscale", "1", "--output", str(tmp_path / "f") + "/") == 0
+    )
     written = np.concatenate([pyengine.read_image(path) for path in sorted((tmp_path / "f").glob("*.png"))])
     with engine.stream(PROMPT, seed=5, frames=6) as stream:
         assert np.array_equal(written, np.stack(list(stream)))
@@ -84,7 +88,11 @@ REFUSED = [
 
 @pytest.mark.parametrize(("words", "message"), REFUSED)
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
@@ -95,8 +103,23 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 def test_ctrl_c_closes_the_file_and_exits_130(tmp_path: Path, plan_cache: Path) -> None:
     path = tmp_path / "video.mp4"
-    command = [sys.executable, "-P", "-m", "pyengine", "generate", PROMPT, "--choice", "cut", "--seconds", "3000", "--output", str(path)]
-    process = subprocess.Popen(command, env=os.environ | {"PYENGINE_CACHE": str(plan_cache)}, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pyengine",
+        "generate",
+        PROMPT,
+        "--choice",
+        "cut",
+        "--seconds",
+        "3000",
+        "--output",
+        str(path),
+    ]
+    process = subprocess.Popen(
+        command, env=os.environ | {"PYENGINE_CACHE": str(plan_cache)}, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while (not path.exists() or path.stat().st_size < 20_000) and time.monotonic() < deadline:
         time.sleep(0.1)

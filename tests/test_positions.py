@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
 from pyengine.positions import positions
 from pyengine.schedule import ScheduleConfig, step_at
-
-settings.load_profile("ci")  # reproducible, and no deadline: a busy machine is no failure
 
 ROWS, RING = (-1, -1, 20, 21, 22, 23), (0, 1, 18, 19, 16, -1)  # sink 0 and 1
 

@@ -7,8 +7,25 @@ import sys
 
 import pyengine
 
-NAMES = """BackendUnavailable Bundle BundleError ConfigError Engine InputError OutputError PlanError PromptError PyEngineError
-ShapeError Stream StreamClosed VideoWriter load read_image read_video""".split()
+NAMES = [
+    "BackendUnavailable",
+    "Bundle",
+    "BundleError",
+    "ConfigError",
+    "Engine",
+    "InputError",
+    "OutputError",
+    "PlanError",
+    "PromptError",
+    "PyEngineError",
+    "ShapeError",
+    "Stream",
+    "StreamClosed",
+    "VideoWriter",
+    "load",
+    "read_image",
+    "read_video",
+]
 HEAVY = ("torch", "onnx", "openvino", "onnxruntime", "av", "pyengine.export", "export")
 
 
@@ -19,7 +36,12 @@ def test_public_names_are_exactly_these() -> None:
 
 def test_import_is_light() -> None:
     code = f"import pyengine, sys; print([name for name in {HEAVY} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_running_needs_no_torch_and_no_onnx(tmp_path) -> None:
@@ -29,4 +51,9 @@ def test_running_needs_no_torch_and_no_onnx(tmp_path) -> None:
         f"import pyengine; engine = pyengine.load('shapes', cache_dir={str(tmp_path)!r})\n"
         "with engine.stream('a red circle bounces over a blue background', frames=1) as stream: print(next(stream).shape)"
     )
-    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "(64, 64, 3)"
+    assert (
+        subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "(64, 64, 3)"
+    )

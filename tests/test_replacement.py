@@ -4,13 +4,11 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
 from pyengine.replacement import ReplacementConfig, replacement_step_at, replacement_steps
-
-settings.load_profile("ci")  # reproducible, and no deadline: a busy machine is no failure
 
 RN_O = ReplacementConfig(
     steps=30, chunk_frames=5, clip_frames=15, overlap_frames=5, renoised=False, chunks=84, given_chunks=1

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
 from pyengine.ring import EMPTY, Ring, frames_after, slot_of
-
-settings.load_profile("ci")  # reproducible, and no deadline: a busy machine is no failure
 
 sizes = st.tuples(
     st.integers(1, 4), st.integers(0, 3), st.integers(1, 4)

@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError, ShapeError
 from pyengine.samplers import cfg, cfg_text_previous, ddim, euler, frame_noise, make_sampler, renoise
 from pyengine.schedule import noise_levels
-
-settings.load_profile("ci")  # reproducible, and no deadline: a busy machine is no failure
 
 RNG = np.random.default_rng(0)
 TABLE = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # DDPM's linear betas

@@ -13,8 +13,6 @@ from pyengine.errors import ConfigError
 from pyengine.ring import Ring
 from pyengine.schedule import ScheduleConfig, noise_levels, recache_steps, step_at, steps
 
-settings.load_profile("ci")  # reproducible, and no deadline: a busy machine is no failure
-
 PA_O = ScheduleConfig(
     steps=30,
     chunk_frames=5,

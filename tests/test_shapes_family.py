@@ -8,9 +8,15 @@ import torch
 
 from pyengine.export.families.shapes import train_denoiser
 from pyengine.export.families.shapes.autoencoder import FrameDecoder
-from pyengine.export.families.shapes.captions import MAX_TOKENS, build_tokenizer, token_ids, varied_caption, vocabulary
+from pyengine.export.families.shapes.captions import (
+    MAX_TOKENS,
+    build_tokenizer,
+    token_ids,
+    varied_caption,
+    vocabulary,
+)
 from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
-from pyengine.export.families.shapes.export import Modules
+from pyengine.export.families.shapes.modules import Modules
 from pyengine.export.families.shapes.text_encoder import PromptEncoder, TextFeatures
 from pyengine.export.families.shapes.train_autoencoder import decode_clip
 from pyengine.export.families.shapes.train_denoiser import CHUNK, CLIP_LATENTS, Window, sample_windows
@@ -26,11 +32,19 @@ def modules() -> Modules:
 
 def test_a_scene_is_drawn_where_it_says() -> None:
     for motion in ("bounce", "orbit", "drift"):
-        shape = MovingShape("circle", "red", "", motion, (30.0, 31.0), (1.5, -1.0), turn=0.1, orbit_radius=12.0)
+        shape = MovingShape(
+            "circle", "red", "", motion, (30.0, 31.0), (1.5, -1.0), turn=0.1, orbit_radius=12.0
+        )
         for frame in range(0, 400, 37):
             mask = coverage(shape, np.array([frame]))[0]
-            angle_y = np.angle((mask.sum(1) * np.exp(2j * np.pi * (np.arange(64) + 0.5) / 64)).sum()) * 64 / (2 * np.pi)
-            assert (angle_y - shape.centre(np.array([frame]))[0, 1] + 32) % 64 - 32 == pytest.approx(0, abs=0.1)
+            angle_y = (
+                np.angle((mask.sum(1) * np.exp(2j * np.pi * (np.arange(64) + 0.5) / 64)).sum())
+                * 64
+                / (2 * np.pi)
+            )
+            assert (angle_y - shape.centre(np.array([frame]))[0, 1] + 32) % 64 - 32 == pytest.approx(
+                0, abs=0.1
+            )
 
 
 def test_bouncing_shapes_stay_inside() -> None:
@@ -51,9 +65,14 @@ def test_frames_can_be_drawn_alone() -> None:
 
 
 def test_captions_read_as_words() -> None:
-    shapes = (MovingShape("star", "orange", "small", "spin", (0, 0)), MovingShape("circle", "red", "", "orbit", (0, 0)))
+    shapes = (
+        MovingShape("star", "orange", "small", "spin", (0, 0)),
+        MovingShape("circle", "red", "", "orbit", (0, 0)),
+    )
     scene = Scene(shapes, "blue", gradient=True)
-    assert scene.caption() == "a small orange star spins and a red circle orbits over a blue gradient background"
+    assert (
+        scene.caption() == "a small orange star spins and a red circle orbits over a blue gradient background"
+    )
 
 
 def test_every_caption_fits_the_tokenizer() -> None:
@@ -74,11 +93,12 @@ def test_windows_are_what_inference_will_ask_for() -> None:
     assert (rising >= 0).all()  # never cleaner behind than in front
     noisy = (level > 0) & present
     assert noisy.any(1).all()
-    assert 0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.5  # some start from text alone
+    assert (
+        0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.5
+    )  # some start from text alone
     seen = window.allowed
     later_sees_earlier = seen.float().tril().sum() / seen.float().sum()
     assert later_sees_earlier > 0.8
-    row, column = torch.where((level[:, None, :] > level[:, :, None]).any(0))
     assert not (seen & (level[:, None, :] > level[:, :, None])).any()  # nobody looks at something noisier
 
 
@@ -99,7 +119,12 @@ def test_the_ring_equals_recomputing_the_whole_clip(modules: Modules) -> None:
     chunk = torch.arange(clean + active) // CHUNK
     row, column = level[:, None], level[None, :]
     allowed = (column < row) | ((column == row) & ((row > 0) | (chunk[None, :] <= chunk[:, None])))
-    whole = denoiser.over_clip(latents[None].expand(2, -1, -1, -1, -1), level[None].expand(2, -1), text, allowed[None].expand(2, -1, -1))
+    whole = denoiser.over_clip(
+        latents[None].expand(2, -1, -1, -1, -1),
+        level[None].expand(2, -1),
+        text,
+        allowed[None].expand(2, -1, -1),
+    )
 
     shape = (2, clean, SMALL.tokens_per_frame, SMALL.heads, SMALL.head_size)
     keys, values = ([torch.zeros(shape, dtype=torch.float64) for _ in range(SMALL.depth)] for _ in range(2))
@@ -107,7 +132,9 @@ def test_the_ring_equals_recomputing_the_whole_clip(modules: Modules) -> None:
 
     def call(frames: slice) -> torch.Tensor:
         numbers = torch.arange(clean + active)[frames]
-        velocity, *cached = denoiser(latents[frames], level[frames], numbers, index.clone(), *text, keys, values)
+        velocity, *cached = denoiser(
+            latents[frames], level[frames], numbers, index.clone(), *text, keys, values
+        )
         for place, number in enumerate(numbers.tolist()):
             if level[number] == 0:
                 for layer in range(SMALL.depth):
@@ -118,7 +145,9 @@ def test_the_ring_equals_recomputing_the_whole_clip(modules: Modules) -> None:
 
     for start in range(0, clean - CHUNK, CHUNK):
         call(slice(start, start + CHUNK))
-    streamed = call(slice(clean - CHUNK, clean + active))  # the last clean chunk rides along with the active ones
+    streamed = call(
+        slice(clean - CHUNK, clean + active)
+    )  # the last clean chunk rides along with the active ones
     # float64 but for the rotary angles and the level embedding, which both sides take in float32
     assert torch.allclose(streamed[:, CHUNK:], whole[:, clean:], rtol=0, atol=1e-6)
 
@@ -149,7 +178,9 @@ def test_training_resumes_where_it_stopped(tmp_path) -> None:
 
     def fresh(folder) -> tuple[torch.nn.ModuleDict, Trainer]:
         torch.manual_seed(0)
-        model = torch.nn.ModuleDict({"denoiser": Denoiser(SMALL), "text": TextEncoder(SMALL.depth, SMALL.width, SMALL.heads)})
+        model = torch.nn.ModuleDict(
+            {"denoiser": Denoiser(SMALL), "text": TextEncoder(SMALL.depth, SMALL.width, SMALL.heads)}
+        )
         return model, Trainer(model, folder, peak_rate=1e-3, ema=0.9, muon=True)
 
     def advance(model, trainer, steps: int) -> None:
@@ -170,7 +201,11 @@ def test_training_resumes_where_it_stopped(tmp_path) -> None:
 
 
 def test_window_masks_are_square() -> None:
-    window = Window(torch.zeros(1, CLIP_LATENTS), torch.arange(CLIP_LATENTS)[None] // CHUNK, torch.ones(1, CLIP_LATENTS, dtype=torch.bool))
+    window = Window(
+        torch.zeros(1, CLIP_LATENTS),
+        torch.arange(CLIP_LATENTS)[None] // CHUNK,
+        torch.ones(1, CLIP_LATENTS, dtype=torch.bool),
+    )
     seen = window.allowed[0]
     chunk = torch.arange(CLIP_LATENTS) // CHUNK
     assert torch.equal(seen, chunk[None, :] <= chunk[:, None])  # all clean: block-causal

@@ -85,7 +85,7 @@ def test_strict_autoregression_of_one_chunk_is_the_ordinary_sampler(engine: Engi
     method = {"cadence": steps}
     with engine.stream(PROMPT, seed=8, frames=8, method=method, guidance=1.0) as stream:
         window = stream._window
-        got = [latents for _ in range(steps) for _, latents in window.advance()][0]
+        got = next(latents for _ in range(steps) for _, latents in window.advance())
         variant = window.variants[0]
         levels = window._method.config.levels
         shape = got.shape[1:]
@@ -196,8 +196,26 @@ def test_closing_frees_and_the_engine_goes_on(engine: Engine) -> None:
         ({"context": {"kind": "none", "sink_frames": 0, "recent_frames": 6}, "row_counts": (8, 10)}, 28),
         ({"chunk_frames": 1, "cadence": 2, "row_counts": (8, 10)}, 30),
         ({"context": {"kind": "ring", "sink_frames": 2, "recent_frames": 4}}, 28),
-        ({"name": "replacement", "clip_frames": 10, "overlap_frames": 4, "renoised": True, "ring_frames": 6}, 16),
-        ({"name": "replacement", "clip_frames": 10, "overlap_frames": 4, "renoised": False, "ring_frames": 6}, 16),
+        (
+            {
+                "name": "replacement",
+                "clip_frames": 10,
+                "overlap_frames": 4,
+                "renoised": True,
+                "ring_frames": 6,
+            },
+            16,
+        ),
+        (
+            {
+                "name": "replacement",
+                "clip_frames": 10,
+                "overlap_frames": 4,
+                "renoised": False,
+                "ring_frames": 6,
+            },
+            16,
+        ),
         ({"sampler": "renoise"}, 28),
         ({"steps": 8, "cadence": 2}, 14),
     ],
@@ -217,13 +235,19 @@ BAD = [
     ({"frames": 3, "seconds": 1.0}, pyengine.ConfigError, "both"),
     ({"method": {"spets": 4}}, pyengine.ConfigError, "spets"),
     ({"method": {"steps": 0}}, pyengine.ConfigError, "steps must be at least 1"),
-    ({"start": np.zeros((8, 32, 32, 3), np.uint8)}, pyengine.ShapeError, r"\[frames, 64, 64, 3\].*\[8, 32, 32, 3\]"),
+    (
+        {"start": np.zeros((8, 32, 32, 3), np.uint8)},
+        pyengine.ShapeError,
+        r"\[frames, 64, 64, 3\].*\[8, 32, 32, 3\]",
+    ),
     ({"start": np.zeros((8, 64, 64, 3), np.float32)}, pyengine.ShapeError, "float32"),
 ]
 
 
 @pytest.mark.parametrize(("wrong", "error", "message"), BAD)
-def test_bad_input_is_one_sentence_and_loses_nothing(engine: Engine, wrong: dict, error: type, message: str) -> None:
+def test_bad_input_is_one_sentence_and_loses_nothing(
+    engine: Engine, wrong: dict, error: type, message: str
+) -> None:
     options = {"prompt": PROMPT, "frames": 8} | wrong
     if "seconds" not in wrong and "frames" in wrong:
         options.pop("seconds", None)

@@ -16,8 +16,8 @@ import torch
 from pyengine.bundle import Bundle
 from pyengine.engine import load
 
+from ..families.shapes.modules import Modules, load_modules
 from .stream import TorchOptions, TorchStream
-from .weights import PeerModules, load_modules
 
 __all__ = ["DEFAULT", "NAMES", "Peers", "TorchOptions", "TorchStream", "load_modules"]
 
@@ -50,7 +50,7 @@ class Peers:
         self._bundle, self._prompt, self._seed = bundle, prompt, seed
         self._dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
         self._threads, self._cache = threads, cache_dir
-        self._modules: PeerModules | None = None
+        self._modules: Modules | None = None
         if threads:
             torch.set_num_threads(threads)
 

@@ -17,9 +17,9 @@ from pyengine.samplers import frame_noise
 from pyengine.schedule import Step
 from pyengine.text import PromptTokenizer
 
-from ..families.shapes.text_encoder import TextFeatures
+from ..families.shapes.modules import Modules
+from ..families.shapes.text_encoder import PromptEncoder, TextFeatures
 from .ring_denoiser import MASKED, RingDenoiser, angles, visible
-from .weights import PeerModules
 
 # Options of torch.compile. Freezing packs the weights for this processor; only then does max-autotune without
 # CUDA graphs find products to tune on a CPU.
@@ -51,7 +51,7 @@ class TorchStream:
     def __init__(
         self,
         bundle: Bundle,
-        modules: PeerModules,
+        modules: Modules,
         options: TorchOptions,
         *,
         prompt: str,
@@ -155,9 +155,9 @@ class TorchStream:
         return best[True] <= best[False]
 
 
-def _features(bundle: Bundle, modules: PeerModules, prompt: str, dtype: torch.dtype) -> TextFeatures:
+def _features(bundle: Bundle, modules: Modules, prompt: str, dtype: torch.dtype) -> TextFeatures:
     """The prompt and the empty prompt, encoded once."""
     assert bundle.text is not None
     tokenizer = PromptTokenizer(bundle.path(bundle.text.tokenizer), bundle.text.max_tokens)
-    features = TextFeatures(*modules.text_encoder(torch.from_numpy(tokenizer.encode(prompt))))
+    features = TextFeatures(*PromptEncoder(modules.text_encoder)(torch.from_numpy(tokenizer.encode(prompt))))
     return TextFeatures(*(tensor.to(dtype) for tensor in features))

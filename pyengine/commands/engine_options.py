@@ -20,10 +20,21 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """--backend, --precision, --choice, --threads, --cache."""
     group = parser.add_argument_group("engine")
     group.add_argument("--backend", default="openvino", help="openvino (default) or onnxruntime")
-    group.add_argument("--precision", default="auto", help="auto (default: bf16 where the processor has it), bf16 or fp32")
-    group.add_argument("--choice", default="auto", help="auto (default: time both), cut (our kernels) or inline (the backend's)")
+    group.add_argument(
+        "--precision", default="auto", help="auto (default: bf16 where the processor has it), bf16 or fp32"
+    )
+    group.add_argument(
+        "--choice",
+        default="auto",
+        help="auto (default: time both), cut (our kernels) or inline (the backend's)",
+    )
     group.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    group.add_argument("--cache", default=None, metavar="FOLDER", help="where plans are kept (default: PYENGINE_CACHE or the user's cache)")
+    group.add_argument(
+        "--cache",
+        default=None,
+        metavar="FOLDER",
+        help="where plans are kept (default: PYENGINE_CACHE or the user's cache)",
+    )
 
 
 def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False) -> pyengine.Engine:
@@ -41,7 +52,13 @@ def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False)
     }
     if quiet or not sys.stderr.isatty():
         return pyengine.load(bundle, **options)
-    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("building"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
     bar = Progress(*columns, console=console, transient=True)
     task = None
 

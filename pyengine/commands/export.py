@@ -22,5 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         module = import_module(FAMILIES[arguments.family])
     except ImportError as error:
-        raise BackendUnavailable(f"exporting needs more packages ({error}): pip install 'pyengine-video[export]'") from error
+        raise BackendUnavailable(
+            f"exporting needs more packages ({error}): pip install 'pyengine-video[export]'"
+        ) from error
     return int(module.run(arguments))

@@ -13,7 +13,15 @@ import time
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from pyengine.commands.engine_options import add_engine_options, console, load_engine
@@ -28,13 +36,23 @@ DEFAULT_SECONDS = 10.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help='what to show, such as "a red circle bounces over a blue background"')
     parser.add_argument("--bundle", default="shapes", help="a bundled name or a folder (default: shapes)")
-    parser.add_argument("--output", "-o", default="video.mp4", help="file or folder to write (default: video.mp4)")
+    parser.add_argument(
+        "--output", "-o", default="video.mp4", help="file or folder to write (default: video.mp4)"
+    )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, default=None, help=f"length of the video (default: {DEFAULT_SECONDS:g})")
+    length.add_argument(
+        "--seconds", type=float, default=None, help=f"length of the video (default: {DEFAULT_SECONDS:g})"
+    )
     length.add_argument("--frames", type=int, default=None, help="length of the video in frames")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed and prompt give the same video (default: 0)")
-    parser.add_argument("--guidance", type=float, default=None, help="how strictly to follow the prompt; 1 = no guidance")
-    parser.add_argument("--upscale", type=int, default=4, help="whole factor to enlarge each pixel by (default: 4)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed and prompt give the same video (default: 0)"
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=None, help="how strictly to follow the prompt; 1 = no guidance"
+    )
+    parser.add_argument(
+        "--upscale", type=int, default=4, help="whole factor to enlarge each pixel by (default: 4)"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--image", default=None, help="start from this picture")
     start.add_argument("--video", default=None, help="continue this video")
@@ -54,7 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     engine.tokenizer.encode(arguments.prompt)  # before a file is made
     start = _start(arguments, (video.height, video.width))
     if start is not None and len(start) >= total:
-        raise ConfigError(f"expected a length beyond the {len(start)} frames it starts from but got {total}; raise --seconds")
+        raise ConfigError(
+            f"expected a length beyond the {len(start)} frames it starts from but got {total}; raise --seconds"
+        )
     first_frame = None
     size = {"height": video.height, "width": video.width, "fps": video.fps, "upscale": arguments.upscale}
     with VideoWriter(arguments.output, **size) as writer, _progress(arguments) as bar:
@@ -63,7 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
             writer.write(frame)
             bar.advance(task)
         left = total - writer.frames_written
-        options: dict[str, Any] = {"seed": arguments.seed, "frames": left, "guidance": arguments.guidance, "start": start}
+        options: dict[str, Any] = {
+            "seed": arguments.seed,
+            "frames": left,
+            "guidance": arguments.guidance,
+            "start": start,
+        }
         try:
             with engine.stream(arguments.prompt, **options) as stream:
                 for frame in stream:
@@ -72,7 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
                     bar.advance(task)
         except KeyboardInterrupt:
             writer.close()
-            console.print(f"interrupted: {arguments.output} holds the {writer.frames_written} frames made so far")
+            console.print(
+                f"interrupted: {arguments.output} holds the {writer.frames_written} frames made so far"
+            )
             return 130
     took = time.perf_counter() - started
     made = {
@@ -109,5 +136,12 @@ class _Speed(ProgressColumn):
 
 
 def _progress(arguments: argparse.Namespace) -> Progress:
-    columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), _Speed(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("generating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, disable=arguments.json or not sys.stderr.isatty())

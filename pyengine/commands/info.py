@@ -16,7 +16,9 @@ from pyengine.plan import cache_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", default=None, help="a bundled name or a folder; none: the machine alone")
+    parser.add_argument(
+        "bundle", nargs="?", default=None, help="a bundled name or a folder; none: the machine alone"
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -24,7 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
     facts: dict[str, Any] = {
         "version": _version("pyengine-video"),
         "processor": {"isa": _C.cpu_isa(), "supported": _C.supported_isas(), "threads": _C.threads()},
-        "backends": {name: _version(name) if find_spec(name) else None for name in ("openvino", "onnxruntime")},
+        "backends": {
+            name: _version(name) if find_spec(name) else None for name in ("openvino", "onnxruntime")
+        },
         "cache": str(cache_folder(None)),
         "bundles": bundled_names(),
     }
@@ -45,7 +49,9 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "family": bundle.family,
         "folder": str(bundle.folder),
         "megabytes": round(sum(sizes.values()) / 1e6, 2),
-        "video": None if video is None else f"{video.width}x{video.height} at {video.fps:g} frames/s, {video.frames_per_latent} per latent",
+        "video": None
+        if video is None
+        else f"{video.width}x{video.height} at {video.fps:g} frames/s, {video.frames_per_latent} per latent",
         "latent": None if latent is None else f"{latent.channels} x {latent.height} x {latent.width}",
         "method": dict(bundle.method),
         "components": sorted(bundle.components),
@@ -58,7 +64,13 @@ def _print(console: Console, facts: dict[str, Any], indent: str = "") -> None:
             console.print(f"{indent}{name}:", highlight=False)
             _print(console, value, indent + "  ")
         else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else "not installed" if value is None else value
+            text = (
+                ", ".join(map(str, value))
+                if isinstance(value, list)
+                else "not installed"
+                if value is None
+                else value
+            )
             console.print(f"{indent}{name}: {text}", highlight=False, soft_wrap=True)
 
 

@@ -13,7 +13,9 @@ from pyengine.errors import BackendUnavailable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", default="shapes", help="a bundled name or a folder (default: shapes)")
+    parser.add_argument(
+        "bundle", nargs="?", default="shapes", help="a bundled name or a folder (default: shapes)"
+    )
     parser.add_argument("--backend", default="openvino", help="openvino (default) or onnxruntime")
     parser.add_argument(
         "--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"], help="default: both"
@@ -23,14 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     try:
         from pyengine.export.families.shapes.export import components
+        from pyengine.export.families.shapes.modules import load_modules
         from pyengine.export.parity import parity
-        from pyengine.export.peers.weights import load_modules
     except ImportError as error:
         raise BackendUnavailable(
             f"parity needs more packages ({error}): pip install 'pyengine-video[export]'"
         ) from error
     bundle = Bundle.load(arguments.bundle)
     precisions = ["fp32"] if arguments.backend == "onnxruntime" else arguments.precision
-    report = parity(bundle, components(load_modules(bundle)), backend=arguments.backend, precisions=precisions)
+    report = parity(
+        bundle, components(load_modules(bundle)), backend=arguments.backend, precisions=precisions
+    )
     print(report)
     return 0 if report.passed else 1

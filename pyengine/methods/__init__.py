@@ -21,4 +21,6 @@ def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: i
         return Progressive.from_settings(settings, chunks, given_chunks)
     if name == "replacement":
         return Replacement.from_settings(settings, chunks, given_chunks)
-    raise BundleError(f"expected a method out of progressive, replacement but got {name!r}; install the pyengine that made the bundle")
+    raise BundleError(
+        f"expected a method out of progressive, replacement but got {name!r}; install the pyengine that made the bundle"
+    )

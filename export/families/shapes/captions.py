@@ -23,15 +23,29 @@ VARIATIONS = {
 
 def vocabulary() -> list[str]:
     """Every token in the order of its id."""
-    words = ["a", "an", "and", "over", "background", "gradient", *SHAPES, *MOTIONS.values(), *filter(None, SIZES)]
+    words = [
+        "a",
+        "an",
+        "and",
+        "over",
+        "background",
+        "gradient",
+        *SHAPES,
+        *MOTIONS.values(),
+        *filter(None, SIZES),
+    ]
     words += sorted(set(COLOURS) | set(BACKGROUNDS))
     return [PAD, NULL, UNKNOWN, *words, *VARIATIONS.values()]
 
 
 def build_tokenizer() -> Tokenizer:
     """Lower-cases, drops punctuation, splits on white space: one id per word."""
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary())}, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(".", " "), normalizers.Replace(",", " ")])
+    tokenizer = Tokenizer(
+        WordLevel({word: index for index, word in enumerate(vocabulary())}, unk_token=UNKNOWN)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(".", " "), normalizers.Replace(",", " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([PAD, NULL, UNKNOWN])
     return tokenizer
@@ -39,7 +53,10 @@ def build_tokenizer() -> Tokenizer:
 
 def varied_caption(scene: Scene, rng: np.random.Generator) -> str:
     """The scene's caption; each word that has another form takes it once in five."""
-    return " ".join(VARIATIONS[word] if word in VARIATIONS and rng.random() < 0.2 else word for word in scene.caption().split())
+    return " ".join(
+        VARIATIONS[word] if word in VARIATIONS and rng.random() < 0.2 else word
+        for word in scene.caption().split()
+    )
 
 
 def token_ids(tokenizer: Tokenizer, caption: str) -> np.ndarray:

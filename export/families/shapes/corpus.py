@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/autoencoder"))
     parser.add_argument("--folder", type=Path, default=Path("runs/corpus"))
     parser.add_argument("--clips", type=int, default=16384)
-    parser.add_argument("--first-shard", type=int, default=0, help="shards are numbered; several processes can share the work")
+    parser.add_argument(
+        "--first-shard", type=int, default=0, help="shards are numbered; several processes can share the work"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     encoder = load_autoencoder(arguments.autoencoder)[0].to(arguments.device)
@@ -64,7 +66,10 @@ def main() -> None:
     for shard in track(range(arguments.first_shard, arguments.first_shard + arguments.clips // SHARD_CLIPS)):
         path = arguments.folder / f"{shard:04d}.safetensors"
         if not path.exists():
-            save_file(encode_shard(encoder, np.random.default_rng(10_000 + shard), SHARD_CLIPS, arguments.device), path)
+            save_file(
+                encode_shard(encoder, np.random.default_rng(10_000 + shard), SHARD_CLIPS, arguments.device),
+                path,
+            )
 
 
 if __name__ == "__main__":

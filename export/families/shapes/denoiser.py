@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops.frame_window_attention import frame_window_attention
-
 from .text_encoder import TextFeatures
 
 
@@ -86,7 +85,13 @@ class TemporalAttention(nn.Module):
         return self.proj(out.permute(0, 3, 1, 2, 4).flatten(3))
 
     def over_window(
-        self, x: Tensor, level: Tensor, frame_index: Tensor, ring_key: Tensor, ring_value: Tensor, ring_index: Tensor
+        self,
+        x: Tensor,
+        level: Tensor,
+        frame_index: Tensor,
+        ring_key: Tensor,
+        ring_value: Tensor,
+        ring_index: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Streaming: the active frames of the window and the ring, through the op. Also the frames' own keys and values."""
         out, key, value = frame_window_attention(
@@ -120,21 +125,33 @@ class Block(nn.Module):
         self.cross_norm = nn.LayerNorm(width)
         self.cross_q, self.cross_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.temporal = TemporalAttention(config)
-        self.mlp_in, self.mlp_out = nn.Linear(width, config.mlp_ratio * width), nn.Linear(config.mlp_ratio * width, width)
+        self.mlp_in, self.mlp_out = (
+            nn.Linear(width, config.mlp_ratio * width),
+            nn.Linear(config.mlp_ratio * width, width),
+        )
         nn.init.zeros_(self.cross_proj.weight)
 
     def modulation(self, shared: Tensor) -> tuple[Tensor, ...]:
         """shared [batch, frames, 9 * width] -> nine of [batch, frames, 1, width]."""
         return (shared.unflatten(-1, (9, -1)) + self.table).unsqueeze(2).unbind(3)
 
-    def before_temporal(self, x: Tensor, mods: tuple[Tensor, ...], key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    def before_temporal(
+        self, x: Tensor, mods: tuple[Tensor, ...], key: Tensor, value: Tensor, mask: Tensor
+    ) -> Tensor:
         """x [batch, frames, tokens, width]; key, value [batch, heads, words, head size]; mask [batch, words]."""
         batch, frames, tokens, width = x.shape
-        q, k, v = self.spatial_qkv(modulate(x, mods[0], mods[1])).flatten(0, 1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.spatial_qkv(modulate(x, mods[0], mods[1]))
+            .flatten(0, 1)
+            .unflatten(-1, (3, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, frames, tokens, width)
         x = x + mods[2] * self.spatial_proj(out)
         q = self.cross_q(self.cross_norm(x)).flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, key.to(q.dtype), value.to(q.dtype), attn_mask=mask[:, None, None].to(q.dtype))
+        out = F.scaled_dot_product_attention(
+            q, key.to(q.dtype), value.to(q.dtype), attn_mask=mask[:, None, None].to(q.dtype)
+        )
         return x + self.cross_proj(out.transpose(1, 2).reshape(batch, frames, tokens, width))
 
     def after_temporal(self, x: Tensor, mods: tuple[Tensor, ...]) -> Tensor:
@@ -160,10 +177,16 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         nn.init.zeros_(self.patch_out.weight)
 
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def condition(self, level: Tensor, vector: Tensor) -> Tensor:
         """level [batch, frames] in [0, 1] and text vector [batch, width] -> [batch, frames, width]."""
         half = self.config.width // 2
-        rate = torch.exp(torch.arange(half, device=level.device, dtype=torch.float32) * (-math.log(10000.0) / half))
+        rate = torch.exp(
+            torch.arange(half, device=level.device, dtype=torch.float32) * (-math.log(10000.0) / half)
+        )
         angle = level.float()[..., None] * 1000.0 * rate
         wave = torch.cat([angle.cos(), angle.sin()], -1).to(self.place.dtype)
         return F.silu(self.level_mlp(wave) + vector[:, None])
@@ -172,14 +195,18 @@ class Denoiser(nn.Module):
         """[batch, frames, channels, height, width] -> [batch, frames, tokens, channels * patch^2]."""
         p = self.config.patch
         side = self.config.latent_size // p
-        split = latents.unflatten(-1, (side, p)).unflatten(-3, (side, p))  # [batch, frames, channels, side, p, side, p]
+        split = latents.unflatten(-1, (side, p)).unflatten(
+            -3, (side, p)
+        )  # [batch, frames, channels, side, p, side, p]
         return split.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
     def unpatchify(self, values: Tensor) -> Tensor:
         """The inverse of patchify."""
         p, c = self.config.patch, self.config.latent_channels
         side = self.config.latent_size // p
-        split = values.unflatten(-1, (c, p, p)).unflatten(2, (side, side))  # [batch, frames, side, side, channels, p, p]
+        split = values.unflatten(-1, (c, p, p)).unflatten(
+            2, (side, side)
+        )  # [batch, frames, side, side, channels, p, p]
         return split.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
 
     def head(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -191,7 +218,7 @@ class Denoiser(nn.Module):
         condition = self.condition(level, text.vector)
         shared = self.modulation(condition)
         x = self.patch_in(self.patchify(latents)) + self.place
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.layers()):
             mods = block.modulation(shared)
             x = block.before_temporal(x, mods, text.key[index], text.value[index], text.mask)
             x = x + mods[5] * block.temporal.over_clip(modulate(x, mods[3], mods[4]), allowed)
@@ -224,11 +251,16 @@ class Denoiser(nn.Module):
         x = self.patch_in(self.patchify(latents[None])) + self.place
         x = x.expand(branches, -1, -1, -1)
         appended: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.layers()):
             mods = block.modulation(shared)
             x = block.before_temporal(x, mods, text_key[index], text_value[index], text_mask)
             out, key, value = block.temporal.over_window(
-                modulate(x, mods[3], mods[4]), level, frame_index, ring_key[index], ring_value[index], ring_index
+                modulate(x, mods[3], mods[4]),
+                level,
+                frame_index,
+                ring_key[index],
+                ring_value[index],
+                ring_index,
             )
             x = block.after_temporal(x + mods[5] * out, mods)
             appended += [key, value]

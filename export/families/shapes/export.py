@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
 
-from ...graph import Inputs, export_component, round_weights
+from ...graph import Inputs, export_component
 from ...weights import WeightStore
-from .autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, Decoder, Encoder, FrameDecoder, FrameEncoder
+from .autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, FrameDecoder, FrameEncoder
 from .captions import MAX_TOKENS, build_tokenizer
-from .denoiser import Denoiser, DenoiserConfig
-from .text_encoder import PromptEncoder, TextEncoder
+from .modules import Modules
+from .text_encoder import PromptEncoder
 from .train_denoiser import CHUNK, CHUNKS, STEPS, WARP
 from .world import FPS, HEIGHT, WIDTH
 
@@ -26,49 +24,6 @@ VERSION = "1"
 BRANCHES = 2  # prompt and null
 CONTEXT_FRAMES = 6  # clean latent frames in the ring
 GUIDANCE = 2.0
-
-
-@dataclass
-class Modules:
-    """The four networks of the family, weights rounded to what the bundle stores."""
-
-    denoiser: Denoiser
-    text_encoder: TextEncoder
-    encoder: Encoder
-    decoder: Decoder
-
-    @classmethod
-    def random(cls, config: DenoiserConfig = DenoiserConfig(), seed: int = 0) -> Modules:
-        """Untrained networks for tests and benchmarks, with the zero-initialised layers filled so that every path counts."""
-        torch.manual_seed(seed)
-        modules = cls(Denoiser(config), TextEncoder(config.depth, config.width, config.heads), Encoder(), Decoder())
-        for part in modules.parts():
-            for parameter in part.parameters():
-                if not parameter.any():
-                    nn.init.normal_(parameter, std=0.02)
-        return modules.rounded()
-
-    @classmethod
-    def trained(cls, autoencoder: Path, denoiser: Path) -> Modules:
-        """The averaged weights of two training folders."""
-        config = DenoiserConfig()
-        modules = cls(Denoiser(config), TextEncoder(config.depth, config.width, config.heads), Encoder(), Decoder())
-        nn.ModuleDict({"encoder": modules.encoder, "decoder": modules.decoder}).load_state_dict(
-            load_file(autoencoder / "average.safetensors")
-        )
-        nn.ModuleDict({"denoiser": modules.denoiser, "text": modules.text_encoder}).load_state_dict(
-            load_file(denoiser / "average.safetensors")
-        )
-        return modules.rounded()
-
-    def parts(self) -> tuple[nn.Module, ...]:
-        return self.denoiser, self.text_encoder, self.encoder, self.decoder
-
-    def rounded(self) -> Modules:
-        """Weights rounded to fp16, as the bundle keeps them; evaluation mode."""
-        for part in self.parts():
-            round_weights(part.eval())
-        return self
 
 
 def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
@@ -100,11 +55,16 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
         "ring_key": [normal(*cached) for _ in range(config.depth)],
         "ring_value": [normal(*cached) for _ in range(config.depth)],
     }
-    pixels = torch.randint(0, 256, (chunk, FRAMES_PER_LATENT, HEIGHT, WIDTH, 3), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (chunk, FRAMES_PER_LATENT, HEIGHT, WIDTH, 3), generator=generator, dtype=torch.uint8
+    )
     return {
         "denoiser": (modules.denoiser, denoiser_inputs),
         "text_encoder": (PromptEncoder(modules.text_encoder), {"ids": ids}),
-        "decoder": (FrameDecoder(decoder), {"latents": normal(chunk, *latent), "coarse": coarse, "fine": fine}),
+        "decoder": (
+            FrameDecoder(decoder),
+            {"latents": normal(chunk, *latent), "coarse": coarse, "fine": fine},
+        ),
         "encoder": (FrameEncoder(modules.encoder), {"frames": pixels}),
     }
 
@@ -118,7 +78,11 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
     parts = components(modules)
     store = WeightStore()
     keys, values = [f"key.{i}" for i in range(depth)], [f"value.{i}" for i in range(depth)]
-    text = ["text_key", "text_value", "text_vector"]  # may cross in bf16; the mask and all levels stay float32
+    text = [
+        "text_key",
+        "text_value",
+        "text_vector",
+    ]  # may cross in bf16; the mask and all levels stay float32
     arguments: dict[str, dict[str, Any]] = {
         "denoiser": {
             "outputs": ["velocity", *(name for pair in zip(keys, values, strict=True) for name in pair)],
@@ -174,7 +138,9 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
 
 def run(arguments: argparse.Namespace) -> int:
     """The command's work: export, then say how large the bundle is."""
-    bundle = export_bundle(Modules.trained(Path(arguments.autoencoder), Path(arguments.denoiser)), Path(arguments.output))
+    bundle = export_bundle(
+        Modules.trained(Path(arguments.autoencoder), Path(arguments.denoiser)), Path(arguments.output)
+    )
     size = sum(path.stat().st_size for path in bundle.folder.iterdir())
     print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
     return 0

@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="training folders with a loss.csv")
     parser.add_argument("-o", "--output", type=Path, default=Path("loss.png"))
     arguments = parser.parse_args()
-    figure, axes = plt.subplots(1, len(arguments.folders), figsize=(5 * len(arguments.folders), 3.4), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(arguments.folders), figsize=(5 * len(arguments.folders), 3.4), squeeze=False
+    )
     for axis, folder in zip(axes[0], arguments.folders, strict=True):
         with (folder / "loss.csv").open() as file:
             rows = list(csv.DictReader(file))

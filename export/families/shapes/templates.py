@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,9 @@ def _bank(radius: float, spins: bool, fine: bool) -> _Bank:
     offsets = (SPIN_OFFSETS if spins else FINE_OFFSETS) if fine else COARSE_OFFSETS
     scales = FINE_SCALES if fine and not spins else (0.85, 1.0, 1.15) if fine else (1.0,)
     place = np.arange(PATCH, dtype=np.float32) + np.float32(0.5 - PATCH / 2)
-    rows, first, masks = [], [], []
+    rows: list[tuple[Any, ...]] = []
+    first: list[int] = []
+    masks: list[np.ndarray] = []
     for kind in SHAPES:
         first.append(len(rows))
         for scale, angle in product(scales, _angles(kind, spins, FINE_ANGLE if fine else COARSE_ANGLE)):

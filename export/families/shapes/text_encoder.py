@@ -34,18 +34,26 @@ class TextLayer(nn.Module):
         self.heads = heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None].to(q.dtype)).transpose(1, 2).flatten(2))
+        x = x + self.proj(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None].to(q.dtype))
+            .transpose(1, 2)
+            .flatten(2)
+        )
         return x + self.mlp(self.norm_mlp(x))
 
 
 class TextEncoder(nn.Module):
     """Word ids [batch, 20] int64 -> TextFeatures."""
 
-    def __init__(self, depth: int, width: int, heads: int, text_width: int = 128, text_layers: int = 2) -> None:
+    def __init__(
+        self, depth: int, width: int, heads: int, text_width: int = 128, text_layers: int = 2
+    ) -> None:
         super().__init__()
         self.depth, self.heads = depth, heads
         self.word = nn.Embedding(len(vocabulary()), text_width)
@@ -62,7 +70,9 @@ class TextEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         x = self.norm(x)
-        key, value = self.key_value(x).unflatten(-1, (self.depth, 2, self.heads, -1)).permute(3, 2, 0, 4, 1, 5)
+        key, value = (
+            self.key_value(x).unflatten(-1, (self.depth, 2, self.heads, -1)).permute(3, 2, 0, 4, 1, 5)
+        )
         mean = (x * present[..., None]).sum(1) / present.sum(1, keepdim=True)
         return TextFeatures(key, value, mask, self.vector(mean))
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autoencoder import FRAMES_PER_LATENT, Decoder, Encoder
+from .autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder
 from .training import Trainer, learning_rate
 from .world import render, sample_scene
 
@@ -56,7 +56,7 @@ def decode_clip(decoder: Decoder, latents: Tensor) -> Tensor:
     return x.unflatten(1, (FRAMES_PER_LATENT, 3)).flatten(0, 1).unflatten(0, (count, -1))
 
 
-def _mix(mix: torch.nn.Module, x: Tensor, count: int) -> Tensor:
+def _mix(mix: CausalMix, x: Tensor, count: int) -> Tensor:
     """CausalMix over a batch of clips at once: the frame before the first is zero."""
     clips = x.unflatten(0, (count, -1))
     shifted = torch.cat([torch.zeros_like(clips[:, :1]), clips[:, :-1]], 1).flatten(0, 1)
@@ -64,12 +64,23 @@ def _mix(mix: torch.nn.Module, x: Tensor, count: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("runs/autoencoder"), help="checkpoints and log; resumes from here")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/autoencoder"), help="checkpoints and log; resumes from here"
+    )
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8, help="clips of 16 frames per step")
-    parser.add_argument("--minutes", type=float, default=None, help="stop after this long; the learning rate then follows the clock")
-    parser.add_argument("--encoder", type=Path, default=None, help="train the decoder alone, from this earlier run")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=None,
+        help="stop after this long; the learning rate then follows the clock",
+    )
+    parser.add_argument(
+        "--encoder", type=Path, default=None, help="train the decoder alone, from this earlier run"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
@@ -78,13 +89,15 @@ def main() -> None:
     if arguments.encoder is not None:
         model.load_state_dict(load_file(arguments.encoder / "average.safetensors"))
         model["encoder"].requires_grad_(False).eval()
-    model = model.to(arguments.device, memory_format=torch.channels_last)
+    model = model.to(arguments.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(model, arguments.folder, peak_rate=2e-3, ema=0.998)
     rng = np.random.default_rng(trainer.step + 1)
     started = time.perf_counter()
     while trainer.step < arguments.steps:
         elapsed = (time.perf_counter() - started) / 60
-        progress = trainer.step / arguments.steps if arguments.minutes is None else elapsed / arguments.minutes
+        progress = (
+            trainer.step / arguments.steps if arguments.minutes is None else elapsed / arguments.minutes
+        )
         if progress >= 1:
             break
         clips = sample_clips(rng, arguments.batch).to(arguments.device)

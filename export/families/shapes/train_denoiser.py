@@ -12,6 +12,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ class Window:
         earlier = self.chunk[:, None, :] <= self.chunk[:, :, None]
         seen = (column < row) | ((column == row) & ((row > 0) | earlier))
         seen &= self.present[:, None, :]
-        return seen | torch.eye(CLIP_LATENTS, dtype=torch.bool, device=seen.device)  # an absent row must see something
+        return seen | torch.eye(
+            CLIP_LATENTS, dtype=torch.bool, device=seen.device
+        )  # an absent row must see something
 
 
 def sample_windows(batch: int) -> Window:
@@ -82,12 +85,21 @@ def sample_windows(batch: int) -> Window:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, default=Path("runs/corpus"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/denoiser"), help="checkpoints and log; resumes from here")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/denoiser"), help="checkpoints and log; resumes from here"
+    )
     parser.add_argument("--steps", type=int, default=40000)
     parser.add_argument("--batch", type=int, default=32, help="clips of 14 latents per step")
-    parser.add_argument("--minutes", type=float, default=None, help="stop after this long; the learning rate then follows the clock")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=None,
+        help="stop after this long; the learning rate then follows the clock",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
@@ -95,7 +107,9 @@ def main() -> None:
     latents, tokens = load_corpus(arguments.corpus)
     denoiser = Denoiser()
     config = denoiser.config
-    model = torch.nn.ModuleDict({"denoiser": denoiser, "text": TextEncoder(config.depth, config.width, config.heads)}).to(arguments.device)
+    model = torch.nn.ModuleDict(
+        {"denoiser": denoiser, "text": TextEncoder(config.depth, config.width, config.heads)}
+    ).to(arguments.device)
     trainer = Trainer(model, arguments.folder, peak_rate=1.5e-3, ema=0.999, muon=True)
     torch.manual_seed(trainer.step + 1)
     denoiser.over_clip = torch.compile(denoiser.over_clip)  # type: ignore[method-assign]
@@ -105,7 +119,9 @@ def main() -> None:
     with sdpa_kernel(attention):
         while trainer.step < arguments.steps:
             elapsed = (time.perf_counter() - started) / 60
-            progress = trainer.step / arguments.steps if arguments.minutes is None else elapsed / arguments.minutes
+            progress = (
+                trainer.step / arguments.steps if arguments.minutes is None else elapsed / arguments.minutes
+            )
             if progress >= 1:
                 break
             loss = clip_loss(model, *draw(latents, tokens, arguments.batch, arguments.device))
@@ -128,10 +144,14 @@ def clip_loss(model: torch.nn.ModuleDict, clips: Tensor, tokens: Tensor) -> Tens
     level, present = window.level.to(clips.device), window.present.to(clips.device)
     t = level[..., None, None, None]
     noise = torch.randn_like(clips)
-    context = clips + CONTEXT_NOISE * torch.rand(len(clips), 1, 1, 1, 1, device=clips.device) * torch.randn_like(clips)
+    context = clips + CONTEXT_NOISE * torch.rand(
+        len(clips), 1, 1, 1, 1, device=clips.device
+    ) * torch.randn_like(clips)
     noisy = torch.where(t > 0, (1 - t) * clips + t * noise, context)
     with torch.autocast(clips.device.type, torch.bfloat16):
-        velocity = model["denoiser"].over_clip(noisy, level, model["text"](tokens), window.allowed.to(clips.device))
+        velocity = cast(Denoiser, model["denoiser"]).over_clip(
+            noisy, level, model["text"](tokens), window.allowed.to(clips.device)
+        )
     error = (velocity.float() - (clips - noise)).square().mean((2, 3, 4))
     counted = ((level > 0) & present).float()
     return (error * counted).sum() / counted.sum()

@@ -19,7 +19,9 @@ LOG_STEPS = 20
 
 def learning_rate(progress: float, step: int) -> float:
     """Fraction of the peak rate: linear warm-up, then a cosine to 2 %. `progress` is the share of the training that is done."""
-    return min(1.0, (step + 1) / WARM_UP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (
+        0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    )
 
 
 class Trainer:
@@ -30,17 +32,28 @@ class Trainer:
     The folder holds `model.safetensors` (raw), `average.safetensors` (what is shipped), `optimiser.safetensors` and `loss.csv`.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, *, peak_rate: float, ema: float, muon: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, folder: Path, *, peak_rate: float, ema: float, muon: bool = False
+    ) -> None:
         self.model, self.folder, self.peak_rate, self.ema = model, folder, peak_rate, ema
         self.average = copy.deepcopy(model).requires_grad_(False)
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "table" not in name and "place" not in name]
+        matrices = [
+            p
+            for name, p in model.named_parameters()
+            if p.ndim == 2 and "table" not in name and "place" not in name
+        ]
         matrices = matrices if muon else []
         rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
-        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        ]
         if matrices:
-            self.optimisers.append(torch.optim.Muon(matrices, lr=peak_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+            self.optimisers.append(
+                torch.optim.Muon(matrices, lr=peak_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+            )
         self.parameters = rest + matrices
-        self.step, self._losses, self._saved = 0, [], time.monotonic()
+        self.step, self._saved = 0, time.monotonic()
+        self._losses: list[float] = []
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "optimiser.safetensors").exists():
             self._resume()
@@ -59,8 +72,8 @@ class Trainer:
         with torch.no_grad():
             for average, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 average.lerp_(current, 1 - decay)
-            for average, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                average.copy_(current)
+            for kept, latest in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                kept.copy_(latest)
         self._losses.append(loss.item())
         if self.step % LOG_STEPS == 0:
             self._log(self.peak_rate * rate)
@@ -89,7 +102,9 @@ class Trainer:
             self._state(parameter)[name] = value.to(parameter.device if value.ndim else "cpu")
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
-        owner = next(o for o in self.optimisers if any(parameter is p for g in o.param_groups for p in g["params"]))
+        owner = next(
+            o for o in self.optimisers if any(parameter is p for g in o.param_groups for p in g["params"])
+        )
         return owner.state[parameter]
 
     def _log(self, rate: float) -> None:

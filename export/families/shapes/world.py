@@ -7,6 +7,7 @@ closed formula of the frame number, so any frame of an endless video can be draw
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -39,7 +40,11 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 GRADIENT_END = 0.4  # a gradient runs from the colour (top) to this fraction of it (bottom)
 
 SHAPES = ("circle", "square", "triangle", "star")
-SIZES: dict[str, float] = {"small": 7.0, "": 9.5, "large": 12.5}  # nominal radius in pixels; "" is not said in the caption
+SIZES: dict[str, float] = {
+    "small": 7.0,
+    "": 9.5,
+    "large": 12.5,
+}  # nominal radius in pixels; "" is not said in the caption
 MOTIONS: dict[str, str] = {"bounce": "bounces", "orbit": "orbits", "drift": "drifts", "spin": "spins"}
 
 # Each shape's circumscribed radius over its nominal radius, so that all four look about equally large.
@@ -102,12 +107,14 @@ class Scene:
 
     def caption(self) -> str:
         """The scene in plain words."""
-        ground = f"{self.background} gradient background" if self.gradient else f"{self.background} background"
+        ground = (
+            f"{self.background} gradient background" if self.gradient else f"{self.background} background"
+        )
         return f"{' and '.join(shape.phrase() for shape in self.shapes)} over {with_article(ground)}"
 
 
 def with_article(noun: str) -> str:
-    """"an orange star", "a red star"."""
+    """ "an orange star", "a red star"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -119,7 +126,9 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     picked = rng.choice(colours, size=count, replace=False)
     kinds = rng.choice(SHAPES, size=count, replace=False)
     return Scene(
-        shapes=tuple(sample_shape(rng, str(kind), str(colour)) for kind, colour in zip(kinds, picked, strict=True)),
+        shapes=tuple(
+            sample_shape(rng, str(kind), str(colour)) for kind, colour in zip(kinds, picked, strict=True)
+        ),
         background=background,
         gradient=bool(rng.random() < 0.25),
     )
@@ -133,11 +142,10 @@ def sample_shape(rng: np.random.Generator, kind: str, colour: str) -> MovingShap
     direction = rng.uniform(0, 2 * np.pi)
     speed = rng.uniform(0.8, 1.8)
     sign = rng.choice([-1.0, 1.0])
-    shape = {"kind": kind, "colour": colour, "size": size, "motion": motion}
+    make = partial(MovingShape, kind, colour, size, motion)
     if motion == "orbit":
         radius = rng.uniform(10.0, 30.0 - extent) if extent < 20 else 10.0
-        return MovingShape(
-            **shape,
+        return make(
             start=(WIDTH / 2 + rng.uniform(-2, 2), HEIGHT / 2 + rng.uniform(-2, 2)),
             angle=direction,
             turn=sign * speed / radius,
@@ -146,8 +154,8 @@ def sample_shape(rng: np.random.Generator, kind: str, colour: str) -> MovingShap
     lowest, highest = extent, WIDTH - extent
     start = (rng.uniform(lowest, highest), rng.uniform(lowest, highest))
     if motion == "spin":
-        return MovingShape(**shape, start=start, angle=direction, turn=sign * rng.uniform(0.06, 0.16))
-    return MovingShape(**shape, start=start, velocity=(speed * np.cos(direction), speed * np.sin(direction)))
+        return make(start=start, angle=direction, turn=sign * rng.uniform(0.06, 0.16))
+    return make(start=start, velocity=(speed * np.cos(direction), speed * np.sin(direction)))
 
 
 def coverage(shape: MovingShape, frames: np.ndarray) -> np.ndarray:

@@ -1,51 +1,95 @@
-"""The networks of a `shapes` bundle as torch modules again, from nothing but the bundle: what peers run."""
+"""The four networks of the family `shapes`: untrained, from training folders, or from a bundle."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from safetensors.torch import load_file
 from torch import nn
 
 from pyengine.bundle import Bundle
 from pyengine.errors import BundleError
 
-from ..families.shapes.autoencoder import Decoder, FrameDecoder
-from ..families.shapes.denoiser import Denoiser, DenoiserConfig
-from ..families.shapes.text_encoder import PromptEncoder, TextEncoder
+from ...graph import round_weights
+from .autoencoder import Decoder, Encoder, FrameDecoder, FrameEncoder
+from .denoiser import Denoiser, DenoiserConfig
+from .text_encoder import PromptEncoder, TextEncoder
 
 OP = "FrameWindowAttention"
 HALF = ".fp16"  # ends the name of an initialiser that is stored in half precision and cast
 
 
 @dataclass
-class PeerModules:
-    """float32, evaluation mode, the very weights of the bundle."""
+class Modules:
+    """The four networks of the family, weights rounded to what the bundle stores."""
 
     denoiser: Denoiser
-    text_encoder: PromptEncoder
+    text_encoder: TextEncoder
+    encoder: Encoder
     decoder: Decoder
 
+    @classmethod
+    def random(cls, config: DenoiserConfig | None = None, seed: int = 0) -> Modules:
+        """Untrained networks for tests and benchmarks, with the zero-initialised layers filled so that every path counts."""
+        config = config or DenoiserConfig()
+        torch.manual_seed(seed)
+        modules = cls(
+            Denoiser(config), TextEncoder(config.depth, config.width, config.heads), Encoder(), Decoder()
+        )
+        for part in modules.parts():
+            for parameter in part.parameters():
+                if not parameter.any():
+                    nn.init.normal_(parameter, std=0.02)
+        return modules.rounded()
 
-def load_modules(bundle: Bundle) -> PeerModules:
-    """Modules of a bundle of family `shapes`, filled from its portable ONNX files. Raises BundleError."""
+    @classmethod
+    def trained(cls, autoencoder: Path, denoiser: Path) -> Modules:
+        """The averaged weights of two training folders."""
+        config = DenoiserConfig()
+        modules = cls(
+            Denoiser(config), TextEncoder(config.depth, config.width, config.heads), Encoder(), Decoder()
+        )
+        nn.ModuleDict({"encoder": modules.encoder, "decoder": modules.decoder}).load_state_dict(
+            load_file(autoencoder / "average.safetensors")
+        )
+        nn.ModuleDict({"denoiser": modules.denoiser, "text": modules.text_encoder}).load_state_dict(
+            load_file(denoiser / "average.safetensors")
+        )
+        return modules.rounded()
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        return self.denoiser, self.text_encoder, self.encoder, self.decoder
+
+    def rounded(self) -> Modules:
+        """Weights rounded to fp16, as the bundle keeps them; evaluation mode."""
+        for part in self.parts():
+            round_weights(part.eval())
+        return self
+
+
+def load_modules(bundle: Bundle) -> Modules:
+    """The modules of a bundle again, from nothing but its portable ONNX files. Raises BundleError."""
     if bundle.family != "shapes":
         raise BundleError(
-            f"expected a bundle of family shapes but got {bundle.family!r}: other families have no peers"
+            f"expected a bundle of family shapes but got {bundle.family!r}: other families have no modules here"
         )
     config = denoiser_config(bundle)
-    modules = PeerModules(
-        Denoiser(config), PromptEncoder(TextEncoder(config.depth, config.width, config.heads)), Decoder()
-    )
-    parts = (
-        ("denoiser", modules.denoiser),
-        ("text_encoder", modules.text_encoder),
-        ("decoder", FrameDecoder(modules.decoder)),
-    )
-    for name, module in parts:
+    text = TextEncoder(config.depth, config.width, config.heads)
+    modules = Modules(Denoiser(config), text, Encoder(), Decoder())
+    # The exporter folds the encoder's last normalisation into the convolution before it; what is left changes nothing.
+    nn.init.constant_(modules.encoder.norm.get_buffer("running_var"), 1 - modules.encoder.norm.eps)
+    parts: dict[str, nn.Module] = {
+        "denoiser": modules.denoiser,
+        "text_encoder": PromptEncoder(text),
+        "encoder": FrameEncoder(modules.encoder),
+        "decoder": FrameDecoder(modules.decoder),
+    }
+    for name, module in parts.items():
         fill(module.eval(), onnx.load(bundle.path(bundle.component(name).portable)), name)
     return modules
 
