@@ -114,7 +114,9 @@ def main() -> None:
     torch.manual_seed(trainer.step + 1)
     denoiser.over_clip = torch.compile(denoiser.over_clip)  # type: ignore[method-assign]
     # On a CPU plain matrix products are several times faster than the flash kernel for sequences this short.
-    attention = SDPBackend.MATH if arguments.device == "cpu" else SDPBackend.EFFICIENT_ATTENTION
+    attention = (
+        [SDPBackend.MATH] if arguments.device == "cpu" else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
     started = time.perf_counter()
     with sdpa_kernel(attention):
         while trainer.step < arguments.steps:
