@@ -228,7 +228,7 @@ def _first_frames(bundle: str | Path, options: dict[str, Any], prompt: str) -> d
 def _start(given: dict[str, Any]) -> dict[str, float]:
     start = time.time()
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(given)], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", CHILD, json.dumps(given)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

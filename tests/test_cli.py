@@ -121,7 +121,7 @@ def test_ctrl_c_closes_the_file_and_exits_130(tmp_path: Path, plan_cache: Path) 
         command, env=os.environ | {"PYENGINE_CACHE": str(plan_cache)}, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while (not path.exists() or path.stat().st_size < 20_000) and time.monotonic() < deadline:
+    while (not path.exists() or path.stat().st_size < 150_000) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]

@@ -209,3 +209,20 @@ def test_window_masks_are_square() -> None:
     seen = window.allowed[0]
     chunk = torch.arange(CLIP_LATENTS) // CHUNK
     assert torch.equal(seen, chunk[None, :] <= chunk[:, None])  # all clean: block-causal
+
+
+def test_training_goes_on_from_the_bundle(tmp_path) -> None:
+    """Exporting what was loaded from the shipped bundle gives its weights back, to the encoder's folded normalisation."""
+    from pyengine.bundle import Bundle
+    from pyengine.export.families.shapes.modules import load_modules
+
+    loaded = load_modules(Bundle.load("shapes"))
+    again = Modules.trained(None, None, Bundle.load("shapes"))
+    for name, parameter in loaded.denoiser.named_parameters():
+        assert torch.equal(parameter, again.denoiser.get_parameter(name)), name
+    frames = torch.from_numpy(render(sample_scene(np.random.default_rng(3)), range(8)))
+    with torch.inference_mode():
+        latents = again.encoder.eval()(frames)
+        pixels = again.decoder(latents, *again.decoder.initial_memory())[0]
+    error = (pixels.permute(0, 2, 3, 1) * 127.5 + 127.5 - frames.float()).square().mean()
+    assert 10 * torch.log10(255**2 / error) > 26  # dB

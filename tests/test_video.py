@@ -128,7 +128,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_killed_process_leaves_a_playable_file(tmp_path, name):
     arguments = [str(tmp_path / name)]
     ended = subprocess.run(
-        [sys.executable, "-c", WRITE_AND_BE_KILLED, *arguments], capture_output=True, text=True
+        [sys.executable, "-P", "-c", WRITE_AND_BE_KILLED, *arguments], capture_output=True, text=True
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert len(_readable(tmp_path / name)) >= 24
@@ -162,7 +162,7 @@ def test_what_was_written_before_the_disk_was_full_stays_playable(tmp_path, name
     """The limit on file size stands for the disk: the same error path, and part of the data is written."""
     arguments = [str(tmp_path / name)]
     ended = subprocess.run(
-        [sys.executable, "-c", WRITE_UNTIL_FULL, *arguments], capture_output=True, text=True
+        [sys.executable, "-P", "-c", WRITE_UNTIL_FULL, *arguments], capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""

@@ -13,8 +13,9 @@ FAMILIES = {"shapes": "pyengine.export.families.shapes.export"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     families = parser.add_subparsers(dest="family", metavar="FAMILY", required=True)
     shapes = families.add_parser("shapes", help="the small text-to-video model that ships")
-    shapes.add_argument("--autoencoder", required=True, help="training folder of the autoencoder")
-    shapes.add_argument("--denoiser", required=True, help="training folder of the denoiser")
+    shapes.add_argument("--autoencoder", default=None, help="training folder of the autoencoder")
+    shapes.add_argument("--denoiser", default=None, help="training folder of the denoiser")
+    shapes.add_argument("--bundle", default=None, help="bundle to take from what has no training folder")
     shapes.add_argument("--output", required=True, help="folder of the bundle to make")
 
 

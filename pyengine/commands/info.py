@@ -1,4 +1,8 @@
-"""Say what a bundle holds, which bundles ship, and what this machine can run."""
+"""Say what a bundle holds, which bundles ship, and what this machine can run.
+
+Without a bundle: version, processor and instruction sets, backends that are installed, where plans are kept, and the names of the
+bundles that ship. With one: also its size, video format, method and components.
+"""
 
 from __future__ import annotations
 

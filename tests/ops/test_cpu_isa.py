@@ -13,7 +13,7 @@ from pyengine import _C
 
 def chosen(override: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from pyengine import _C; print(_C.cpu_isa())"],
+        [sys.executable, "-P", "-c", "from pyengine import _C; print(_C.cpu_isa())"],
         env={**os.environ, "PYENGINE_CPU_ISA": override},
         capture_output=True,
         text=True,

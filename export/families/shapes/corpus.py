@@ -14,8 +14,11 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyengine.bundle import Bundle
+
 from .autoencoder import FRAMES_PER_LATENT, Decoder, Encoder
 from .captions import build_tokenizer, token_ids, varied_caption
+from .modules import load_modules
 from .world import render, sample_scene
 
 CLIP_LATENTS = 20
@@ -54,6 +57,7 @@ def load_corpus(folder: Path) -> tuple[Tensor, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/autoencoder"))
+    parser.add_argument("--bundle", default=None, help="take the encoder of this bundle instead")
     parser.add_argument("--folder", type=Path, default=Path("runs/corpus"))
     parser.add_argument("--clips", type=int, default=16384)
     parser.add_argument(
@@ -61,7 +65,11 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    encoder = load_autoencoder(arguments.autoencoder)[0].to(arguments.device)
+    if arguments.bundle is None:
+        encoder = load_autoencoder(arguments.autoencoder)[0]
+    else:
+        encoder = load_modules(Bundle.load(arguments.bundle)).encoder.eval()
+    encoder = encoder.to(arguments.device)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for shard in track(range(arguments.first_shard, arguments.first_shard + arguments.clips // SHARD_CLIPS)):
         path = arguments.folder / f"{shard:04d}.safetensors"

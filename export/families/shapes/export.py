@@ -138,9 +138,10 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
 
 def run(arguments: argparse.Namespace) -> int:
     """The command's work: export, then say how large the bundle is."""
-    bundle = export_bundle(
-        Modules.trained(Path(arguments.autoencoder), Path(arguments.denoiser)), Path(arguments.output)
-    )
+    autoencoder = Path(arguments.autoencoder) if arguments.autoencoder else None
+    denoiser = Path(arguments.denoiser) if arguments.denoiser else None
+    source = Bundle.load(arguments.bundle) if arguments.bundle else None
+    bundle = export_bundle(Modules.trained(autoencoder, denoiser, source), Path(arguments.output))
     size = sum(path.stat().st_size for path in bundle.folder.iterdir())
     print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
     return 0

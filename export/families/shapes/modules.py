@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pyengine.bundle import Bundle
-from pyengine.errors import BundleError
+from pyengine.errors import BundleError, ConfigError
 
 from ...graph import round_weights
 from .autoencoder import Decoder, Encoder, FrameDecoder, FrameEncoder
@@ -48,18 +48,23 @@ class Modules:
         return modules.rounded()
 
     @classmethod
-    def trained(cls, autoencoder: Path, denoiser: Path) -> Modules:
-        """The averaged weights of two training folders."""
+    def trained(
+        cls, autoencoder: Path | None, denoiser: Path | None, bundle: Bundle | None = None
+    ) -> Modules:
+        """The averaged weights of training folders; `bundle` gives those that have none. Raises ConfigError."""
+        if bundle is None and (autoencoder is None or denoiser is None):
+            raise ConfigError(
+                "expected --autoencoder and --denoiser, or --bundle in place of one, but got neither"
+            )
         config = DenoiserConfig()
-        modules = cls(
-            Denoiser(config), TextEncoder(config.depth, config.width, config.heads), Encoder(), Decoder()
-        )
-        nn.ModuleDict({"encoder": modules.encoder, "decoder": modules.decoder}).load_state_dict(
-            load_file(autoencoder / "average.safetensors")
-        )
-        nn.ModuleDict({"denoiser": modules.denoiser, "text": modules.text_encoder}).load_state_dict(
-            load_file(denoiser / "average.safetensors")
-        )
+        text = TextEncoder(config.depth, config.width, config.heads)
+        modules = load_modules(bundle) if bundle else cls(Denoiser(config), text, Encoder(), Decoder())
+        for folder, parts in (
+            (autoencoder, {"encoder": modules.encoder, "decoder": modules.decoder}),
+            (denoiser, {"denoiser": modules.denoiser, "text": modules.text_encoder}),
+        ):
+            if folder is not None:
+                nn.ModuleDict(parts).load_state_dict(load_file(folder / "average.safetensors"))
         return modules.rounded()
 
     def parts(self) -> tuple[nn.Module, ...]:

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pyengine.bundle import Bundle
+
 from .corpus import load_corpus
 from .denoiser import Denoiser
+from .modules import load_modules
 from .text_encoder import TextEncoder, null_ids
 from .training import Trainer, learning_rate
 
@@ -100,17 +103,23 @@ def main() -> None:
         default=None,
         help="stop after this long; the learning rate then follows the clock",
     )
+    parser.add_argument(
+        "--bundle", default=None, help="begin from the weights of this bundle instead of random ones"
+    )
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
     latents, tokens = load_corpus(arguments.corpus)
-    denoiser = Denoiser()
-    config = denoiser.config
-    model = torch.nn.ModuleDict(
-        {"denoiser": denoiser, "text": TextEncoder(config.depth, config.width, config.heads)}
-    ).to(arguments.device)
-    trainer = Trainer(model, arguments.folder, peak_rate=1.5e-3, ema=0.999, muon=True)
+    if arguments.bundle is None:
+        denoiser = Denoiser()
+        text = TextEncoder(denoiser.config.depth, denoiser.config.width, denoiser.config.heads)
+    else:
+        modules = load_modules(Bundle.load(arguments.bundle))
+        denoiser, text = modules.denoiser, modules.text_encoder
+    model = torch.nn.ModuleDict({"denoiser": denoiser, "text": text}).to(arguments.device)
+    trainer = Trainer(model, arguments.folder, peak_rate=arguments.rate, ema=0.999, muon=True)
     torch.manual_seed(trainer.step + 1)
     denoiser.over_clip = torch.compile(denoiser.over_clip)  # type: ignore[method-assign]
     # On a CPU plain matrix products are several times faster than the flash kernel for sequences this short.
