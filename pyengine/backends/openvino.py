@@ -41,15 +41,9 @@ class OpenVINOEngine:
             request.set_input_tensor(index, _tensor(_pick(inputs, names), self.compiled.input(index)))
         for index, names in enumerate(self._outputs):
             request.set_output_tensor(index, _tensor(_pick(outputs, names), self.compiled.output(index)))
-        # Not `infer`: it makes an array of every output and keeps some of them, a few bytes per call for ever.
-        start = partial(_InferRequest.start_async, request, {}, None)
-        wait = partial(_InferRequest.wait, request)
-
-        def run() -> None:
-            start()
-            wait()
-
-        return run
+        # The pybind method itself: ov.InferRequest.infer would build and copy a dictionary of results at
+        # every call.
+        return partial(_InferRequest.infer, request, {}, True, False)
 
 
 class OpenVINO:
