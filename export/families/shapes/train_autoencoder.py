@@ -7,7 +7,9 @@ decoder can improve after the denoiser has been trained on the encoder's latents
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder
 from .training import Trainer, learning_rate
@@ -29,6 +32,19 @@ def sample_clips(rng: np.random.Generator, count: int) -> Tensor:
     starts = rng.integers(0, 2000, count)
     frames = CLIP_LATENTS * FRAMES_PER_LATENT
     return torch.from_numpy(np.stack([render(sample_scene(rng), range(s, s + frames)) for s in starts]))
+
+
+class FreshClips(IterableDataset[Tensor]):
+    """Endless batches of `sample_clips`, different in every worker and after every resume."""
+
+    def __init__(self, batch: int, seed: int) -> None:
+        self.batch, self.seed = batch, seed
+
+    def __iter__(self) -> Iterator[Tensor]:
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        while True:
+            yield sample_clips(rng, self.batch)
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -81,6 +97,12 @@ def main() -> None:
     parser.add_argument(
         "--encoder", type=Path, default=None, help="train the decoder alone, from this earlier run"
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 0,
+        help="processes that draw scenes; beside a GPU one per core (default), else none",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
@@ -91,7 +113,10 @@ def main() -> None:
         model["encoder"].requires_grad_(False).eval()
     model = model.to(arguments.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(model, arguments.folder, peak_rate=2e-3, ema=0.998)
-    rng = np.random.default_rng(trainer.step + 1)
+    source = DataLoader(
+        FreshClips(arguments.batch, trainer.step + 1), batch_size=None, num_workers=arguments.workers
+    )
+    batches = iter(source)
     started = time.perf_counter()
     while trainer.step < arguments.steps:
         elapsed = (time.perf_counter() - started) / 60
@@ -100,7 +125,7 @@ def main() -> None:
         )
         if progress >= 1:
             break
-        clips = sample_clips(rng, arguments.batch).to(arguments.device)
+        clips = next(batches).to(arguments.device)
         with torch.autocast(arguments.device, torch.bfloat16):
             latents = model["encoder"](clips.flatten(0, 1))
             noisy = latents + LATENT_NOISE * torch.rand(()) * torch.randn_like(latents)

@@ -119,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    latents, tokens = load_corpus(arguments.corpus)
+    latents, tokens = (part.to(arguments.device) for part in load_corpus(arguments.corpus))
     if arguments.bundle is None:
         denoiser = Denoiser()
         text = TextEncoder(denoiser.config.depth, denoiser.config.width, denoiser.config.heads)
@@ -144,7 +144,7 @@ def main() -> None:
             )
             if progress >= 1:
                 break
-            loss = clip_loss(model, *draw(latents, tokens, weight, arguments.batch, arguments.device))
+            loss = clip_loss(model, *draw(latents, tokens, weight, arguments.batch))
             trainer.update(loss, learning_rate(progress, trainer.step))
     trainer.save()
 
@@ -159,16 +159,17 @@ def emphasis(tokens: Tensor, words: list[str]) -> Tensor:
             f"known: {', '.join(sorted(tokenizer.get_vocab()))}"
         )
     named = [(tokens == tokenizer.token_to_id(word)).any(1).float() for word in words]
-    return torch.exp2(torch.stack(named).sum(0)) if named else torch.ones(len(tokens))
+    return torch.exp2(torch.stack(named).sum(0)) if named else torch.ones(len(tokens), device=tokens.device)
 
 
-def draw(latents: Tensor, tokens: Tensor, weight: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor]:
+def draw(latents: Tensor, tokens: Tensor, weight: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """Random clips [batch, 14, 8, 8, 8] float32 and their captions [batch, 20], some of them dropped; clips come by `weight`."""
+    device = latents.device
     pick = torch.multinomial(weight, batch, replacement=True)
-    start = torch.randint(latents.shape[1] - CLIP_LATENTS + 1, (batch, 1))
-    clips = latents[pick[:, None], start + torch.arange(CLIP_LATENTS)]
-    dropped = torch.rand(batch, 1) < CAPTION_DROPOUT
-    return clips.to(device).float(), torch.where(dropped, null_ids(), tokens[pick]).to(device)
+    start = torch.randint(latents.shape[1] - CLIP_LATENTS + 1, (batch, 1), device=device)
+    clips = latents[pick[:, None], start + torch.arange(CLIP_LATENTS, device=device)]
+    dropped = torch.rand(batch, 1, device=device) < CAPTION_DROPOUT
+    return clips.float(), torch.where(dropped, null_ids().to(device), tokens[pick])
 
 
 def clip_loss(model: torch.nn.ModuleDict, clips: Tensor, tokens: Tensor) -> Tensor:

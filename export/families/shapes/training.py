@@ -53,7 +53,7 @@ class Trainer:
             )
         self.parameters = rest + matrices
         self.step, self._saved = 0, time.monotonic()
-        self._losses: list[float] = []
+        self._losses: list[Tensor] = []
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "optimiser.safetensors").exists():
             self._resume()
@@ -70,11 +70,10 @@ class Trainer:
         self.step += 1
         decay = min(self.ema, self.step / (self.step + 10))
         with torch.no_grad():
-            for average, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(current, 1 - decay)
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
             for kept, latest in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 kept.copy_(latest)
-        self._losses.append(loss.item())
+        self._losses.append(loss.detach())  # read when logged: a GPU need not wait for every step
         if self.step % LOG_STEPS == 0:
             self._log(self.peak_rate * rate)
         if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -108,7 +107,7 @@ class Trainer:
         return owner.state[parameter]
 
     def _log(self, rate: float) -> None:
-        loss = sum(self._losses) / len(self._losses)
+        loss = torch.stack(self._losses).mean().item()
         self._losses.clear()
         path = self.folder / "loss.csv"
         fresh = not path.exists()
