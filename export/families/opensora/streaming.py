@@ -34,10 +34,6 @@ class StreamingSTDiT3(nn.Module):
         self.tokens = rows * columns
         self.register_buffer("place_table", model.places(rows, columns, *map(float, size)))
         self.register_buffer("fps", torch.tensor([float(fps)]))
-        if not ring:
-            nothing = (BRANCHES, 0, self.tokens, config.num_heads, config.head_size)
-            self.register_buffer("no_frames", torch.zeros(nothing))
-            self.register_buffer("no_index", torch.zeros(0, dtype=torch.int64))
 
     def forward(
         self,
@@ -69,12 +65,8 @@ class StreamingSTDiT3(nn.Module):
                 x = x.expand(BRANCHES, -1, -1, -1)  # nothing before the first prompt depends on the branch
             x = spatial.after_attention(x, mods, text_key[2 * index], text_value[2 * index], bias)
             mods = temporal.modulation(shared)
-            if self.has_ring and ring_index is not None and ring_key is not None and ring_value is not None:
-                ring = (ring_key[index], ring_value[index], ring_index)
-            else:
-                empty = self.get_buffer("no_frames").to(x.dtype)
-                ring = (empty, empty, self.get_buffer("no_index"))
-            out, key, value = self._attend(temporal, x, mods, level_rows, frame_index, ring)
+            ring = (ring_key[index], ring_value[index]) if ring_key is not None and ring_value is not None else (None, None)
+            out, key, value = self._attend(temporal, x, mods, level_rows, frame_index, (*ring, ring_index))
             x = x + mods[2] * temporal.attn.proj(out)
             x = temporal.after_attention(x, mods, text_key[2 * index + 1], text_value[2 * index + 1], bias)
             appended += [key, value]
@@ -90,7 +82,7 @@ class StreamingSTDiT3(nn.Module):
         mods: tuple[Tensor, ...],
         level: Tensor,
         frame_index: Tensor,
-        ring: tuple[Tensor, Tensor, Tensor],
+        ring: tuple[Tensor | None, Tensor | None, Tensor | None],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Every frame sees every other: PA-VDM runs the model bidirectionally, with positions counted from the oldest visible frame."""
         attn, config = block.attn, self.model.config

@@ -39,7 +39,8 @@ class PlaneAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.group_norm(x).flatten(2).transpose(1, 2)  # [frames, places, channels]
-        out = F.scaled_dot_product_attention(self.to_q(rows), self.to_k(rows), self.to_v(rows))
+        q, k, v = (layer(rows).unsqueeze(1) for layer in (self.to_q, self.to_k, self.to_v))  # one head
+        out = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.to_out[0](out).transpose(1, 2).reshape(x.shape)
 
 
