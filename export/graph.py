@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from pyengine.bundle import Component, Step, TensorSpec
 
+from .deferred import Deferred, restore
+from .deferred import simplify as simplify_deferred
 from .ops import DOMAIN, attach_functions
 from .partition import partition
 from .precision import tensor_spec
@@ -62,15 +64,16 @@ def export_component(
     state: Mapping[str, str] | None = None,
     ring: Mapping[str, str] | None = None,
     working: Iterable[str] = (),
+    deferred: Deferred | None = None,
 ) -> Component:
     """Writes `<name>*.onnx` into `folder` and returns the manifest entry.
 
     `inputs` are example keyword arguments; a list of tensors becomes `name.0`, `name.1`, ... `dynamic` names
     the axes that a build chooses later (examples must have at least 2 there). `state` and `ring` pair inputs
     with outputs (see `bundle.Component`). `working` names further inputs and outputs (fnmatch patterns) that
-    may be bf16 in a bf16 plan; those of the ring always may.
+    may be bf16 in a bf16 plan; those of the ring always may. `deferred` reads weights from disk one by one.
     """
-    model = to_onnx(module, inputs, outputs=outputs, dynamic=dynamic or {})
+    model = to_onnx(module, inputs, outputs=outputs, dynamic=dynamic or {}, deferred=deferred, store=store)
     store_weights(model, store)
     state, ring = dict(state or {}), dict(ring or {})
     patterns = (*working, *ring, *ring.values())
@@ -101,10 +104,16 @@ def export_component(
 
 
 def to_onnx(
-    module: nn.Module, inputs: Inputs, *, outputs: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
+    module: nn.Module,
+    inputs: Inputs,
+    *,
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
+    deferred: Deferred | None = None,
+    store: WeightStore | None = None,
 ) -> onnx.ModelProto:
     """The plain exported model: our ops opaque, named inputs and outputs, symbolic dims, no trace of this
-    machine.
+    machine. Deferred weights go to the store.
     """
     symbols = sorted({symbol for axes in dynamic.values() for symbol in axes.values()})
     dims = {symbol: torch.export.Dim(symbol, min=2, max=1 << 16) for symbol in symbols}
@@ -126,10 +135,17 @@ def to_onnx(
             input_names=input_names,
             output_names=list(outputs),
             dynamic_shapes=shapes if symbols else None,
+            optimize=deferred is None,
             verbose=False,
         )
     assert program is not None
-    return _cleaned(program.model_proto, input_names)
+    if deferred is None:
+        return _cleaned(program.model_proto, input_names)
+    assert store is not None
+    found = simplify_deferred(program.model, deferred.sources(module))
+    model = program.model_proto
+    restore(model, found, deferred, store)
+    return _cleaned(model, input_names)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

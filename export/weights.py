@@ -5,7 +5,9 @@ tensor stored once.
 from __future__ import annotations
 
 import hashlib
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -21,26 +23,41 @@ INLINE_BYTES = 512
 
 
 class WeightStore:
-    """Collects tensors in the order they come; equal bytes share one place. `write` makes the file."""
+    """Collects tensors in the order they come; equal bytes share one place. `write` makes the file.
 
-    def __init__(self) -> None:
-        self._data = bytearray()
+    With a folder the bytes go to its file at once, so that memory holds none of them.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file: BinaryIO = BytesIO() if folder is None else (folder / FILE).open("w+b")
+        self._folder, self._size = folder, 0
         self._places: dict[bytes, int] = {}
 
-    def add(self, data: bytes) -> int:
+    def add(self, data: bytes | memoryview) -> int:
         """The offset of `data` in the file."""
         digest = hashlib.sha256(data).digest()
         if digest not in self._places:
-            self._data += bytes(-len(self._data) % ALIGNMENT)
-            self._places[digest] = len(self._data)
-            self._data += data
+            padding = -self._size % ALIGNMENT
+            self._file.seek(self._size)
+            self._file.write(bytes(padding))
+            self._file.write(data)
+            self._places[digest] = self._size + padding
+            self._size += padding + len(data)
         return self._places[digest]
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(length)
 
     def constant(self, array: np.ndarray) -> Constant:
         return Constant(array.shape, str(array.dtype), FILE, self.add(array.tobytes()))
 
     def write(self, folder: Path) -> None:
-        (folder / FILE).write_bytes(self._data)
+        """Completes the file in `folder`, which is the store's own if it has one."""
+        if self._folder is None:
+            self._file.seek(0)
+            (folder / FILE).write_bytes(self._file.read())
+        self._file.flush()
 
 
 def store_weights(model: onnx.ModelProto, store: WeightStore) -> None:
@@ -49,21 +66,39 @@ def store_weights(model: onnx.ModelProto, store: WeightStore) -> None:
     """
     kept, casts = [], []
     for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.nbytes < INLINE_BYTES:
-            kept.append(numpy_helper.from_array(array, tensor.name))
+        if tensor.data_location == TensorProto.EXTERNAL:
+            kept.append(tensor)  # it is there already
             continue
-        name = tensor.name
-        if array.dtype == np.float32 and (half := _exact_half(array)) is not None:
-            array, name = half, f"{tensor.name}.fp16"
+        array = numpy_helper.to_array(tensor)
+        stored, cast = stored_initializer(tensor.name, array, store)
+        kept.append(stored)
+        if cast:
             casts.append(
-                helper.make_node("Cast", [name], [tensor.name], f"cast.{tensor.name}", to=TensorProto.FLOAT)
+                helper.make_node(
+                    "Cast", [stored.name], [tensor.name], f"cast.{tensor.name}", to=TensorProto.FLOAT
+                )
             )
-        kept.append(_external(name, array, store.add(array.tobytes())))
     nodes = [*casts, *model.graph.node]
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(kept)
     model.graph.node.extend(nodes)
+
+
+def stored_initializer(
+    name: str, array: np.ndarray, store: WeightStore, *, bfloat16: bool = False
+) -> tuple[TensorProto, bool]:
+    """An initialiser for these values, and whether it is of half the size under another name and needs a Cast to be `name`.
+
+    `bfloat16` rounds float32 values; without it only what fp16 holds exactly is halved.
+    """
+    if array.nbytes < INLINE_BYTES:
+        return numpy_helper.from_array(array, name), False
+    if array.dtype == np.float32 and bfloat16:
+        rounded = array.astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+        return _external(f"{name}.bf16", rounded, store.add(rounded.tobytes())), True
+    if array.dtype == np.float32 and (half := _exact_half(array)) is not None:
+        return _external(f"{name}.fp16", half, store.add(half.tobytes())), True
+    return _external(name, array, store.add(array.data.cast("B") if array.flags.c_contiguous else array.tobytes())), False
 
 
 def read_initializer(tensor: onnx.TensorProto, store: WeightStore) -> np.ndarray:
@@ -73,7 +108,7 @@ def read_initializer(tensor: onnx.TensorProto, store: WeightStore) -> np.ndarray
     place = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(place["offset"]), int(place["length"])
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.frombuffer(store._data[offset : offset + length], dtype).reshape(tuple(tensor.dims))
+    return np.frombuffer(store.read(offset, length), dtype).reshape(tuple(tensor.dims))
 
 
 def _exact_half(array: np.ndarray) -> np.ndarray | None:

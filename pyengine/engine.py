@@ -11,12 +11,13 @@ import numpy as np
 
 from pyengine.build import Progress, build
 from pyengine.bundle import Bundle
+from pyengine.chunks import decoder_variants, encode_chunk, encoder_variants
 from pyengine.errors import BundleError, ConfigError, InputError, ShapeError
 from pyengine.executor import Executor, Program
 from pyengine.methods import Method, make_method
 from pyengine.plan import Plan, Variant
 from pyengine.stream import Stream, check_length
-from pyengine.text import PromptTokenizer
+from pyengine.text import prompts_of
 
 __all__ = ["Engine", "load"]
 
@@ -67,7 +68,7 @@ class Engine:
                 f"bundle '{bundle.name}' describes no video, latent or text, so it cannot be streamed; export it again"
             )
         self.bundle = bundle
-        self.tokenizer = PromptTokenizer(bundle.path(bundle.text.tokenizer), bundle.text.max_tokens)
+        self.tokenizer = prompts_of(bundle)
         self._options = options
         self._lock = threading.Lock()
         self._programs: dict[tuple[Variant, ...], Program] = {}
@@ -98,7 +99,8 @@ class Engine:
         start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used,
                   and a start shorter than a chunk is held still in front
         guidance  of classifier-free guidance; 1 = none, default the bundle's
-        method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first
+        method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first.
+                  {"preset": "rflow"} takes one of the bundle's presets, and changes that
 
         Raises PromptError, ConfigError, ShapeError.
         """
@@ -107,7 +109,7 @@ class Engine:
         merged = self._settings(method)
         given = self._encode_start(start, merged) if start is not None else None
         chunk_frames = merged["chunk_frames"]
-        video_frames = chunk_frames * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
+        video_frames = self.bundle.video.frames(chunk_frames)  # type: ignore[union-attr]
         settings = {
             "prompt": prompt,
             "seed": int(seed),
@@ -131,11 +133,12 @@ class Engine:
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
-        ids = self.tokenizer.encode(prompt)
+        inputs = self.tokenizer.inputs(prompt)
         with self._lock:
             if self._text_executor is None:
                 self._text_executor = Executor(self._program((TEXT,)))
-            self._text_executor.input(TEXT, "ids")[...] = ids
+            for name, value in inputs.items():
+                self._text_executor.input(TEXT, name)[...] = value
             self._text_executor.run(TEXT)
             names = self.bundle.component("text_encoder").outputs
             return {name: self._text_executor.output(TEXT, name).copy() for name in names}
@@ -147,11 +150,7 @@ class Engine:
         ]
         with self._lock:
             self._program((TEXT,))
-            return self._program((*counts, self.decoder_variant(method)))
-
-    def decoder_variant(self, method: Method) -> Variant:
-        """The decoder for one chunk of the method."""
-        return Variant.of("decoder", chunk=method.chunk_frames)
+            return self._program((*counts, *decoder_variants(self.bundle, method.chunk_frames)))
 
     @property
     def plans(self) -> list[Plan]:
@@ -175,6 +174,14 @@ class Engine:
         """The bundle's method with the caller's changes. Another method's name brings its own settings along."""
         own = dict(self.bundle.method)
         changes = dict(override or {})
+        presets = own.pop("presets", {})
+        if "preset" in changes:
+            name = changes.pop("preset")
+            if name not in presets:
+                raise ConfigError(
+                    f"expected a preset out of {', '.join(sorted(presets)) or 'none'} but got {name!r}; see `pyengine info`"
+                )
+            own |= presets[name]
         if changes.get("name", own["name"]) == own["name"]:
             unknown = set(changes) - set(own) - {"row_counts"}
             if unknown:
@@ -197,23 +204,19 @@ class Engine:
             raise ShapeError(
                 f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
             )
-        size = settings["chunk_frames"] * video.frames_per_latent
+        size = video.frames(settings["chunk_frames"])
         if len(start) < size:
             start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
         context = settings["context"]
         room = max(1, (context["sink_frames"] + context["recent_frames"]) // settings["chunk_frames"])
         chunks = min(len(start) // size, room)
         start = start[len(start) - chunks * size :]
-        variant = Variant.of("encoder", chunk=settings["chunk_frames"])
         with self._lock:
-            executor = Executor(self._program((variant,)))
+            executor = Executor(self._program(encoder_variants(self.bundle, settings["chunk_frames"])))
         try:
-            latents = []
-            for index in range(chunks):
-                frames = executor.input(variant, "frames")
-                frames[...] = start[index * size : (index + 1) * size].reshape(frames.shape)
-                executor.run(variant)
-                latents.append(executor.output(variant, "latents").copy())
-            return np.concatenate(latents)
+            parts = (start[index * size : (index + 1) * size] for index in range(chunks))
+            return np.concatenate(
+                [encode_chunk(executor, self.bundle, part, settings["chunk_frames"]) for part in parts]
+            )
         finally:
             executor.close()

@@ -267,6 +267,7 @@ def _frame_window_attention(step: Step, arrays: Arrays) -> Call:
     names = [*step.inputs, *[""] * (9 - len(step.inputs))]
     qkv, level, frame_index, ring_key, ring_value, ring_index, *optional = names
     q_gain, k_gain, reach = (arrays[name] if name else None for name in optional)
+    ring = [arrays[name] for name in (ring_key, ring_value, ring_index)] if ring_index else _no_ring(arrays[qkv])
     attributes: dict[str, Any] = dict(step.attributes)
     attributes["interleaved"] = bool(attributes.get("interleaved", 1))
     attributes |= {"append_slot": arrays.get(APPEND_SLOT), "q_gain": q_gain, "k_gain": k_gain, "reach": reach}
@@ -275,12 +276,17 @@ def _frame_window_attention(step: Step, arrays: Arrays) -> Call:
         arrays[qkv],
         arrays[level],
         arrays[frame_index],
-        arrays[ring_key],
-        arrays[ring_value],
-        arrays[ring_index],
+        *ring,
         arrays[step.outputs[0]],
         **attributes,
     )
+
+
+def _no_ring(qkv: np.ndarray) -> list[np.ndarray]:
+    """Keys, values and indices of no slots at all, for a network whose context is recomputed."""
+    batch, _, tokens, _, heads, head_dim = qkv.shape
+    nothing = np.zeros((batch, 0, tokens, heads, head_dim), qkv.dtype)
+    return [nothing, nothing, np.zeros(0, np.int64)]
 
 
 def _get(arrays: Arrays, name: str, variant: Variant) -> np.ndarray:

@@ -105,7 +105,11 @@ class Video:
     height: int
     width: int
     fps: float
-    frames_per_latent: int
+    frames_per_latent: float  # whole for every chunk: 17 frames of 5 latents are 3.4
+
+    def frames(self, latents: int) -> int:
+        """Frames that so many latents, in whole chunks, become."""
+        return round(latents * self.frames_per_latent)
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,16 @@ class Latent:
 
 @dataclass(frozen=True)
 class Text:
+    """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5`: by T5 at `source`, of whose `max_tokens` states the
+    text encoder takes the first `words`.
+    """
+
     tokenizer: str
     max_tokens: int
+    kind: str = "words"
+    source: str | None = None
+    dtype: str = "float32"
+    words: int | None = None
 
 
 def parse_component(name: str, entry: dict[str, Any]) -> Component:

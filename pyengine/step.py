@@ -13,7 +13,7 @@ class Step:
 
     Absent rows come first and have chunk, frame_index, source and append_slot -1 and level 0. So the newest
     frame is always in the last row, and frames move up when a chunk is born and at no other time.
-    Every present row comes from exactly one place: `source`, `born` or `given`.
+    Every present row comes from exactly one place: `source`, `born`, `given` or `warmed`.
     """
 
     call: int  # k; negative in calls that only write given chunks to the ring
@@ -28,6 +28,7 @@ class Step:
     emit: tuple[int, ...]  # chunks that are clean when the call ends, oldest first
     ring_index: tuple[int, ...]  # [R] absolute frame in each readable slot; -1 = empty or written now
     renoised: tuple[int, ...] = ()  # rows the network sees as (1 - level) x0 + level eps; x0 itself is kept
+    warmed: tuple[int, ...] = ()  # rows that begin as (1 - level) x0 + level eps, x0 given and eps as if born
 
     @property
     def frames(self) -> int:

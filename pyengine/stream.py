@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyengine.chunks import decode_chunk
 from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
 from pyengine.executor import Executor
 from pyengine.methods import make_method
@@ -45,7 +46,7 @@ class Stream:
         self._engine, self._settings, self._video = engine, settings, bundle.video
         self.frames: int | None = settings["frames"]
         self._method = make_method(settings["method"], settings["chunks"], settings["given_chunks"])
-        self._decode_variant = engine.decoder_variant(self._method)
+        self._bundle = bundle
         program = engine.program(self._method)
         self._executor: Executor | None = Executor(program)
         sampler = make_sampler(settings["method"]["sampler"])
@@ -241,14 +242,7 @@ class Stream:
 
     def _decode(self, latents: np.ndarray) -> np.ndarray:
         """One chunk of latents [frames, c, h, w] through the decoder, which keeps its memory. uint8 [frames, height, width, 3]"""
-        executor = self._open()
-        executor.input(self._decode_variant, "latents")[...] = latents
-        executor.run(self._decode_variant)
-        return (
-            executor.output(self._decode_variant, "frames")
-            .reshape(-1, self._video.height, self._video.width, 3)
-            .copy()
-        )
+        return decode_chunk(self._open(), self._bundle, latents)
 
     def _settle(self) -> None:
         """Wait for every decode under way."""

@@ -7,11 +7,22 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from pyengine.bundle import Bundle
 from pyengine.errors import BundleError, PromptError
+from pyengine.t5 import T5Prompts
 
-__all__ = ["PromptTokenizer"]
+__all__ = ["PromptTokenizer", "prompts_of"]
 
 PAD_ID = 0
+
+
+def prompts_of(bundle: Bundle) -> PromptTokenizer | T5Prompts:
+    """What turns prompts into inputs of the bundle's text encoder."""
+    text = bundle.text
+    assert text is not None
+    if text.kind == "t5":
+        return T5Prompts(str(text.source), text.max_tokens, text.dtype, text.words)
+    return PromptTokenizer(bundle.path(text.tokenizer), text.max_tokens)
 
 
 class PromptTokenizer:
@@ -31,6 +42,10 @@ class PromptTokenizer:
     def words(self) -> list[str]:
         """Every word it knows, sorted, without the special tokens."""
         return sorted(word for word in self._tokenizer.get_vocab() if not word.startswith("["))
+
+    def inputs(self, prompt: str) -> dict[str, np.ndarray]:
+        """What the text encoder takes."""
+        return {"ids": self.encode(prompt)}
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, padded. int64 [max_tokens]. Raises PromptError if it is empty, too long or has unknown words."""

@@ -128,12 +128,16 @@ class Window:
     def _gather(self, step: Step) -> np.ndarray:
         """The rows of this call, moved up from the last one, born, or given. [rows, channels, height, width]"""
         sample = self._next[: step.frames]
-        born, given = set(step.born), set(step.given)
+        born, given, warmed = set(step.born), set(step.given), set(step.warmed)
         for row, frame in enumerate(step.frame_index):
             if row in born:
                 frame_noise(self._seed, frame, self._frame_shape, out=sample[row])
             elif row in given:
                 sample[row] = self._clean[frame]
+            elif row in warmed:
+                level = np.float32(step.level[row])
+                fresh = frame_noise(self._seed, frame, self._frame_shape)
+                sample[row] = (1 - level) * self._clean[frame] + level * fresh
             elif frame < 0:
                 sample[row] = 0
             else:
@@ -152,10 +156,11 @@ class Window:
             )
             latents[row] = (1 - level) * sample[row] + level * fresh
         inputs["level"][...] = step.level
-        inputs["frame_index"][...], inputs["ring_index"][...] = positions(
-            "local", step.frame_index, step.ring_index
-        )
-        inputs["append_slot"][...] = step.append_slot
+        frame_index, ring_index = positions("local", step.frame_index, step.ring_index)
+        inputs["frame_index"][...] = frame_index
+        if "ring_index" in inputs:  # a network whose context is recomputed has no ring
+            inputs["ring_index"][...] = ring_index
+            inputs["append_slot"][...] = step.append_slot
         self._executor.run(variant)
 
     def _scales(self, step: Step) -> Coefficients:

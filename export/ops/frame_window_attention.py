@@ -3,7 +3,7 @@
     qkv          [B, F, N, 3, H, D]   batch, frames, tokens of a frame, heads, head size
     level        [B, F]               float32 noise level, 0 = clean
     frame_index  [F]                  int64; -1 = absent: it is no key, and its row of `out` is zero
-    ring_key     [B, R, N, H, D]      normalised, not rotated
+    ring_key     [B, R, N, H, D]      normalised, not rotated; all three ring inputs may be absent: no ring
     ring_value   [B, R, N, H, D]      finite even where the slot is empty
     ring_index   [R]                  int64; -1 = empty slot
     q_gain, k_gain [D]                optional: RMS norm over D in float32, then this gain
@@ -105,9 +105,9 @@ def reference(
     qkv: torch.Tensor,
     level: torch.Tensor,
     frame_index: torch.Tensor,
-    ring_key: torch.Tensor,
-    ring_value: torch.Tensor,
-    ring_index: torch.Tensor,
+    ring_key: torch.Tensor | None,
+    ring_value: torch.Tensor | None,
+    ring_index: torch.Tensor | None,
     q_gain: torch.Tensor | None = None,
     k_gain: torch.Tensor | None = None,
     reach: torch.Tensor | None = None,
@@ -124,6 +124,9 @@ def reference(
     if scope not in ("temporal", "frame"):
         raise ValueError(f"expected scope temporal or frame but got {scope!r}")
     batch, frames, tokens, _, heads, head_dim = qkv.shape
+    if ring_key is None or ring_value is None or ring_index is None:
+        ring_key = ring_value = qkv.new_zeros(batch, 0, tokens, heads, head_dim)
+        ring_index = frame_index[:0]
     ring = ring_index.shape[0]
     query, key, value = qkv.unbind(3)  # [B, F, N, H, D] each
     query, key = rms_norm(query, q_gain, epsilon), rms_norm(key, k_gain, epsilon)
@@ -162,9 +165,9 @@ def frame_window_attention(
     qkv: torch.Tensor,
     level: torch.Tensor,
     frame_index: torch.Tensor,
-    ring_key: torch.Tensor,
-    ring_value: torch.Tensor,
-    ring_index: torch.Tensor,
+    ring_key: torch.Tensor | None,
+    ring_value: torch.Tensor | None,
+    ring_index: torch.Tensor | None,
     q_gain: torch.Tensor | None = None,
     k_gain: torch.Tensor | None = None,
     reach: torch.Tensor | None = None,
@@ -198,8 +201,8 @@ def _onnx_function(attributes: Any, node_inputs: Sequence[str] | None = None, op
 
 FRAME_WINDOW_ATTENTION = OpSpec(
     name="FrameWindowAttention",
-    inputs=("qkv", "level", "frame_index", "ring_key", "ring_value", "ring_index"),
-    optional_inputs=("q_gain", "k_gain", "reach"),
+    inputs=("qkv", "level", "frame_index"),
+    optional_inputs=("ring_key", "ring_value", "ring_index", "q_gain", "k_gain", "reach"),
     outputs=("out", "key", "value"),
     attributes=ATTRIBUTES,
     reference=reference,

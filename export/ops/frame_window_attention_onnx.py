@@ -29,9 +29,6 @@ SPLIT = f"""
     query_wide = Cast<to = 1>(query)
     key_wide = Cast<to = 1>(key_in)
     value_wide = Cast<to = 1>(value)
-    ring_key_wide = Cast<to = 1>(ring_key)
-    ring_value_wide = Cast<to = 1>(ring_value)
-    index = Concat<axis = 0>(ring_index, frame_index)
     present = GreaterOrEqual(index, i0)
     absent = Constant<value = int64 {{{ABSENT}}}>()
     index_or_absent = Where(present, index, absent)
@@ -39,13 +36,24 @@ SPLIT = f"""
     ax1 = Constant<value = int64[1] {{1}}>()
     ax2 = Constant<value = int64[1] {{2}}>()
     base = ReduceMin<keepdims = 0>(index_or_absent, ax0)
-    ring_shape = Shape(ring_index)
     end = Constant<value = int64[1] {{{2**31 - 1}}}>()
     index_f = Unsqueeze(frame_index, ax1)
     index_k = Unsqueeze(index, ax0)
     present_f = GreaterOrEqual(index_f, i0)
     present_k = Unsqueeze(present, ax0)
     seen_present = And(present_f, present_k)
+"""
+
+# The frames that are visible: ring first, if there is one.
+WITH_RING = """
+    ring_key_wide = Cast<to = 1>(ring_key)
+    ring_value_wide = Cast<to = 1>(ring_value)
+    index = Concat<axis = 0>(ring_index, frame_index)
+    ring_shape = Shape(ring_index)
+"""
+WITHOUT_RING = """
+    index = Identity(frame_index)
+    ring_shape = Constant<value = int64[1] {0}>()
 """
 
 
@@ -124,7 +132,7 @@ def _rotate(name: str, which: str, rotary_dim: int, interleaved: bool) -> str:
     )
 
 
-def _seen(mask: str) -> str:
+def _seen(mask: str, has_ring: bool) -> str:
     """seen [B or 1, F, R + F] bool."""
     ranged = """
     distance = Sub(index_f, index_k)
@@ -135,10 +143,12 @@ def _seen(mask: str) -> str:
     seen_in_range = And(seen_present, in_range)
     """
     # Ring slots count as cleaner than clean: only their index decides.
-    causal = """
+    ring_levels = """
     batch_ring = Shape<start = 0, end = 2>(ring_key)
     ring_level = ConstantOfShape<value = float[1] {-1.0}>(batch_ring)
     level_k2 = Concat<axis = 1>(ring_level, level)
+    """
+    causal = (ring_levels if has_ring else "level_k2 = Identity(level)") + """
     level_k = Unsqueeze(level_k2, ax1)
     level_f = Unsqueeze(level, ax2)
     cleaner = LessOrEqual(level_k, level_f)
@@ -209,14 +219,16 @@ def onnx_function(
         raise ValueError(f"expected scope temporal or frame but got {scope!r}")
     interleaved = bool(attributes["interleaved"])
     epsilon = float(attributes["epsilon"])
+    has_ring = "ring_index" in given
     parts = [
+        WITH_RING if has_ring else WITHOUT_RING,
         SPLIT,
         _norm("query", "q_gain" if "q_gain" in given else None, epsilon),
         _norm("key", "k_gain" if "k_gain" in given else None, epsilon),
         "key = CastLike(key_normal, qkv)",
         "query_all = Identity(query_normal)",
-        "key_all = Concat<axis = 1>(ring_key_wide, key_normal)",
-        "value_all = Concat<axis = 1>(ring_value_wide, value_wide)",
+        "key_all = Concat<axis = 1>(ring_key_wide, key_normal)" if has_ring else "key_all = Identity(key_normal)",
+        "value_all = Concat<axis = 1>(ring_value_wide, value_wide)" if has_ring else "value_all = Identity(value_wide)",
     ]
     if rotary_dim:
         parts += [_angles(float(attributes["theta"]), rotary_dim)]
@@ -226,7 +238,7 @@ def onnx_function(
         ]
     else:
         parts += ["query_rotated = Identity(query_all)", "key_rotated = Identity(key_all)"]
-    parts += [_seen(attributes["mask"]), ROWS_TEMPORAL if scope == "temporal" else ROWS_FRAME]
+    parts += [_seen(attributes["mask"], has_ring), ROWS_TEMPORAL if scope == "temporal" else ROWS_FRAME]
     scale = float(attributes["scale"])
     if scale:
         parts += [f"scale = Constant<value = float {{{scale!r}}}>()"]

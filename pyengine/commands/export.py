@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
+from typing import Any
 
+from pyengine.commands import export_opensora
 from pyengine.errors import BackendUnavailable
 
-FAMILIES = {"shapes": "pyengine.export.families.shapes.export"}
+FAMILIES = {
+    "shapes": "pyengine.export.families.shapes.export",
+    "opensora": "pyengine.export.families.opensora.export",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--denoiser", default=None, help="training folder of the denoiser")
     shapes.add_argument("--bundle", default=None, help="bundle to take from what has no training folder")
     shapes.add_argument("--output", required=True, help="folder of the bundle to make")
+    opensora = families.add_parser("opensora", help="PA-VDM on Open-Sora v1.2, from its released checkpoints")
+    export_opensora.add_arguments(opensora)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return int(_module(arguments.family).run(arguments))
+
+
+def _module(family: str) -> Any:
     try:
-        module = import_module(FAMILIES[arguments.family])
+        return import_module(FAMILIES[family])
     except ImportError as error:
         raise BackendUnavailable(
             f"exporting needs more packages ({error}): pip install 'pyengine-video[export]'"
         ) from error
-    return int(module.run(arguments))

@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--image", default=None, help="start from this picture")
     start.add_argument("--video", default=None, help="continue this video")
+    parser.add_argument(
+        "--preset", default=None, help="how to sample: one of the bundle's presets (`pyengine info BUNDLE`)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
     add_engine_options(parser)
 
@@ -88,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
             "frames": left,
             "guidance": arguments.guidance,
             "start": start,
+            "method": {"preset": arguments.preset} if arguments.preset else None,
         }
         try:
             with engine.stream(arguments.prompt, **options) as stream:

@@ -55,7 +55,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "megabytes": round(sum(sizes.values()) / 1e6, 2),
         "video": None
         if video is None
-        else f"{video.width}x{video.height} at {video.fps:g} frames/s, {video.frames_per_latent} per latent",
+        else f"{video.width}x{video.height} at {video.fps:g} frames/s, {video.frames_per_latent:g} per latent",
         "latent": None if latent is None else f"{latent.channels} x {latent.height} x {latent.width}",
         "method": dict(bundle.method),
         "components": sorted(bundle.components),

@@ -8,6 +8,7 @@ from typing import Any
 from pyengine.errors import BundleError
 from pyengine.methods.progressive import Progressive
 from pyengine.methods.replacement import Replacement
+from pyengine.methods.rflow import rflow
 
 __all__ = ["Method", "Progressive", "Replacement", "make_method"]
 
@@ -21,6 +22,8 @@ def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: i
         return Progressive.from_settings(settings, chunks, given_chunks)
     if name == "replacement":
         return Replacement.from_settings(settings, chunks, given_chunks)
+    if name == "rflow":
+        return rflow(settings, chunks, given_chunks)
     raise BundleError(
-        f"expected a method out of progressive, replacement but got {name!r}; install the pyengine that made the bundle"
+        f"expected a method out of progressive, replacement, rflow but got {name!r}; install the pyengine that made the bundle"
     )

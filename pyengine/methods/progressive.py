@@ -1,43 +1,73 @@
 """Progressive noise levels (PA-VDM, arXiv:2410.08151): every chunk of the window one step of the ladder cleaner than the next.
 
-The clean frames behind the window live in the ring. A chunk that became clean rides along once at level 0, which writes its keys
-and values; with the noise-causal mask that is exact, because nothing clean ever looked at noise.
+Clean frames behind the window live in the ring, which is exact for models that were trained noise-causally; or they re-enter every call
+as rows at level 0 (`context` "recompute"), as PA-VDM runs a bidirectional model. `opening` "rflow" makes the first chunk with the ordinary
+sampler when none is given, for models that need a clean chunk in front (Open-Sora).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pyengine.errors import ConfigError
 from pyengine.schedule import ScheduleConfig, Step, recache_steps, step_at
+from pyengine.warp import resolve_warp
 
 __all__ = ["Progressive"]
 
 
 @dataclass(frozen=True)
 class Progressive:
-    """The schedule of one stream. `row_counts` are the prepared window sizes."""
+    """The schedule of one stream. `row_counts` are the prepared window sizes.
+
+    opening  schedule of chunk 0 alone, in calls -S..-1 before those of `config`, which then takes it as given; None = no such calls
+    only     True: `opening` is the whole stream
+    warm     True: the stream begins with a full window. Chunks 1.. of the given ones are noised to their levels and denoised again
+             (PA-VDM's algorithm 1 with a fixed window; FIFO-Diffusion)
+    """
 
     config: ScheduleConfig
+    opening: ScheduleConfig | None = None
+    only: bool = False
+    warm: bool = False
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Progressive:
         context = settings["context"]
-        return cls(
-            ScheduleConfig(
-                steps=settings["steps"],
-                chunk_frames=settings["chunk_frames"],
-                cadence=settings["cadence"],
-                chunks=chunks,
-                warp=settings["warp"],
-                context=context.get("kind", "ring"),
-                sink_frames=context["sink_frames"],
-                recent_frames=context["recent_frames"],
-                given_chunks=given_chunks,
-                row_counts=tuple(settings["row_counts"]) if settings.get("row_counts") else None,
-            )
+        size = settings["chunk_frames"]
+        opening = settings.get("opening")
+        if opening not in (None, "rflow"):
+            raise ConfigError(f"expected opening 'rflow' or none but got {opening!r}")
+        opens = opening is not None and not given_chunks
+        config = ScheduleConfig(
+            steps=settings["steps"],
+            chunk_frames=size,
+            cadence=settings["cadence"],
+            chunks=max(1, chunks - 1) if opens and chunks is not None else chunks,
+            warp=resolve_warp(settings["warp"], 0),
+            context=context.get("kind", "ring"),
+            sink_frames=context["sink_frames"],
+            recent_frames=context["recent_frames"],
+            given_chunks=1 if opens else given_chunks,
+            row_counts=tuple(settings["row_counts"]) if settings.get("row_counts") else None,
         )
+        if opening is None:
+            return cls(config)
+        # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
+        config = replace(config, row_counts=tuple(sorted({size, *config.shapes})) if not settings.get("row_counts") else config.row_counts)
+        first = replace(
+            config,
+            cadence=0,
+            chunks=1,
+            context="none",
+            given_chunks=0,
+            sink_frames=0,
+            recent_frames=config.ring_frames,
+            warp=resolve_warp(settings.get("opening_warp", settings["warp"]), 0),
+        )
+        return cls(config, first if opens else None, only=chunks == 1)
 
     @property
     def chunk_frames(self) -> int:
@@ -53,15 +83,38 @@ class Progressive:
 
     @property
     def first_call(self) -> int:
+        if self.opening is not None:
+            return -self.opening.steps
+        if self.warm:
+            return self.config.cadence * (self.config.active_chunks - 1)
         return self.config.first_call
 
     @property
     def calls(self) -> int | None:
-        return self.config.calls
+        return 0 if self.opening is not None and self.only else self.config.calls
 
     def step_at(self, call: int) -> Step:
-        return step_at(self.config, call)
+        if self.opening is not None and call < 0:
+            return replace(step_at(self.opening, call + self.opening.steps), call=call)
+        step = step_at(self.config, call)
+        if self.warm and call == self.first_call:
+            return _warmed(step, self.config)
+        return step
 
     def recache_steps(self, call: int) -> Iterator[Step]:
         """Calls that rewrite the ring before `call`, after the prompt has changed (LongLive's KV-recache)."""
+        if self.opening is not None and call < 0:
+            return iter(())
         return recache_steps(self.config, call)
+
+
+def _warmed(step: Step, config: ScheduleConfig) -> Step:
+    """The first call of a stream that begins with a full window: what it would have moved up it noises instead."""
+    carried = [row for row, source in enumerate(step.source) if source >= 0]
+    clean = tuple(row for row in carried if step.chunk[row] < config.given_chunks)
+    return replace(
+        step,
+        source=(-1,) * step.frames,
+        given=tuple(sorted((*step.given, *clean))),
+        warmed=tuple(row for row in carried if row not in clean),
+    )

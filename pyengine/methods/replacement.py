@@ -8,6 +8,7 @@ from typing import Any
 
 from pyengine.replacement import ReplacementConfig, replacement_step_at
 from pyengine.schedule import Step
+from pyengine.warp import resolve_warp
 
 __all__ = ["Replacement"]
 
@@ -28,7 +29,7 @@ class Replacement:
                 overlap_frames=settings["overlap_frames"],
                 renoised=settings["renoised"],
                 chunks=chunks,
-                warp=settings["warp"],
+                warp=resolve_warp(settings["warp"], 0),
                 given_chunks=given_chunks,
                 ring_frames=settings["ring_frames"],
             )

@@ -1,0 +1,133 @@
+"""How Open-Sora's training cleaned captions, so that a prompt reads as the model knows it.
+
+Lower case; no addresses, tags, nicknames, ids, file names or CJK; one kind of dash and of quote. Applied twice, as in training.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote_plus
+
+from pyengine.errors import BackendUnavailable
+
+__all__ = ["AESTHETIC_SCORE", "clean_caption", "opensora_prompt"]
+
+AESTHETIC_SCORE = 6.5
+_DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
+_FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+# In this order; each pattern is replaced by the text beside it.
+_BEFORE_MARKUP = [
+    ("<person>", "person"),
+    (rf"\b((?:https?:(?:\/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN}))", ""),
+    (rf"\b((?:www:(?:\/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN}))", ""),
+]
+_AFTER_MARKUP = [
+    (r"@[\w\d]+\b", ""),
+    ("[\u31c0-\u31ef\u31f0-\u31ff\u3200-\u32ff\u3300-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]+", ""),
+    (
+        "[\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d]+",
+        "-",
+    ),
+    ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+    ("[\u2018\u2019]", "'"),
+    (r"&quot;?", ""),
+    (r"&amp", ""),
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"[\S]+\.(?:{_FILES})", ""),
+    (r"[\"\']{2,}", '"'),
+    (r"[\.]{2,}", " "),
+    ("[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~)(\\]\\[}{|\\\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+]
+_AFTER_REPAIR = [
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(worldwide\s+)?(free\s+)?shipping", ""),
+    (r"(free\s)?download(\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{_FILES})(\simage[s]?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    ("\\b\\d+\\.?\\d*[x\u0445\u00d7]\\d+\\.?\\d*\\b", ""),
+    (r"\b\s+\:\s+", ": "),
+    (r"(\D[,\./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"\']([\w\W]+)[\"\']$", r"\1"),
+    (r"^[\'\_,\-\:;]", ""),
+    (r"[\'\_,\-\:\-\+]$", ""),
+    (r"^\.\S+$", ""),
+]
+_JOINS = 3  # more dashes and underscores than this, and they stand for spaces
+
+
+def opensora_prompt(prompt: str) -> str:
+    """What the text encoder is given: the caption with a high aesthetic score behind it, cleaned twice."""
+    if "aesthetic score:" not in prompt:
+        prompt = f"{prompt} aesthetic score: {AESTHETIC_SCORE:.1f}."
+    return clean_caption(clean_caption(prompt))
+
+
+def clean_caption(caption: str) -> str:
+    """One pass. Raises BackendUnavailable where letters beyond ASCII need the package ftfy and it is not there."""
+    text = _replaced(unquote_plus(caption).strip().lower(), _BEFORE_MARKUP)
+    text = _replaced(_text_of(text), _AFTER_MARKUP)
+    if len(re.findall("[-_]", text)) > _JOINS:
+        text = re.sub("[-_]", " ", text)
+    text = html.unescape(html.unescape(_repaired(text))).strip()
+    return _replaced(text, _AFTER_REPAIR).strip()
+
+
+def _replaced(text: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _repaired(text: str) -> str:
+    """Mis-decoded letters put right. ASCII has none; only what ftfy strips of it is stripped here."""
+    if text.isascii():
+        text = re.sub("\x1b\\[((?:\\d|;)*)([a-zA-Z])", "", text)
+        return re.sub("[\x00-\x08\x0b\x0e-\x1f\x7f]", "", text)
+    try:
+        import ftfy
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"cleaning a prompt with letters beyond ASCII needs the package {error.name}: pip install 'pyengine-video[opensora]'"
+        ) from error
+    return str(ftfy.fix_text(text))
+
+
+class _Markup(HTMLParser):
+    """Text between tags, without scripts, styles and comments."""
+
+    HIDDEN = frozenset({"script", "style", "template"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hidden += tag in self.HIDDEN
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in self.HIDDEN and self._hidden > 0
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.parts.append(data)
+
+
+def _text_of(markup: str) -> str:
+    parser = _Markup()
+    parser.feed(markup)
+    parser.close()
+    return "".join(parser.parts)

@@ -1,0 +1,104 @@
+"""STDiT3 and the video autoencoder against numbers of the original code."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import opensora_golden as golden
+import pytest
+import torch
+
+from pyengine.errors import ConfigError, ShapeError
+from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
+
+STDIT3_CASES = ["stdit3_perframe_even", "stdit3_perframe_odd", "stdit3_scalar", "stdit3_xmask"]
+
+
+def tensors(case: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name[3:]: torch.from_numpy(value) for name, value in case.items() if name.startswith("in_")}
+
+
+@pytest.mark.parametrize("name", STDIT3_CASES)
+def test_stdit3_equals_the_original(name: str) -> None:
+    case = golden.case(name)
+    inputs = tensors(case)
+    out = golden.stdit3()(inputs.pop("x"), inputs.pop("timestep"), inputs.pop("y"), **inputs)
+    assert out.dtype == torch.float32
+    np.testing.assert_allclose(out.numpy(), case["out"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["stdit3", "vae"])
+def test_parameter_names_and_shapes_are_the_checkpoints(kind: str) -> None:
+    part = golden.manifest()[kind]
+    module = golden.stdit3() if kind == "stdit3" else golden.autoencoder()
+    assert {key: list(value.shape) for key, value in module.state_dict().items()} == part["keys"]
+    for key, (first, last, total) in part["weight_probe"].items():
+        values = module.state_dict()[key].double().flatten()
+        np.testing.assert_allclose([values[0], values[-1], values.sum()], [first, last, total], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "module"), [("stdit3", STDiT3), ("vae", VideoAutoencoder)])
+def test_full_size_names_and_shapes(kind: str, module: type[torch.nn.Module]) -> None:
+    with torch.device("meta"):
+        full = module()
+    expected = json.loads((golden.FOLDER / "full_keys.json").read_text())[kind]
+    assert {key: list(value.shape) for key, value in full.state_dict().items()} == expected
+    assert sum(value.numel() for value in full.state_dict().values()) == {"stdit3": 1208872772, "vae": 393341015}[kind]
+
+
+def test_equal_levels_give_the_scalar_result() -> None:
+    inputs = tensors(golden.case("stdit3_scalar"))
+    x, timestep, y = inputs.pop("x"), inputs.pop("timestep"), inputs.pop("y")
+    one = golden.stdit3()(x, timestep, y, **inputs)
+    each = golden.stdit3()(x, timestep[:, None].expand(-1, x.shape[2]), y, **inputs)
+    assert (one - each).abs().max() < 1e-5
+
+
+def test_other_configurations_run_and_change_the_result() -> None:
+    base = golden.manifest()["stdit3"]["config"]
+    x, y = torch.randn(1, 3, 5, 7, 6), torch.randn(1, 1, 12, 32)
+    sizes = {"fps": [24.0], "height": [240.0], "width": [426.0]}
+    config = base | {"in_channels": 3, "patch_size": [2, 3, 2], "qk_norm": False, "pred_sigma": False, "depth": 1}
+    module = golden.fill(STDiT3(**config))
+    out = module(x, torch.tensor([500.0]), y, **sizes)
+    assert out.shape == x.shape
+    assert not any("q_norm" in key for key in module.state_dict())
+    levels = torch.linspace(0, 1000, 3)[None]  # five frames in patches of two: three levels
+    assert module(x, levels, y, **sizes).shape == x.shape
+    with pytest.raises(ShapeError, match=r"expected timestep \[1\] or \[1, 3\] but got \[1, 5\]"):
+        module(x, torch.zeros(1, 5), y, **sizes)
+    with pytest.raises(ConfigError, match="fps, height and width"):
+        module(x, torch.tensor([500.0]), y)
+    with pytest.raises(ConfigError, match="model_type STDiT3 but got 'PixArt'"):
+        STDiT3(model_type="PixArt")
+
+
+def test_text_embedded_before_gives_the_same() -> None:
+    inputs = tensors(golden.case("stdit3_perframe_even"))
+    x, timestep, y, mask = (inputs.pop(name) for name in ("x", "timestep", "y", "mask"))
+    expected = golden.stdit3()(x, timestep, y, mask=mask, **inputs)
+    skipping = golden.fill(STDiT3(**golden.manifest()["stdit3"]["config"] | {"skip_y_embedder": True}))
+    text = golden.stdit3().y_embedder(y).squeeze(1)
+    packed = text[mask != 0][None]
+    out = skipping(x, timestep, packed, mask=mask.sum(1), **inputs)
+    assert (out - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["vae_decode_17f", "vae_decode_21f", "vae_decode_34f"])
+def test_decoding_equals_the_original(name: str) -> None:
+    case = golden.case(name)
+    out = golden.autoencoder().decode(torch.from_numpy(case["in_z"]), int(case["in_num_frames"]))
+    np.testing.assert_allclose(out.numpy(), case["out"], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ["vae_encode_17f", "vae_encode_19f_odd", "vae_encode_34f"])
+def test_encoding_equals_the_original(name: str) -> None:
+    case = golden.case(name)
+    out = golden.autoencoder().encode(torch.from_numpy(case["in_x"]))
+    np.testing.assert_allclose(out.numpy(), case["out_mean"], rtol=0, atol=5e-5)
+
+
+def test_latents_of_any_number_of_frames() -> None:
+    vae = golden.autoencoder()
+    assert [vae.latents(frames) for frames in (1, 4, 16, 17, 18, 34, 51, 119, 1445)] == [1, 1, 4, 5, 6, 10, 15, 35, 425]
