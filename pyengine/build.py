@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ import numpy as np
 from . import _C, backends, plan
 from .backends import Backend, Engine, Precision
 from .bundle import Bundle, Step
-from .errors import ConfigError, PlanError
-from .executor import Executor, Program
+from .errors import BackendUnavailable, ConfigError, PlanError
+from .executor import Executor, load_program
 from .plan import Choice, Part, Plan, Variant
 
 Progress = Callable[[int, int, str], None]
@@ -40,21 +39,25 @@ def build(
     *,
     variants: Sequence[Variant],
     backend: str = "openvino",
+    device: str = "auto",
     precision: str = "auto",
     choice: str = "auto",
     cache_dir: str | Path | None = None,
     threads: int | None = None,
+    target: str | None = None,
+    refit: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Finds or builds the part of every variant. `progress(done, total, what)` is called as engines are
     compiled.
 
     `choice`: `cut` runs our kernels between segments, `inline` lets the backend compile their ONNX bodies,
-    `auto` times both. Raises BackendUnavailable, ConfigError, PlanError.
+    `auto` times both. `target` builds for a card that is not here, as `sm89`: such a plan is only written, for the
+    machine that has one. `refit` makes engines that take new weights without a rebuild. Raises BackendUnavailable, ConfigError, PlanError.
     """
     if choice not in CHOICES:
         raise ConfigError(f"expected a choice out of {', '.join(CHOICES)} but got {choice!r}")
-    compiler = backends.get(backend)
+    compiler = backends.get(backend, device, target=target, refit=refit)
     builder = _Builder(
         bundle, compiler, compiler.precision(precision), choice, threads, plan.cache_folder(cache_dir)
     )
@@ -71,7 +74,7 @@ class _Builder:
     cache: Path
 
     def run(self, variants: list[Variant], progress: Progress) -> Plan:
-        result = Plan(self.bundle, self.backend.name, self.precision, self.threads, {})
+        result = self._plan({}, {})
         missing = []
         for variant in variants:
             part = self._find(variant)
@@ -86,6 +89,7 @@ class _Builder:
                 self.cache,
             )
         counter = _Counter(sum(self._count(variant) for variant in missing), progress)
+        self.backend.report = counter.say
         for variant in missing:
             part, engines = self._build(variant, counter)
             result.parts[variant], result.loaded[variant] = part, engines
@@ -94,7 +98,16 @@ class _Builder:
         result.parts = {variant: result.parts[variant] for variant in variants}
         return result
 
+    def _plan(self, parts: dict[Variant, Part], loaded: dict[Variant, list[Engine]]) -> Plan:
+        return Plan(
+            self.bundle, self.backend.name, self.precision, self.threads, parts, loaded, self.backend.kind
+        )
+
     def _facts(self, variant: Variant) -> dict[str, Any]:
+        processor = {
+            "isa": _C.cpu_isa(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        }
         return {
             "bundle": self.bundle.digest,
             "variant": str(variant),
@@ -102,11 +115,12 @@ class _Builder:
             "backend_version": self.backend.version,
             "pyengine": _version(),
             "device": self.backend.device,
-            "isa": _C.cpu_isa(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "precision": self.precision,
             "threads": self.threads,
             "choice": self.choice,
+            # Engines for a card do not depend on the machine around it.
+            **(processor if self.backend.kind == "cpu" else {}),
+            **self.backend.facts(),
         }
 
     def _folder(self, variant: Variant) -> Path:
@@ -138,7 +152,13 @@ class _Builder:
     def _choices(self, variant: Variant) -> list[Choice]:
         if self.bundle.component(variant.component).cut is None:
             return ["inline"]
-        return ["cut", "inline"] if self.choice == "auto" else ["cut" if self.choice == "cut" else "inline"]
+        if self.choice != "auto":
+            return ["cut" if self.choice == "cut" else "inline"]
+        if self.backend.remote:
+            return ["cut"]  # nothing can be timed here, and our kernels are what the ops are for
+        if self.backend.kind == "cuda" and not _has_kernels():
+            return ["inline"]
+        return ["cut", "inline"]
 
     def _count(self, variant: Variant) -> int:
         component = self.bundle.component(variant.component)
@@ -168,7 +188,7 @@ class _Builder:
         return self._publish(variant, best, seconds, candidates[best]), candidates[best]
 
     def _compile(self, variant: Variant, choice: Choice, counter: _Counter) -> list[Engine]:
-        target = Plan(self.bundle, self.backend.name, self.precision, self.threads, {})
+        target = self._plan({}, {})
         component = self.bundle.component(variant.component)
         segments = [step for step in plan.graph(component, choice).steps if step.kind == "segment"]
 
@@ -199,12 +219,14 @@ class _Builder:
 
     def _trial(self, variant: Variant, choice: Choice, engines: list[Engine]) -> Callable[[], None]:
         part = Part(variant, choice, {}, (), self.cache)
-        candidate = Plan(
-            self.bundle, self.backend.name, self.precision, self.threads, {variant: part}, {variant: engines}
-        )
-        executor = Executor(Program(candidate))
+        executor = load_program(self._plan({variant: part}, {variant: engines})).executor()
         _fill(executor, variant)
-        return partial(executor.run, variant)
+
+        def run() -> None:
+            executor.run(variant)
+            executor.synchronize()
+
+        return run
 
     def _publish(
         self, variant: Variant, choice: Choice, seconds: dict[str, float | None], engines: list[Engine]
@@ -229,6 +251,18 @@ class _Builder:
                 error,
             )
             return Part(variant, choice, seconds, (), folder)
+
+
+def _has_kernels() -> bool:
+    """Whether this installation can run our ops on a card."""
+    from .cuda.ops import kernels
+
+    try:
+        kernels()
+    except BackendUnavailable as error:
+        log.warning("%s: plans for it are inlined", error)
+        return False
+    return True
 
 
 def _version() -> str:
@@ -261,13 +295,12 @@ def _fill(executor: Executor, variant: Variant) -> None:
     """Plausible inputs for timing: a full window of frames at rising levels behind a full ring."""
     rng = np.random.default_rng(0)
     for name, array in executor.inputs(variant).items():
-        if array.dtype == np.float32:
-            array[...] = (
-                np.linspace(0, 1, array.size)
-                if array.ndim == 1
-                else rng.standard_normal(array.shape, np.float32)
-            )
-        elif array.dtype == np.int64 and name.endswith("_index"):
+        dtype, shape = np.dtype(getattr(array, "host_dtype", array.dtype)), array.shape
+        if dtype == np.float32 and len(shape) == 1:
+            array[...] = np.linspace(0, 1, array.size, dtype=dtype)
+        elif dtype == np.float32:
+            array[...] = rng.standard_normal(shape, np.float32)
+        elif dtype == np.int64 and name.endswith("_index"):
             array[...] = np.arange(array.size)
-        elif array.dtype in (np.bool_, np.uint8):
-            array[...] = 1
+        elif dtype in (np.bool_, np.uint8):
+            array[...] = np.ones(shape, dtype)

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyengine.bundle import Bundle
-from pyengine.executor import Executor
 from pyengine.plan import Variant
+
+if TYPE_CHECKING:
+    from pyengine.executor import Executor
 
 __all__ = ["decode_chunk", "decoder_variants", "encode_chunk", "encoder_variants", "tile_starts"]
 
@@ -103,9 +106,7 @@ def _ramp(size: int) -> np.ndarray:
     return np.minimum(place + 1, size - place)
 
 
-def _batches(
-    executor: Executor, variant: Variant, name: str, items: np.ndarray
-) -> Iterator[tuple[int, int]]:
+def _batches(executor: Executor, variant: Variant, name: str, items: np.ndarray) -> Iterator[tuple[int, int]]:
     """Runs a network of fixed batch over all items: (first, how many) after each run."""
     target = executor.input(variant, name)
     for start in range(0, len(items), len(target)):

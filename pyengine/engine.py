@@ -13,7 +13,7 @@ from pyengine.build import Progress, build
 from pyengine.bundle import Bundle
 from pyengine.chunks import decoder_variants, encode_chunk, encoder_variants
 from pyengine.errors import BundleError, ConfigError, InputError, ShapeError
-from pyengine.executor import Executor, Program
+from pyengine.executor import Executor, Program, load_program
 from pyengine.methods import Method, make_method
 from pyengine.plan import Plan, Variant
 from pyengine.stream import Stream, check_length
@@ -29,19 +29,23 @@ def load(
     bundle: str | Path = "shapes",
     *,
     backend: str = "openvino",
+    device: str = "auto",
     precision: str = "auto",
     choice: str = "auto",
     cache_dir: str | Path | None = None,
     threads: int | None = None,
+    refit: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
     """Load a bundle, a folder or the name of one that ships, and find its plan or build it.
 
-    backend    "openvino" or "onnxruntime"
-    precision  "auto" (bf16 where the processor has it), "bf16" or "fp32"
+    backend    "openvino" (CPU), "onnxruntime" (CPU, or CUDA with device="cuda") or "tensorrt" (CUDA)
+    device     "auto" (the backend's own), "cpu" or "cuda"
+    precision  "auto" (bf16 where the processor has it), "bf16" or "fp32"; on CUDA also "fp16"
     choice     "auto" times our kernels against the backend's own and keeps the faster; "cut" or "inline" forces one
     cache_dir  where plans are kept; default PYENGINE_CACHE or the user's cache folder
     threads    of the backend and of our kernels; default all cores
+    refit      TensorRT engines that take the weights of another bundle with the same graphs without a rebuild
     progress   called as progress(done, total, what) while a plan is built
 
     Raises BundleError, BackendUnavailable, ConfigError, PlanError.
@@ -50,10 +54,12 @@ def load(
         Bundle.load(bundle),
         {
             "backend": backend,
+            "device": device,
             "precision": precision,
             "choice": choice,
             "cache_dir": cache_dir,
             "threads": threads,
+            "refit": refit,
             "progress": progress,
         },
     )
@@ -91,6 +97,7 @@ class Engine:
         start: np.ndarray | None = None,
         guidance: float | None = None,
         method: Mapping[str, Any] | None = None,
+        device_frames: bool = False,
     ) -> Stream:
         """Start a video, endless unless `frames` or `seconds` is given.
 
@@ -101,6 +108,7 @@ class Engine:
         guidance  of classifier-free guidance; 1 = none, default the bundle's
         method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first.
                   {"preset": "rflow"} takes one of the bundle's presets, and changes that
+        device_frames  frames stay on the card, as DeviceArrays for DLPack and `__cuda_array_interface__`; device cuda only
 
         Raises PromptError, ConfigError, ShapeError.
         """
@@ -118,6 +126,7 @@ class Engine:
             "given_chunks": 0 if given is None else len(given) // chunk_frames,
             "guidance": float(merged["guidance"] if guidance is None else guidance),
             "method": merged,
+            "device_frames": device_frames,
         }
         return Stream(self, settings, given)
 
@@ -136,7 +145,7 @@ class Engine:
         inputs = self.tokenizer.inputs(prompt)
         with self._lock:
             if self._text_executor is None:
-                self._text_executor = Executor(self._program((TEXT,)))
+                self._text_executor = self._program((TEXT,)).executor()
             for name, value in inputs.items():
                 self._text_executor.input(TEXT, name)[...] = value
             self._text_executor.run(TEXT)
@@ -167,7 +176,7 @@ class Engine:
 
     def _program(self, variants: tuple[Variant, ...]) -> Program:
         if variants not in self._programs:
-            self._programs[variants] = Program(build(self.bundle, variants=variants, **self._options))
+            self._programs[variants] = load_program(build(self.bundle, variants=variants, **self._options))
         return self._programs[variants]
 
     def _settings(self, override: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -212,7 +221,7 @@ class Engine:
         chunks = min(len(start) // size, room)
         start = start[len(start) - chunks * size :]
         with self._lock:
-            executor = Executor(self._program(encoder_variants(self.bundle, settings["chunk_frames"])))
+            executor = self._program(encoder_variants(self.bundle, settings["chunk_frames"])).executor()
         try:
             parts = (start[index * size : (index + 1) * size] for index in range(chunks))
             return np.concatenate(

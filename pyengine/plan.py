@@ -79,6 +79,7 @@ class Plan:
     threads: int | None
     parts: dict[Variant, Part]
     loaded: dict[Variant, list[Engine]] = field(default_factory=dict, repr=False)
+    device: str = "cpu"  # or "cuda"
 
     def engines(self, variant: Variant) -> list[Engine]:
         """The engines of a variant in the order of its segments, loaded once."""
@@ -100,11 +101,11 @@ class Plan:
 
     def port(self, variant: Variant, spec: TensorSpec) -> Port:
         """The static shape of a tensor, and the dtype that it has in this plan."""
-        working = "bf16" if self.precision == "bf16" else "float32"
-        return Port(spec.resolve(variant.symbols), working if spec.dtype == "working" else spec.dtype)
+        dtype = backends.WORKING[self.precision] if spec.dtype == "working" else spec.dtype
+        return Port(spec.resolve(variant.symbols), dtype)
 
     def _load(self, part: Part) -> list[Engine]:
-        backend = backends.get(self.backend)
+        backend = backends.get(self.backend, self.device)
         segments = [step for step in self.graph(part.variant).steps if step.kind == "segment"]
 
         def load(step: Step, file: str | None) -> Engine:

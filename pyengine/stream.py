@@ -6,14 +6,14 @@ import io
 import json
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyengine.chunks import decode_chunk
+from pyengine.decoding import Clip
+from pyengine.device_array import joined
 from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
 from pyengine.executor import Executor
 from pyengine.methods import make_method
@@ -35,6 +35,8 @@ class Stream:
     """Frames of one generation, made as they are asked for. Get one from `engine.stream(...)`; close it or use it in a `with`.
 
     Iterating gives frames, uint8 [height, width, 3]; `clips()` gives them as they leave the decoder, uint8 [frames, height, width, 3].
+    With `device_frames` both are DeviceArrays that stay on the card.
+
     A stream is used from one thread at a time; several streams of one engine may run in several threads.
     """
 
@@ -46,9 +48,7 @@ class Stream:
         self._engine, self._settings, self._video = engine, settings, bundle.video
         self.frames: int | None = settings["frames"]
         self._method = make_method(settings["method"], settings["chunks"], settings["given_chunks"])
-        self._bundle = bundle
-        program = engine.program(self._method)
-        self._executor: Executor | None = Executor(program)
+        self._executor: Executor | None = engine.program(self._method).executor()
         sampler = make_sampler(settings["method"]["sampler"])
         self._window = Window(
             self._executor,
@@ -58,9 +58,12 @@ class Stream:
             guidance=settings["guidance"],
             seed=settings["seed"],
         )
-        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="pyengine-decode")
-        self._clips: deque[Future[np.ndarray]] = deque()
-        self._rest: deque[np.ndarray] = deque()  # frames of a clip that the caller has not taken yet
+        self._decoder = self._executor.decoder(
+            self._method.chunk_frames,
+            device_frames=settings.get("device_frames", False),
+        )
+        self._clips: deque[Clip] = deque()
+        self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
         self.frames_made = 0  # frames handed out so far
         self._features: dict[str, np.ndarray] = {}
         self._prompt = settings["prompt"]
@@ -68,9 +71,8 @@ class Stream:
         if given is not None:
             self._window.give(given)
             for start in range(0, len(given), self._method.chunk_frames):
-                self._decode(
-                    given[start : start + self._method.chunk_frames]
-                )  # fills the decoder's memory; the caller has the frames
+                # Fills the decoder's memory; the caller has the frames.
+                self._decoder.submit(given[start : start + self._method.chunk_frames]).result()
 
     @property
     def prompt(self) -> str:
@@ -91,10 +93,10 @@ class Stream:
         """Frames per second of the finished video."""
         return self._video.fps
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> np.ndarray:
+    def __next__(self) -> Any:
         self._open()
         if self.frames is not None and self.frames_made >= self.frames:
             raise StopIteration
@@ -103,14 +105,14 @@ class Stream:
         self.frames_made += 1
         return self._rest.popleft()
 
-    def clips(self) -> Iterator[np.ndarray]:
+    def clips(self) -> Iterator[Any]:
         """Frames as they become ready, one chunk at a time. uint8 [frames, height, width, 3]"""
         while True:
             self._open()
             left = None if self.frames is None else self.frames - self.frames_made
             if left == 0:
                 return
-            clip = np.stack(self._rest) if self._rest else self._next_clip()
+            clip = joined(self._rest) if self._rest else self._next_clip()
             self._rest.clear()
             if left is not None and len(clip) > left:
                 clip = clip[:left]
@@ -130,7 +132,9 @@ class Stream:
         arrays = {f"window/{name}": value for name, value in self._window.state().items()}
         arrays |= {f"executor/{name}": value for name, value in executor.state().items()}
         arrays["pending"] = (
-            np.stack(pending) if pending else np.zeros((0, video.height, video.width, 3), np.uint8)
+            np.stack([np.asarray(frame) for frame in pending])
+            if pending
+            else np.zeros((0, video.height, video.width, 3), np.uint8)
         )
         header = {
             "format": SNAPSHOT_FORMAT,
@@ -182,7 +186,7 @@ class Stream:
         except Exception:
             stream.close()
             raise
-        stream._rest.extend(arrays["pending"])
+        stream._rest.extend(stream._decoder.own(arrays["pending"]))
         stream.frames_made = header["frames_made"]
         return stream
 
@@ -200,7 +204,7 @@ class Stream:
         """Free every buffer. A closed stream raises StreamClosed; the engine goes on."""
         if self._executor is None:
             return
-        self._decoding.shutdown(wait=True, cancel_futures=True)
+        self._decoder.close()
         self._executor.close()
         self._executor = None
         self._clips.clear()
@@ -224,7 +228,7 @@ class Stream:
     def _set_text(self, prompt: str) -> None:
         self._window.set_text(self._engine.encode_prompt(prompt))
 
-    def _next_clip(self) -> np.ndarray:
+    def _next_clip(self) -> Any:
         """Run calls until a clip is on its way, a little further while it is decoded, and wait for it."""
         while not self._clips:
             self._call()
@@ -238,11 +242,7 @@ class Stream:
         if calls is not None and self._window.call >= calls:
             return
         for _, latents in self._window.advance():
-            self._clips.append(self._decoding.submit(self._decode, latents))
-
-    def _decode(self, latents: np.ndarray) -> np.ndarray:
-        """One chunk of latents [frames, c, h, w] through the decoder, which keeps its memory. uint8 [frames, height, width, 3]"""
-        return decode_chunk(self._open(), self._bundle, latents)
+            self._clips.append(self._decoder.submit(latents))
 
     def _settle(self) -> None:
         """Wait for every decode under way."""

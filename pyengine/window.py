@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from pyengine import _C
 from pyengine.bundle import Latent
-from pyengine.errors import ShapeError
 from pyengine.executor import Executor
 from pyengine.methods import Method
 from pyengine.plan import Variant
@@ -23,7 +21,7 @@ FRESH_NOISE_STREAM = 1 << 40  # calls numbered from here draw the noise of re-no
 
 
 class Window:
-    """The window of one stream. All latents are float32 [frames, channels, height, width]."""
+    """The window of one stream. All latents are float32 [frames, channels, height, width], where the executor keeps them."""
 
     def __init__(
         self,
@@ -38,12 +36,9 @@ class Window:
         self._executor, self._method, self._sampler, self._seed = executor, method, sampler, seed
         self._weights = cfg(guidance)
         self._frame_shape = (latent.channels, latent.height, latent.width)
-        rows = max(method.row_counts)
-        # Two buffers take turns: a call reads rows of one by `source` and leaves its result in the other.
-        self._now, self._next = (np.zeros((rows, *self._frame_shape), np.float32) for _ in range(2))
-        self._noise = np.zeros((rows, *self._frame_shape), np.float32)
-        # Clean latents by ring slot, so that a new prompt can rewrite the ring; given ones are kept until they entered.
-        self._clean: dict[int, np.ndarray] = {}
+        self._latents = executor.latents(self._frame_shape, max(method.row_counts))
+        # Clean latents by frame, so that a new prompt can rewrite the ring; given ones are kept until they entered.
+        self._clean: dict[int, Any] = {}
         self._variants = {
             count: Variant.of("denoiser", frames=count, ring=method.ring_frames)
             for count in method.row_counts
@@ -59,7 +54,7 @@ class Window:
     def give(self, latents: np.ndarray) -> None:
         """Clean latents of the given chunks, the frames 0.. of the stream."""
         for frame, latent in enumerate(latents):
-            self._clean[frame] = latent.copy()
+            self._clean[frame] = self._latents.own(latent)
 
     def set_text(self, features: Mapping[str, np.ndarray]) -> None:
         """What the denoiser reads of the prompt, in place for every variant."""
@@ -67,23 +62,19 @@ class Window:
             for name, value in features.items():
                 self._executor.input(variant, name)[...] = value
 
-    def advance(self) -> list[tuple[int, np.ndarray]]:
+    def advance(self) -> list[tuple[int, Any]]:
         """One call of the network. Returns the chunks that became clean: (chunk, latents)."""
         step = self._method.step_at(self.call)
-        count = step.frames
-        sample = self._gather(step)
-        self._run(step, sample)
-        coefficients = self._scales(step)
-        noise = None
-        if coefficients.needs_noise:
-            noise = self._noise[:count]
+        self._gather(step)
+        scales = self._scales(step)
+        if scales.needs_noise:
             for row, frame in enumerate(step.frame_index):
                 if frame >= 0:
-                    frame_noise(self._seed, frame, self._frame_shape, max(step.call, 0), noise[row])
-        velocity = self._executor.output(self._variants[count], "velocity")
-        updated = self._now[:count]
-        _C.denoise_step(sample, velocity, self._weights, *coefficients, noise=noise, out=updated)
-        emitted = [(chunk, updated[step.rows(chunk)].copy()) for chunk in step.emit]
+                    self._latents.draw_noise(row, self._noise(frame, max(step.call, 0)))
+        self._feed(step)
+        variant = self._variants[step.frames]
+        self._latents.call(variant, self._weights, scales, scales.needs_noise)
+        emitted = [(chunk, self._latents.take(step.rows(chunk))) for chunk in step.emit]
         self._remember(step, emitted)
         self.call += 1
         return emitted
@@ -91,77 +82,77 @@ class Window:
     def recache(self) -> None:
         """Rewrites keys and values of every clean frame in the ring under the text that is set now."""
         for step in self._method.recache_steps(self.call):
-            sample = self._next[: step.frames]
-            sample[...] = 0
-            for row in step.given:
-                sample[row] = self._clean[step.frame_index[row]]
-            self._run(step, sample)
+            self._latents.begin(step.frames)
+            for row in range(step.frames):
+                if row in step.given:
+                    self._latents.put(row, self._clean[step.frame_index[row]])
+                else:
+                    self._latents.clear(row)
+            self._feed(step)
+            self._latents.call(self._variants[step.frames], None, None, False)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that later calls depend on, beside the executor's state."""
         frames = sorted(self._clean)
         clean = (
-            np.stack([self._clean[frame] for frame in frames])
+            np.stack([self._latents.host(self._clean[frame]) for frame in frames])
             if frames
             else np.zeros((0, *self._frame_shape), np.float32)
         )
         return {
             "call": np.array(self.call),
-            "latents": self._now.copy(),
+            "latents": self._latents.state(),
             "clean_index": np.array(frames, np.int64),
             "clean": clean,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state()` returned."""
-        if state["latents"].shape != self._now.shape:
-            raise ShapeError(
-                f"expected a window of {list(self._now.shape)} but the snapshot has {list(state['latents'].shape)}"
-            )
+        self._latents.load_state(state["latents"])
         self.call = int(state["call"])
-        self._now[...] = state["latents"]
         self._clean = {
-            int(frame): latent.copy()
+            int(frame): self._latents.own(latent)
             for frame, latent in zip(state["clean_index"], state["clean"], strict=True)
         }
 
-    def _gather(self, step: Step) -> np.ndarray:
-        """The rows of this call, moved up from the last one, born, or given. [rows, channels, height, width]"""
-        sample = self._next[: step.frames]
+    def _gather(self, step: Step) -> None:
+        """The rows of this call, moved up from the last one, born, or given."""
+        latents = self._latents
+        latents.begin(step.frames)
         born, given, warmed = set(step.born), set(step.given), set(step.warmed)
         for row, frame in enumerate(step.frame_index):
             if row in born:
-                frame_noise(self._seed, frame, self._frame_shape, out=sample[row])
+                latents.draw(row, self._noise(frame))
             elif row in given:
-                sample[row] = self._clean[frame]
+                latents.put(row, self._clean[frame])
             elif row in warmed:
                 level = np.float32(step.level[row])
                 fresh = frame_noise(self._seed, frame, self._frame_shape)
-                sample[row] = (1 - level) * self._clean[frame] + level * fresh
+                latents.put(row, latents.own((1 - level) * latents.host(self._clean[frame]) + level * fresh))
             elif frame < 0:
-                sample[row] = 0
+                latents.clear(row)
             else:
-                sample[row] = self._now[step.source[row]]
-        return sample
+                latents.move(row, step.source[row])
 
-    def _run(self, step: Step, sample: np.ndarray) -> None:
+    def _noise(self, frame: int, call: int | None = None) -> Callable[[np.ndarray], object]:
+        """What fills a latent with the noise of a frame."""
+        return lambda out: frame_noise(self._seed, frame, self._frame_shape, call, out)
+
+    def _feed(self, step: Step) -> None:
+        """Writes everything that the denoiser reads."""
         variant = self._variants[step.frames]
+        call = FRESH_NOISE_STREAM + step.call
+        self._latents.feed(
+            variant,
+            [(row, step.level[row], self._noise(step.frame_index[row], call)) for row in step.renoised],
+        )
         inputs = self._executor.inputs(variant)
-        latents = inputs["latents"]
-        latents[...] = sample
-        for row in step.renoised:
-            level = np.float32(step.level[row])
-            fresh = frame_noise(
-                self._seed, step.frame_index[row], self._frame_shape, FRESH_NOISE_STREAM + step.call
-            )
-            latents[row] = (1 - level) * sample[row] + level * fresh
         inputs["level"][...] = step.level
         frame_index, ring_index = positions("local", step.frame_index, step.ring_index)
         inputs["frame_index"][...] = frame_index
         if "ring_index" in inputs:  # a network whose context is recomputed has no ring
             inputs["ring_index"][...] = ring_index
             inputs["append_slot"][...] = step.append_slot
-        self._executor.run(variant)
 
     def _scales(self, step: Step) -> Coefficients:
         """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
@@ -172,7 +163,7 @@ class Window:
             self._coefficients[levels] = self._sampler(*levels)
         return self._coefficients[levels]
 
-    def _remember(self, step: Step, emitted: list[tuple[int, np.ndarray]]) -> None:
+    def _remember(self, step: Step, emitted: list[tuple[int, Any]]) -> None:
         """Keep the clean latents of the frames the ring can hold, forget the rest."""
         size = self._method.chunk_frames
         for chunk, latents in emitted:

@@ -7,16 +7,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from math import prod
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ..errors import BackendUnavailable, ConfigError
 
-Precision = Literal["bf16", "fp32"]
-INSTALL = {"openvino": "pyengine-video", "onnxruntime": "pyengine-video[onnxruntime]"}
-NAMES = tuple(INSTALL)
+Precision = Literal["bf16", "fp16", "fp32"]
+WORKING = {"bf16": "bf16", "fp16": "float16", "fp32": "float32"}  # dtype of `working` tensors by precision
+# (backend, device) -> module, and what to install for it; a backend's first device is its own default.
+MODULES = {
+    ("openvino", "cpu"): ("openvino", "pyengine-video"),
+    ("onnxruntime", "cpu"): ("onnxruntime", "pyengine-video[onnxruntime]"),
+    ("onnxruntime", "cuda"): ("onnxruntime_cuda", "pyengine-video[cuda]"),
+    ("tensorrt", "cuda"): ("tensorrt", "pyengine-video[tensorrt]"),
+}
+NAMES = tuple(dict.fromkeys(name for name, _ in MODULES))
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,10 @@ class Port:
     def array_dtype(self) -> np.dtype:
         return np.dtype("uint16" if self.dtype == "bf16" else self.dtype)
 
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.array_dtype.itemsize
+
 
 Ports = Mapping[str, Port]
 Symbols = Mapping[str, int]  # `frames` -> 8, and for products `2*frames` -> 16
@@ -48,12 +60,29 @@ class Engine(Protocol):
         ...
 
 
+class CudaEngine(Protocol):
+    """A compiled graph for a card. `bind` gives a call that only enqueues."""
+
+    arena_bytes: int  # of device memory for its activations while it runs; lent by the executor
+    capturable: bool  # whether its call may be recorded in a CUDA graph
+    stream: Any  # the one stream that it can run on, or None for any
+
+    def bind(self, inputs: Any, outputs: Any, stream: Any, arena: Any) -> Callable[[], object]: ...
+
+
 class Backend(Protocol):
     """What a graph compiler must do for us."""
 
     name: str
     version: str
-    device: str  # what a plan depends on: the model and features of the processor
+    kind: str  # "cpu" or "cuda": which executor runs its engines
+    device: str  # what a plan depends on: the model and features of the processor, or the card
+    remote: bool  # whether it compiles for a card that is not here, so that nothing can be timed
+    report: Callable[[str], object] | None  # hears of progress inside a compilation, where a backend can tell
+
+    def facts(self) -> Mapping[str, Any]:
+        """What else a plan depends on."""
+        ...
 
     def precision(self, wanted: str) -> Precision:
         """`auto` becomes the fast precision of this machine. Raises ConfigError for one it cannot run."""
@@ -82,18 +111,25 @@ class Backend(Protocol):
         ...
 
 
-def get(name: str) -> Backend:
-    """The backend of that name. Raises BackendUnavailable with the extra to install, ConfigError for an
-    unknown name.
+def get(name: str, device: str = "auto", **options: Any) -> Backend:
+    """The backend of that name on a device (`auto`: its own). Raises BackendUnavailable with the extra to install,
+    ConfigError for an unknown name or an option that it does not have.
     """
     if name not in NAMES:
         raise ConfigError(f"expected a backend out of {', '.join(NAMES)} but got {name!r}")
+    devices = [known for backend, known in MODULES if backend == name]
+    if device not in ("auto", *devices):
+        raise ConfigError(f"backend {name} runs on device {' or '.join(devices)} but got {device!r}")
+    file, install = MODULES[name, devices[0] if device == "auto" else device]
+    given = {key: value for key, value in options.items() if value}
+    if given and name != "tensorrt":
+        raise ConfigError(f"{' and '.join(sorted(given))} need backend tensorrt but got {name}")
     try:
-        module = import_module(f".{name}", __name__)
+        module = import_module(f".{file}", __name__)
     except ImportError as error:
         needed = error.name or name
         raise BackendUnavailable(
-            f"backend '{name}' needs the package {needed}: pip install '{INSTALL[name]}'"
+            f"backend '{name}' needs the package {needed}: pip install '{install}'"
         ) from error
-    backend: Backend = module.backend()
+    backend: Backend = module.backend(**given)
     return backend

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -47,7 +48,11 @@ class _Run:
 class ONNXRuntime:
     name = "onnxruntime"
     version = ort.__version__
+    kind, remote, report = "cpu", False, None
     device = platform.processor() or platform.machine()
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def precision(self, wanted: str) -> Precision:
         if wanted in ("auto", "fp32"):

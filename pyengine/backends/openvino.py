@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -49,11 +50,15 @@ class OpenVINOEngine:
 class OpenVINO:
     name = "openvino"
     version = ov.__version__
+    kind, remote, report = "cpu", False, None
 
     def __init__(self) -> None:
         self.core = ov.Core()
         features = sorted(self.core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
         self.device = " ".join((self.core.get_property(DEVICE, "FULL_DEVICE_NAME"), *features))
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def precision(self, wanted: str) -> Precision:
         if wanted == "auto":

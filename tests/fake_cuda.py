@@ -1,0 +1,333 @@
+"""A card made of host memory, to run the CUDA executor where there is none.
+
+    FakeCuda          the functions of the CUDA runtime that the engine calls. Streams are queues whose work runs as late
+                      as the rules of CUDA allow: when something waits for it. What reads memory too early, or writes
+                      memory that enqueued work still needs, gives other frames than the CPU plan
+    FakeKernels       `pyengine._cuda`: the CPU ops on the memory behind device pointers, enqueued
+    FakeBackend       a backend whose engines are ONNX Runtime's CPU sessions on that memory, enqueued
+
+It does not tell how a real card orders what is unordered: two streams without an event between them run here in one
+of the possible orders, the laziest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pyengine import _C
+from pyengine.backends import onnxruntime
+from pyengine.device_array import HOST_DTYPES, DeviceArray
+
+OK, INVALID, CAPTURE_ERROR, NOT_READY = 0, 1, 900, 600
+Work = Callable[[], object]
+
+
+class _Event:
+    """What must run before a mark: the stream and how many pieces of work it had been given."""
+
+    def __init__(self) -> None:
+        self.stream: _Stream | None = None
+        self.position = 0
+
+
+class _Stream:
+    def __init__(self) -> None:
+        self.queue: deque[Work] = deque()
+        self.enqueued = self.done = 0
+        self.recording: list[Work] | None = None
+
+    def add(self, work: Work) -> None:
+        if self.recording is not None:
+            self.recording.append(work)
+            return
+        self.queue.append(work)
+        self.enqueued += 1
+
+    def run_to(self, position: int) -> None:
+        while self.done < position:
+            self.done += 1
+            self.queue.popleft()()
+
+
+class FakeCuda:
+    """cuda-python's runtime module: every function returns (error, results...)."""
+
+    def __init__(self) -> None:
+        self._handles = itertools.count(0x1000)
+        self._memory: dict[int, np.ndarray] = {}
+        self.pinned: dict[int, int] = {}
+        self.streams: dict[int, _Stream] = {1: _Stream()}  # 1: the default stream, of other libraries
+        self._events: dict[int, _Event] = {}
+        self._graphs: dict[int, list[Work]] = {}
+        self.allocations = self.launches = self.graphs_made = 0
+        self.capability = (9, 0)
+
+    # Device
+    def cudaGetDeviceCount(self) -> tuple[int, int]:
+        return OK, 1
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:
+        return (OK,)
+
+    def cudaDeviceGetAttribute(self, which: int, device: int) -> tuple[int, int]:
+        return OK, self.capability[which - 75]
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[int, SimpleNamespace]:
+        return OK, SimpleNamespace(name=b"Fake card")
+
+    def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
+        return OK, f"fake error {error}".encode()
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:
+        return OK, 13000
+
+    cudaRuntimeGetVersion = cudaDriverGetVersion
+
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:
+        return OK, 1 << 30, 1 << 32
+
+    # Memory, poisoned when new and when freed
+    def cudaMalloc(self, nbytes: int) -> tuple[int, int]:
+        if any(stream.recording is not None for stream in self.streams.values()):
+            return CAPTURE_ERROR, 0
+        raw = np.full(nbytes + 256, 0xA5, np.uint8)
+        pointer = raw.ctypes.data + -raw.ctypes.data % 256
+        self._memory[pointer] = raw
+        self.allocations += 1
+        return OK, pointer
+
+    def cudaMallocHost(self, nbytes: int) -> tuple[int, int]:
+        error, pointer = self.cudaMalloc(nbytes)
+        self.pinned[pointer] = nbytes
+        return error, pointer
+
+    def cudaFree(self, pointer: int) -> tuple[int]:
+        for stream in self.streams.values():
+            stream.run_to(stream.enqueued)  # as the real one, it waits for the card
+        self._memory.pop(pointer)[:] = 0x5A
+        return (OK,)
+
+    cudaFreeHost = cudaFree
+
+    def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> tuple[int]:
+        queue = self.streams[stream]
+        if self._owned(source):
+            queue.add(lambda: ctypes.memmove(target, source, nbytes))
+        else:  # pageable: CUDA takes the bytes before it returns, and cannot do so in a capture
+            if queue.recording is not None:
+                return (CAPTURE_ERROR,)
+            data = ctypes.string_at(source, nbytes)
+            queue.add(lambda: ctypes.memmove(target, data, nbytes))
+        return (OK,)
+
+    def cudaMemsetAsync(self, target: int, value: int, nbytes: int, stream: int) -> tuple[int]:
+        self.streams[stream].add(lambda: ctypes.memset(target, value, nbytes))
+        return (OK,)
+
+    # Streams and events
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        handle = next(self._handles)
+        self.streams[handle] = _Stream()
+        return OK, handle
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
+        queue = self.streams.pop(stream)
+        queue.run_to(queue.enqueued)
+        return (OK,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        queue = self.streams[stream]
+        if queue.recording is not None:
+            return (CAPTURE_ERROR,)
+        queue.run_to(queue.enqueued)
+        return (OK,)
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[int]:
+        mark, position = self._events[event].stream, self._events[event].position
+        if mark is not None:
+            self.streams[stream].add(lambda: mark.run_to(position))
+        return (OK,)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        handle = next(self._handles)
+        self._events[handle] = _Event()
+        return OK, handle
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:
+        del self._events[event]
+        return (OK,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
+        mark, queue = self._events[event], self.streams[stream]
+        mark.stream, mark.position = queue, queue.enqueued
+        return (OK,)
+
+    def cudaEventQuery(self, event: int) -> tuple[int]:
+        mark = self._events[event]
+        return (OK if mark.stream is None or mark.stream.done >= mark.position else NOT_READY,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[int]:
+        mark = self._events[event]
+        if mark.stream is not None:
+            mark.stream.run_to(mark.position)
+        return (OK,)
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:
+        return OK, 1.0
+
+    # Graphs
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
+        self.streams[stream].recording = []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
+        queue = self.streams[stream]
+        assert queue.recording is not None
+        handle = next(self._handles)
+        self._graphs[handle], queue.recording = queue.recording, None
+        return OK, handle
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
+        handle = next(self._handles)
+        self._graphs[handle] = list(self._graphs[graph])
+        self.graphs_made += 1
+        return OK, handle
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[int]:
+        del self._graphs[graph]
+        return (OK,)
+
+    cudaGraphExecDestroy = cudaGraphDestroy
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[int]:
+        works = self._graphs[graph]
+        self.streams[stream].add(lambda: [work() for work in works])
+        self.launches += 1
+        return (OK,)
+
+    def _owned(self, pointer: int) -> bool:
+        return any(start <= pointer < start + len(raw) for start, raw in self._memory.items())
+
+
+def on_host(array: DeviceArray) -> np.ndarray:
+    """The memory behind a fake device array, as numpy."""
+    raw = (ctypes.c_uint8 * array.nbytes).from_address(array.pointer)
+    return np.frombuffer(raw, np.uint8).view(HOST_DTYPES[array.dtype]).reshape(array.shape)
+
+
+class FakeKernels(ModuleType):
+    """`pyengine._cuda` on the CPU."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        super().__init__("pyengine._cuda")
+        self._cuda = cuda
+
+    def device_count(self) -> int:
+        return 1
+
+    def frame_window_attention_workspace(self, qkv: DeviceArray, ring_key: DeviceArray, *, scope: str) -> int:
+        return 128
+
+    def frame_window_attention(
+        self, *arrays: DeviceArray, workspace: DeviceArray, stream: int, **named: Any
+    ) -> None:
+        self._enqueue(_C.frame_window_attention, stream, arrays, named)
+
+    def ring_append(self, *arrays: DeviceArray, stream: int) -> None:
+        self._enqueue(_C.ring_append, stream, arrays, {})
+
+    def denoise_step(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
+        self._enqueue(_C.denoise_step, stream, arrays, named)
+
+    def _enqueue(
+        self, op: Callable[..., object], stream: int, arrays: tuple[DeviceArray, ...], named: dict[str, Any]
+    ) -> None:
+        numbers = {name: on_host(v) if isinstance(v, DeviceArray) else v for name, v in named.items()}
+        hosts = [on_host(array) for array in arrays]
+        self._cuda.streams[stream].add(lambda: op(*hosts, **numbers))
+
+
+class FakeEngine:
+    """An ONNX Runtime session that runs on the memory behind device arrays when its turn comes."""
+
+    arena_bytes = 512
+    stream = None
+    capturable = True
+
+    def __init__(self, cuda: FakeCuda, inner: onnxruntime.ONNXRuntimeEngine) -> None:
+        self._cuda, self._inner = cuda, inner
+        self._runs = 0
+
+    def bind(self, inputs: Any, outputs: Any, stream: Any, arena: DeviceArray) -> Callable[[], None]:
+        assert arena.nbytes >= self.arena_bytes
+        run = self._inner.bind(
+            *({name: on_host(v) for name, v in ports.items()} for ports in (inputs, outputs))
+        )
+        scratch = on_host(arena)
+
+        def work() -> None:
+            scratch[:] = 0xEE  # engines of one component share it, so nothing may live there between them
+            run()
+
+        def call() -> None:
+            queue = self._cuda.streams[stream.handle]
+            if queue.recording is not None and not self._runs:
+                raise AssertionError("an engine must have run once before it is captured")
+            self._runs += 1
+            queue.add(work)
+
+        return call
+
+
+class FakeBackend:
+    """Builds like ONNX Runtime on the CPU, in float32, for a card."""
+
+    name, version, kind = "tensorrt", "fake", "cuda"
+    device = "sm90"
+    remote = False
+    report: Any = None
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda = cuda
+        self._inner = onnxruntime.backend()
+
+    def precision(self, wanted: str) -> str:
+        return "fp32"
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def compile(self, *arguments: Any) -> FakeEngine:
+        return FakeEngine(self._cuda, self._inner.compile(*arguments))
+
+    def save(self, engine: FakeEngine, path: Path) -> bool:
+        return False
+
+    def load(self, path: Path, precision: Any, threads: Any) -> FakeEngine:
+        raise NotImplementedError
+
+
+def install(monkeypatch: Any) -> FakeCuda:
+    """Makes this process believe in a card: runtime, kernels, and the backend `tensorrt`."""
+    import sys
+
+    import pyengine
+    from pyengine.cuda import runtime
+
+    cuda = FakeCuda()
+    monkeypatch.setattr(runtime, "_api", lambda: cuda)
+    runtime.runtime.cache_clear()
+    kernels = FakeKernels(cuda)
+    monkeypatch.setitem(sys.modules, "pyengine._cuda", kernels)
+    monkeypatch.setattr(pyengine, "_cuda", kernels, raising=False)
+    backend = SimpleNamespace(backend=lambda **options: FakeBackend(cuda))
+    monkeypatch.setitem(sys.modules, "pyengine.backends.tensorrt", backend)
+    return cuda
