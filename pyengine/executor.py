@@ -254,6 +254,11 @@ class _BoundVariant:
                 calls.append(("ops", append))
             elif step.op == "FrameWindowAttention":
                 calls.append(("ops", _frame_window_attention(step, arrays)))
+            elif step.op == "RelativeAttention":
+                qkv, *tables = (arrays[name] for name in step.inputs)
+                transposed = bool(step.attributes.get("transposed", 0))
+                attend = partial(_C.relative_attention, qkv, *tables, transposed=transposed)
+                calls.append(("ops", partial(attend, out=arrays[step.outputs[0]])))
             else:
                 raise PlanError(
                     f"this pyengine does not know the op {step.op or step.kind!r}: install the version "

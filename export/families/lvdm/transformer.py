@@ -1,0 +1,141 @@
+"""Attention of the text-to-video UNet: a transformer block with two temporal attentions between the spatial ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...ops.relative_attention import relative_attention
+from .attention import GROUPS, RelativePosition
+
+# The entry norm alone has the autoencoders' epsilon; every other GroupNorm of the UNets has 1e-5.
+ENTRY_EPSILON = 1e-6
+
+
+class SpatialTemporalTransformer(nn.Module):
+    """x [B, C, T, H, W], context [B, tokens, context_dim] -> x; the same context serves every frame."""
+
+    def __init__(
+        self, channels: int, heads: int, head_size: int, depth: int, context_dim: int, reach: int | None
+    ) -> None:
+        super().__init__()
+        inner = heads * head_size
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=ENTRY_EPSILON)
+        self.proj_in = nn.Conv3d(channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(inner, heads, head_size, context_dim, reach) for _ in range(depth)
+        )
+        self.proj_out = nn.Conv3d(inner, channels, 1)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        batch, _, frames, height, width = x.shape
+        h = pointwise(self.norm(x).permute(0, 2, 3, 4, 1), self.proj_in)
+        h = h.reshape(batch, frames, height * width, -1)  # [B, T, H W, C]
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = pointwise(h, self.proj_out).reshape(batch, frames, height, width, -1)
+        return x + h.permute(0, 4, 1, 2, 3)
+
+
+class TransformerBlock(nn.Module):
+    """Space, time, text, time, feed-forward; each pre-normed, with a residual. [B, T, H W, C] -> the same.
+
+    `attn2_tmp` is a self-attention despite its name, and the norms are numbered in the order of their birth: 1, 4, 2, 5, 3.
+    """
+
+    def __init__(self, width: int, heads: int, head_size: int, context_dim: int, reach: int | None) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(width, width, heads, head_size)
+        self.attn2 = CrossAttention(width, context_dim, heads, head_size)
+        self.attn1_tmp = TemporalAttention(width, heads, head_size, reach)
+        self.attn2_tmp = TemporalAttention(width, heads, head_size, reach)
+        self.ff = FeedForward(width)
+        self.norm1, self.norm2, self.norm3, self.norm4, self.norm5 = (nn.LayerNorm(width) for _ in range(5))
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1_tmp(self.norm4(x))
+        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2_tmp(self.norm5(x))
+        return x + self.ff(self.norm3(x))
+
+
+class CrossAttention(nn.Module):
+    """Tokens of each frame attend to themselves, or to the context. x [B, T, N, C]"""
+
+    def __init__(self, width: int, context_dim: int, heads: int, head_size: int) -> None:
+        super().__init__()
+        self.heads, self.head_size = heads, head_size
+        self.to_q = nn.Linear(width, heads * head_size, bias=False)
+        self.to_k = nn.Linear(context_dim, heads * head_size, bias=False)
+        self.to_v = nn.Linear(context_dim, heads * head_size, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_size, width), nn.Dropout(0.0))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        batch, frames, tokens, _ = x.shape
+        heads = (self.heads, self.head_size)
+        q = self.to_q(x)
+        if context is None:
+            shape = (batch * frames, tokens, *heads)
+            k, v = self.to_k(x).reshape(shape), self.to_v(x).reshape(shape)
+            q = q.reshape(shape)
+        else:  # one sequence of queries per video: keys and values of the text are made once, not per frame
+            shape = (batch, -1, *heads)
+            k, v = self.to_k(context).reshape(shape), self.to_v(context).reshape(shape)
+            q = q.reshape(batch, frames * tokens, *heads)
+        h = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        return self.to_out(h.transpose(1, 2).reshape(batch, frames, tokens, -1))
+
+
+class TemporalAttention(nn.Module):
+    """Frames attend to frames at each place, with Shaw's relative positions. x [B, T, N, C]"""
+
+    def __init__(self, width: int, heads: int, head_size: int, reach: int | None) -> None:
+        super().__init__()
+        self.heads, self.head_size = heads, head_size
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(width, heads * head_size, bias=False) for _ in range(3)
+        )
+        self.to_out = nn.Sequential(nn.Linear(heads * head_size, width), nn.Dropout(0.0))
+        self.relative = reach is not None
+        if reach is not None:
+            self.relative_position_k = RelativePosition(head_size, reach)
+            self.relative_position_v = RelativePosition(head_size, reach)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, frames, places, _ = x.shape
+        qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
+        qkv = qkv.reshape(batch, frames, places, 3, self.heads, self.head_size)
+        tables = (
+            (self.relative_position_k.embeddings_table, self.relative_position_v.embeddings_table)
+            if self.relative
+            else ()
+        )
+        return self.to_out(relative_attention(qkv, *tables, transposed=False))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(0.0), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def pointwise(x: Tensor, conv: nn.Conv3d) -> Tensor:
+    """A 1x1x1 convolution of the checkpoint on channels-last data."""
+    return F.linear(x, conv.weight[:, :, 0, 0, 0], conv.bias)
