@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyengine.errors import BundleError
+from pyengine.methods.hierarchical import Hierarchical
 from pyengine.methods.progressive import Progressive
 from pyengine.methods.replacement import Replacement
 
-__all__ = ["Method", "Progressive", "Replacement", "make_method"]
+__all__ = ["Hierarchical", "Method", "Progressive", "Replacement", "make_method"]
 
-Method = Progressive | Replacement
+Method = Progressive | Replacement | Hierarchical
 
 
 def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Method:
@@ -21,6 +22,8 @@ def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: i
         return Progressive.from_settings(settings, chunks, given_chunks)
     if name == "replacement":
         return Replacement.from_settings(settings, chunks, given_chunks)
+    if name in ("hierarchical", "clip"):
+        return Hierarchical.from_settings(settings, chunks, given_chunks)
     raise BundleError(
-        f"expected a method out of progressive, replacement but got {name!r}; install the pyengine that made the bundle"
+        f"expected a method out of progressive, replacement, hierarchical, clip but got {name!r}; install the pyengine that made the bundle"
     )

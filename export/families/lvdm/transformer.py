@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,12 +32,17 @@ class SpatialTemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        keys = [key for block in self.transformer_blocks for key in block.attn2.keys(context)]  # type: ignore[union-attr]
+        return self.with_keys(x, iter(keys))
+
+    def with_keys(self, x: Tensor, keys: Iterator[Tensor]) -> Tensor:
+        """`keys` yields key and value of the text for each block, as `CrossAttention.keys` makes them."""
         batch, _, frames, height, width = x.shape
         h = pointwise(self.norm(x).permute(0, 2, 3, 4, 1), self.proj_in)
         h = h.reshape(batch, frames, height * width, -1)  # [B, T, H W, C]
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, next(keys), next(keys))
         h = pointwise(h, self.proj_out).reshape(batch, frames, height, width, -1)
         return x + h.permute(0, 4, 1, 2, 3)
 
@@ -55,10 +62,10 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
         self.norm1, self.norm2, self.norm3, self.norm4, self.norm5 = (nn.LayerNorm(width) for _ in range(5))
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, text_key: Tensor, text_value: Tensor) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn1_tmp(self.norm4(x))
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2.attend(self.norm2(x), text_key, text_value)
         x = x + self.attn2_tmp(self.norm5(x))
         return x + self.ff(self.norm3(x))
 
@@ -74,20 +81,25 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, heads * head_size, bias=False)
         self.to_out = nn.Sequential(nn.Linear(heads * head_size, width), nn.Dropout(0.0))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Self-attention within each frame."""
         batch, frames, tokens, _ = x.shape
-        heads = (self.heads, self.head_size)
-        q = self.to_q(x)
-        if context is None:
-            shape = (batch * frames, tokens, *heads)
-            k, v = self.to_k(x).reshape(shape), self.to_v(x).reshape(shape)
-            q = q.reshape(shape)
-        else:  # one sequence of queries per video: keys and values of the text are made once, not per frame
-            shape = (batch, -1, *heads)
-            k, v = self.to_k(context).reshape(shape), self.to_v(context).reshape(shape)
-            q = q.reshape(batch, frames * tokens, *heads)
-        h = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
-        return self.to_out(h.transpose(1, 2).reshape(batch, frames, tokens, -1))
+        shape = (batch * frames, tokens, self.heads, self.head_size)
+        q, k, v = (layer(x).reshape(shape).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.to_out(h.reshape(batch, frames, tokens, -1))
+
+    def keys(self, context: Tensor) -> list[Tensor]:
+        """Key and value of a context [B, tokens, context_dim], each [B, heads, tokens, d]."""
+        shape = (context.shape[0], -1, self.heads, self.head_size)
+        return [layer(context).reshape(shape).transpose(1, 2) for layer in (self.to_k, self.to_v)]
+
+    def attend(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Tokens of all frames, as one sequence of queries, attend to a context."""
+        batch, frames, tokens, _ = x.shape
+        q = self.to_q(x).reshape(batch, frames * tokens, self.heads, self.head_size).transpose(1, 2)
+        h = F.scaled_dot_product_attention(q, key, value).transpose(1, 2)
+        return self.to_out(h.reshape(batch, frames, tokens, -1))
 
 
 class TemporalAttention(nn.Module):

@@ -8,8 +8,8 @@ convolution of what does not change.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pyengine.errors import ConfigError
 
 from .attention import GROUPS, STAttentionBlock
 from .config import refuse_unknown, refuse_value
-from .transformer import SpatialTemporalTransformer
+from .transformer import SpatialTemporalTransformer, TransformerBlock
 
 # Keys of the released yaml that do not change the function.
 _IGNORED = ("image_size", "use_checkpoint", "legacy", "use_fp16", "dropout")
@@ -126,7 +126,8 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
-        return self.denoise(x, self.embed(timesteps, y), context)
+        texts = None if context is None else self.text_keys(context)
+        return self.denoise(x, self.project(self.embed(timesteps, y)), texts)
 
     def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The embedding that every ResBlock reads, which depends on nothing else. [B, 4 * model_channels]"""
@@ -134,25 +135,53 @@ class UNet(nn.Module):
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(weight.dtype))
         return emb if y is None else emb + self.label_emb(y)
 
-    def denoise(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        """The network behind the embedding."""
+    def project(self, emb: Tensor) -> Tensor:
+        """What each ResBlock makes of the embedding, side by side: constant per timestep, so a table for a whole schedule.
+
+        [B, 4 * model_channels] -> [B, sum of projected widths]
+        """
+        return torch.cat([block.emb_layers(emb) for block in self.residual_blocks()], -1)
+
+    def text_keys(self, context: Tensor) -> list[Tensor]:
+        """Keys and values of the text for every cross-attention in turn: constant per prompt. Each [B, heads, tokens, d]."""
+        found = []
+        for layer in self.modules():
+            if isinstance(layer, TransformerBlock):
+                found += layer.attn2.keys(context)
+        return found
+
+    def residual_blocks(self) -> list[ResBlock]:
+        """In the order of the forward pass."""
+        return [layer for layer in self.modules() if isinstance(layer, ResBlock)]
+
+    def denoise(self, x: Tensor, projected: Tensor, texts: Sequence[Tensor] | None = None) -> Tensor:
+        """The network behind what is constant per timestep and per prompt."""
+        widths = [block.emb_layers[1].out_features for block in self.residual_blocks()]
+        given = _Given(iter(projected.split(widths, -1)), iter(texts or ()))  # type: ignore[arg-type]
         skips = []
         h = x
         for block in self.input_blocks:
-            h = run(block, h, emb, context)  # type: ignore[arg-type]
+            h = run(block, h, given)  # type: ignore[arg-type]
             skips.append(h)
-        h = run(self.middle_block, h, emb, context)
+        h = run(self.middle_block, h, given)
         for block in self.output_blocks:
-            h = run(block, torch.cat([h, skips.pop()], 1), emb, context)  # type: ignore[arg-type]
+            h = run(block, torch.cat([h, skips.pop()], 1), given)  # type: ignore[arg-type]
         return self.out(h)
 
 
-def run(block: nn.ModuleList, h: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+class _Given(NamedTuple):
+    """What the layers take in turn."""
+
+    embeddings: Iterator[Tensor]
+    texts: Iterator[Tensor]
+
+
+def run(block: nn.ModuleList, h: Tensor, given: _Given) -> Tensor:
     for layer in block:
         if isinstance(layer, ResBlock):
-            h = layer(h, emb)
+            h = layer.with_projection(h, next(given.embeddings))
         elif isinstance(layer, SpatialTemporalTransformer):
-            h = layer(h, context)
+            h = layer.with_keys(h, given.texts)
         else:
             h = layer(h)
     return h
@@ -172,8 +201,12 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.out_layers[3].bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.with_projection(x, self.emb_layers(emb))
+
+    def with_projection(self, x: Tensor, projected: Tensor) -> Tensor:
+        """`projected` [B, out or 2 out]: the embedding behind `emb_layers`."""
         h = self.in_layers(x)
-        e = self.emb_layers(emb)[:, :, None, None, None]
+        e = projected[:, :, None, None, None]
         norm, silu, _, conv = self.out_layers
         if self.film:
             scale, shift = e.chunk(2, 1)
