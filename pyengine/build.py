@@ -89,6 +89,8 @@ class _Builder:
         for variant in missing:
             part, engines = self._build(variant, counter)
             result.parts[variant], result.loaded[variant] = part, engines
+        if missing:
+            plan.expire(self.cache / self.bundle.name)
         result.parts = {variant: result.parts[variant] for variant in variants}
         return result
 

@@ -8,10 +8,12 @@ no longer fits is simply not found.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from .errors import PlanError
 
 FORMAT = 1
 FILE = "plan.json"
+KEPT_DAYS = 60  # a part that no stream has asked for in so long is deleted by the next build
 WORKERS = min(4, os.cpu_count() or 1)  # a compiler of small graphs uses about one core
 Choice = Literal["cut", "inline"]
 
@@ -197,6 +200,8 @@ def read(variant: Variant, folder: Path) -> Part:
                     f"the plan in {folder} is corrupt: the sha256 of {entry['file']} is not the recorded one"
                 )
         files = tuple(entry["file"] if entry else None for entry in record["engines"])
+        with contextlib.suppress(OSError):  # a cache that others own may be read-only
+            os.utime(folder / FILE)  # `expire` keeps what is used
         return Part(variant, record["choice"], record["seconds"], files, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"the plan in {folder} is corrupt ({error})") from error
@@ -210,3 +215,12 @@ def discard(folder: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def expire(folder: Path, days: float = KEPT_DAYS) -> list[Path]:
+    """Removes the parts in `folder` that nobody read for `days`: those of earlier versions and other settings."""
+    oldest = time.time() - days * 86400
+    stale = [path.parent for path in folder.glob(f"*/{FILE}") if path.stat().st_mtime < oldest]
+    for part in stale:
+        discard(part)
+    return stale

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from pyengine import _C, backends
 from pyengine.build import build
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.executor import Executor, Program
-from pyengine.plan import Plan, Variant
+from pyengine.plan import KEPT_DAYS, Plan, Variant
 
 Calls = list[tuple[int, int, str]]
 
@@ -77,6 +79,24 @@ def test_each_variant_is_cached_on_its_own(tmp_path: Path) -> None:
     plan, calls = make(tmp_path, variants=[toy.DENOISER, toy.DECODER])
     assert [what for _, _, what in calls] == ["compiling decoder.inline.onnx"]
     assert list(plan.parts) == [toy.DENOISER, toy.DECODER]
+
+
+def test_a_build_deletes_what_nobody_used_for_long(tmp_path: Path) -> None:
+    make(tmp_path, precision="fp32", choice="inline")
+    (old,) = folders(tmp_path)
+    month_old = time.time() - 0.5 * KEPT_DAYS * 86400
+    long_ago = time.time() - 1.5 * KEPT_DAYS * 86400
+    os.utime(old / "plan.json", (month_old, month_old))
+    make(tmp_path, precision="fp32", choice="cut")
+    assert old in folders(tmp_path)
+    os.utime(old / "plan.json", (long_ago, long_ago))
+    _, calls = make(tmp_path, precision="fp32", choice="inline")  # reading it makes it young again
+    assert not calls
+    make(tmp_path, precision="fp32", choice="auto")
+    assert old in folders(tmp_path)
+    os.utime(old / "plan.json", (long_ago, long_ago))
+    make(tmp_path, precision="fp32", choice="cut", threads=1)
+    assert old not in folders(tmp_path)
 
 
 @pytest.mark.parametrize("changed", ["precision", "threads", "choice", "isa", "version", "device", "weights"])

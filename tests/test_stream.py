@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import tracemalloc
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,8 +80,12 @@ def test_clips_after_single_frames_lose_nothing(engine: Engine) -> None:
         assert np.array_equal(np.concatenate([head, *mixed.clips()]), np.stack(list(plain)))
 
 
-def test_strict_autoregression_of_one_chunk_is_the_ordinary_sampler(engine: Engine) -> None:
-    """Invariant 2, through the whole engine: m = S and N = 1 against Euler written out here."""
+def test_strict_autoregression_of_one_chunk_is_the_ordinary_sampler(plan_cache: Path) -> None:
+    """Invariant 2, through the whole engine: m = S and N = 1 against Euler written out here.
+
+    In fp32: a bf16 plan would round the last bits in which the two ways of writing the sum differ up to 5e-3.
+    """
+    engine = pyengine.load("shapes", cache_dir=plan_cache, choice="cut", precision="fp32")
     steps = engine.bundle.method["steps"]
     method = {"cadence": steps}
     with engine.stream(PROMPT, seed=8, frames=8, method=method, guidance=1.0) as stream:
@@ -102,6 +107,7 @@ def test_strict_autoregression_of_one_chunk_is_the_ordinary_sampler(engine: Engi
             executor.run(variant)
             velocity = np.tensordot(cfg(1.0), executor.output(variant, "velocity"), 1)[rows - len(latents) :]
             latents = latents + (now - then) * velocity
+    engine.close()
     assert np.allclose(got, latents, rtol=0, atol=1e-5)
 
 
@@ -171,12 +177,12 @@ def test_python_memory_is_flat(engine: Engine) -> None:
     with engine.stream(PROMPT) as stream:
         list(islice(stream, 400))
         tracemalloc.start()
-        list(islice(stream, 80))
+        list(islice(stream, 480))  # what Python keeps for reuse has been seen by then
         start = tracemalloc.get_traced_memory()[0]
         list(islice(stream, 400))
         grown = tracemalloc.get_traced_memory()[0] - start
         tracemalloc.stop()
-    assert grown < 100_000
+    assert grown < 50_000
 
 
 def test_closing_frees_and_the_engine_goes_on(engine: Engine) -> None:

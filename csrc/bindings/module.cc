@@ -11,8 +11,6 @@
 
 namespace pyengine::bindings {
 
-using namespace pybind11::literals;
-
 void frame_window_attention(const py::array& qkv, const py::array& level, const py::array& frame_index,
                             const py::array& ring_key, const py::array& ring_value,
                             const py::array& ring_index, const py::array& out,

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyengine.bundle import Bundle
 
+from .captions import build_tokenizer
 from .corpus import load_corpus
 from .denoiser import Denoiser
 from .modules import load_modules
@@ -107,6 +108,13 @@ def main() -> None:
         "--bundle", default=None, help="begin from the weights of this bundle instead of random ones"
     )
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument(
+        "--emphasise",
+        nargs="*",
+        default=[],
+        metavar="WORD",
+        help="draw a clip twice as often for each of these words in its caption: what is not learned yet",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
@@ -126,6 +134,7 @@ def main() -> None:
     attention = (
         [SDPBackend.MATH] if arguments.device == "cpu" else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     )
+    weight = emphasis(tokens, arguments.emphasise)
     started = time.perf_counter()
     with sdpa_kernel(attention):
         while trainer.step < arguments.steps:
@@ -135,14 +144,27 @@ def main() -> None:
             )
             if progress >= 1:
                 break
-            loss = clip_loss(model, *draw(latents, tokens, arguments.batch, arguments.device))
+            loss = clip_loss(model, *draw(latents, tokens, weight, arguments.batch, arguments.device))
             trainer.update(loss, learning_rate(progress, trainer.step))
     trainer.save()
 
 
-def draw(latents: Tensor, tokens: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """Random clips [batch, 14, 8, 8, 8] float32 and their captions [batch, 20], some of them dropped."""
-    pick = torch.randint(len(latents), (batch,))
+def emphasis(tokens: Tensor, words: list[str]) -> Tensor:
+    """How often each caption of `tokens` [clips, 20] is drawn: doubled for every one of `words` in it. [clips] float32."""
+    tokenizer = build_tokenizer()
+    unknown = [word for word in words if tokenizer.token_to_id(word) is None]
+    if unknown:
+        raise SystemExit(
+            f"[train_denoiser] expected words of the captions but got {', '.join(unknown)}; "
+            f"known: {', '.join(sorted(tokenizer.get_vocab()))}"
+        )
+    named = [(tokens == tokenizer.token_to_id(word)).any(1).float() for word in words]
+    return torch.exp2(torch.stack(named).sum(0)) if named else torch.ones(len(tokens))
+
+
+def draw(latents: Tensor, tokens: Tensor, weight: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Random clips [batch, 14, 8, 8, 8] float32 and their captions [batch, 20], some of them dropped; clips come by `weight`."""
+    pick = torch.multinomial(weight, batch, replacement=True)
     start = torch.randint(latents.shape[1] - CLIP_LATENTS + 1, (batch, 1))
     clips = latents[pick[:, None], start + torch.arange(CLIP_LATENTS)]
     dropped = torch.rand(batch, 1) < CAPTION_DROPOUT
