@@ -11,9 +11,9 @@ import numpy as np
 
 from pyengine.build import Progress, build
 from pyengine.bundle import Bundle
-from pyengine.errors import BundleError, ConfigError, InputError, ShapeError
+from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
 from pyengine.executor import Executor, Program
-from pyengine.methods import Method, make_method
+from pyengine.methods import Hierarchical, Method, make_method
 from pyengine.plan import Plan, Variant
 from pyengine.stream import Stream, check_length
 from pyengine.text import PromptTokenizer
@@ -62,17 +62,30 @@ class Engine:
     """Compiled engines and weights of one bundle. Safe to share between threads; streams carry all that changes."""
 
     def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
-        if bundle.video is None or bundle.latent is None or bundle.text is None:
+        if bundle.video is None or bundle.latent is None:
             raise BundleError(
-                f"bundle '{bundle.name}' describes no video, latent or text, so it cannot be streamed; export it again"
+                f"bundle '{bundle.name}' describes no video or latent, so it cannot be streamed; export it again"
             )
         self.bundle = bundle
-        self.tokenizer = PromptTokenizer(bundle.path(bundle.text.tokenizer), bundle.text.max_tokens)
+        text = bundle.text  # None: the model takes no prompt
+        self._tokenizer = text and PromptTokenizer(bundle.path(text.tokenizer), text.max_tokens)
         self._options = options
         self._lock = threading.Lock()
         self._programs: dict[tuple[Variant, ...], Program] = {}
         self._text_executor: Executor | None = None
         self.program(make_method(bundle.method, None, 0))  # so that the first stream starts at once
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """The bundle's tokenizer. Raises PromptError where the model takes no prompt."""
+        if self._tokenizer is None:
+            raise PromptError(f"the model '{self.bundle.name}' takes no prompt; leave it out")
+        return self._tokenizer
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises PromptError for a prompt that this model cannot follow."""
+        if prompt or self._tokenizer is not None:
+            self.tokenizer.encode(prompt)
 
     @property
     def fps(self) -> float:
@@ -82,7 +95,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
         seed: int = 0,
         frames: int | None = None,
@@ -93,7 +106,7 @@ class Engine:
     ) -> Stream:
         """Start a video, endless unless `frames` or `seconds` is given.
 
-        prompt    words that the bundle's tokenizer knows
+        prompt    words that the bundle's tokenizer knows; none for a model without text
         seed      the same seed, prompt and plan give the same video
         start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used,
                   and a start shorter than a chunk is held still in front
@@ -102,9 +115,11 @@ class Engine:
 
         Raises PromptError, ConfigError, ShapeError.
         """
-        self.tokenizer.encode(prompt)
+        self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         merged = self._settings(method)
+        if merged["name"] == "clip" and length is None:
+            length = merged["clip_frames"] * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
         given = self._encode_start(start, merged) if start is not None else None
         chunk_frames = merged["chunk_frames"]
         video_frames = chunk_frames * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
@@ -131,6 +146,8 @@ class Engine:
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
+        if self._tokenizer is None:
+            return {}
         ids = self.tokenizer.encode(prompt)
         with self._lock:
             if self._text_executor is None:
@@ -140,18 +157,26 @@ class Engine:
             names = self.bundle.component("text_encoder").outputs
             return {name: self._text_executor.output(TEXT, name).copy() for name in names}
 
-    def program(self, method: Method) -> Program:
+    def program(self, method: Method, guidance: float | None = None) -> Program:
         """The compiled denoiser and decoder that a method's windows need, built the first time."""
-        counts = [
-            Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts
-        ]
+        variants: list[Variant] = []
+        if isinstance(method, Hierarchical):
+            scale = float(self.bundle.method["guidance"]) if guidance is None else guidance
+            variants += method.denoiser_variants(len(method.guidance_weights(scale))).values()
+            variants += method.embedding_variants().values()
+        else:
+            variants += [
+                Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts
+            ]
         with self._lock:
-            self._program((TEXT,))
-            return self._program((*counts, self.decoder_variant(method)))
+            if self._tokenizer is not None:
+                self._program((TEXT,))
+            return self._program((*variants, *self.decoder_variants(method).values()))
 
-    def decoder_variant(self, method: Method) -> Variant:
-        """The decoder for one chunk of the method."""
-        return Variant.of("decoder", chunk=method.chunk_frames)
+    def decoder_variants(self, method: Method) -> dict[int, Variant]:
+        """The decoders for the windows of the method, by their latents."""
+        sizes = method.decoder_sizes if isinstance(method, Hierarchical) else (method.chunk_frames,)
+        return {size: Variant.of("decoder", chunk=size) for size in sizes}
 
     @property
     def plans(self) -> list[Plan]:
@@ -187,6 +212,8 @@ class Engine:
         """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
         video = self.bundle.video
         assert video is not None
+        if "context" not in settings:
+            raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
         start = np.asarray(start)
         if (
             start.ndim != 4

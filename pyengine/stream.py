@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyengine.bundle import Latent
+from pyengine.clips import Clips
 from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
 from pyengine.executor import Executor
-from pyengine.methods import make_method
+from pyengine.methods import Hierarchical, Method, make_method
 from pyengine.samplers import make_sampler
 from pyengine.window import Window
 
@@ -45,18 +47,12 @@ class Stream:
         self._engine, self._settings, self._video = engine, settings, bundle.video
         self.frames: int | None = settings["frames"]
         self._method = make_method(settings["method"], settings["chunks"], settings["given_chunks"])
-        self._decode_variant = engine.decoder_variant(self._method)
-        program = engine.program(self._method)
+        self._decode_variants = engine.decoder_variants(self._method)
+        program = engine.program(self._method, settings["guidance"])
         self._executor: Executor | None = Executor(program)
-        sampler = make_sampler(settings["method"]["sampler"])
-        self._window = Window(
-            self._executor,
-            bundle.latent,
-            self._method,
-            sampler,
-            guidance=settings["guidance"],
-            seed=settings["seed"],
-        )
+        self._window = _open_window(self._executor, bundle.latent, self._method, settings)
+        if isinstance(self._method, Hierarchical):
+            self.frames = self._method.shortened(self.frames, bundle.video.frames_per_latent)
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="pyengine-decode")
         self._clips: deque[Future[np.ndarray]] = deque()
         self._rest: deque[np.ndarray] = deque()  # frames of a clip that the caller has not taken yet
@@ -68,7 +64,7 @@ class Stream:
             self._window.give(given)
             for start in range(0, len(given), self._method.chunk_frames):
                 self._decode(
-                    given[start : start + self._method.chunk_frames]
+                    0, given[start : start + self._method.chunk_frames]
                 )  # fills the decoder's memory; the caller has the frames
 
     @property
@@ -79,11 +75,14 @@ class Stream:
     @prompt.setter
     def prompt(self, prompt: str) -> None:
         self._open()
-        self._engine.tokenizer.encode(prompt)  # refuses a bad prompt before anything changes
+        self._engine.check_prompt(prompt)  # refuses a bad prompt before anything changes
         self._settle()
+        if isinstance(self._window, Clips):
+            self._window.recache()  # refuses on the way
         self._prompt = self._settings["prompt"] = prompt
         self._set_text(prompt)
-        self._window.recache()
+        if isinstance(self._window, Window):
+            self._window.recache()
 
     @property
     def fps(self) -> float:
@@ -236,24 +235,34 @@ class Stream:
         calls = self._method.calls
         if calls is not None and self._window.call >= calls:
             return
-        for _, latents in self._window.advance():
-            self._clips.append(self._decoding.submit(self._decode, latents))
+        for chunk, latents in self._window.advance():
+            self._clips.append(self._decoding.submit(self._decode, chunk, latents))
 
-    def _decode(self, latents: np.ndarray) -> np.ndarray:
-        """One chunk of latents [frames, c, h, w] through the decoder, which keeps its memory. uint8 [frames, height, width, 3]"""
-        executor = self._open()
-        executor.input(self._decode_variant, "latents")[...] = latents
-        executor.run(self._decode_variant)
-        return (
-            executor.output(self._decode_variant, "frames")
-            .reshape(-1, self._video.height, self._video.width, 3)
-            .copy()
-        )
+    def _decode(self, chunk: int, latents: np.ndarray) -> np.ndarray:
+        """Latents [n, c, h, w] through the decoder, which keeps its memory. uint8 [frames, height, width, 3]"""
+        executor, variant = self._open(), self._decode_variants[len(latents)]
+        executor.input(variant, "latents")[...] = latents
+        executor.run(variant)
+        frames = executor.output(variant, "frames")  # [n, frames per latent, height, width, 3]
+        if isinstance(self._method, Hierarchical):
+            frames = frames[self._method.kept(len(latents), chunk == 0)]
+        return frames.reshape(-1, self._video.height, self._video.width, 3).copy()
 
     def _settle(self) -> None:
         """Wait for every decode under way."""
         for clip in self._clips:
             clip.result()
+
+
+def _open_window(
+    executor: Executor, latent: Latent, method: Method, settings: dict[str, Any]
+) -> Window | Clips:
+    """What obeys the method's schedule."""
+    guidance, seed = settings["guidance"], settings["seed"]
+    if isinstance(method, Hierarchical):
+        return Clips(executor, latent, method, guidance=guidance, seed=seed)
+    sampler = make_sampler(settings["method"]["sampler"])
+    return Window(executor, latent, method, sampler, guidance=guidance, seed=seed)
 
 
 def check_length(frames: int | None, seconds: float | None, fps: float) -> int | None:

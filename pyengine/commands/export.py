@@ -7,7 +7,10 @@ from importlib import import_module
 
 from pyengine.errors import BackendUnavailable
 
-FAMILIES = {"shapes": "pyengine.export.families.shapes.export"}
+FAMILIES = {
+    "shapes": "pyengine.export.families.shapes.export",
+    "lvdm": "pyengine.export.families.lvdm.export",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--denoiser", default=None, help="training folder of the denoiser")
     shapes.add_argument("--bundle", default=None, help="bundle to take from what has no training folder")
     shapes.add_argument("--output", required=True, help="folder of the bundle to make")
+    lvdm = families.add_parser("lvdm", help="LVDM: two-level long video, short clips, text to video")
+    lvdm.add_argument("--output", required=True, help="folder of the bundle to make")
+    lvdm.add_argument("--training", default=None, help="training folder of lvdm.train_shapes")
+    lvdm.add_argument("--configuration", default=None, help="sky, taichi, ucf, text2video, or long (two levels)")
+    lvdm.add_argument(
+        "--checkpoint", nargs="+", default=None, help="released .ckpt, two for long; random weights without"
+    )
+    lvdm.add_argument("--weights", choices=("ema", "raw"), default="raw", help="which of a checkpoint's weights")
+    lvdm.add_argument("--clip", default=None, help="folder of openai/clip-vit-large-patch14, for text2video")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ class Hierarchical:
                 clip_frames=settings["clip_frames"],
                 known=settings.get("known", 1),
                 stride=settings.get("stride", 1),
-                intervals=chunks,
+                intervals=1 if settings["name"] == "clip" and chunks is None else chunks,
                 clips_per_round=settings.get("clips_per_round", 1),
                 left_context=settings.get("left_context", 2),
                 decode=settings.get("decode", "windowed"),
@@ -100,6 +100,14 @@ class Hierarchical:
             return (config.made_intervals * config.stride + 1,)
         first, later = (len(config.intervals_of(r)) * config.stride + 1 for r in (0, 1))
         return (first, later + config.left_context)
+
+    def shortened(self, frames: int | None, frames_per_latent: int) -> int | None:
+        """The length that is really made of the one asked for: less with the bug of the released loop."""
+        config = self.config
+        if frames is None or not config.interpolates or config.made_intervals is None:
+            return frames
+        latents = config.made_intervals * config.stride + (config.decode == "whole")
+        return min(frames, latents * frames_per_latent)
 
     def kept(self, size: int, is_first: bool) -> slice:
         """Latents of a decoder's window whose frames are shown: neither the context nor the key that opens the next window."""

@@ -53,7 +53,7 @@ class STAttentionBlock(nn.Module):
         return self.over_time(self.over_space(x))
 
     def over_space(self, x: Tensor) -> Tensor:
-        batch, channels, frames, height, width = x.shape
+        _, channels, frames, height, width = x.shape
         rows = x.transpose(1, 2).reshape(-1, channels, height * width)  # [B T, C, H W]
         h = linear(self.norm_s(rows).transpose(1, 2), self.qkv_s)  # [B T, H W, 3 C]
         # q, k and v are split first, then the heads.
@@ -61,23 +61,23 @@ class STAttentionBlock(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in h.unbind(2))  # [B T, heads, H W, d]
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         h = linear(h.reshape(-1, height * width, channels), self.proj_out_s)
-        h = h.reshape(batch, frames, height, width, channels)
+        h = h.reshape(-1, frames, height, width, channels)
         return x + h.permute(0, 4, 1, 2, 3)
 
     def over_time(self, x: Tensor) -> Tensor:
-        batch, channels, frames, height, width = x.shape
+        _, channels, frames, height, width = x.shape
         places = height * width
         rows = x.permute(0, 3, 4, 1, 2).reshape(-1, channels, frames)  # [B H W, C, T]
-        h = self.norm_t(rows).reshape(batch, places, channels, frames).permute(0, 3, 1, 2)
+        h = self.norm_t(rows).reshape(-1, places, channels, frames).permute(0, 3, 1, 2)
         h = linear(h, self.qkv_t)  # [B, T, H W, 3 C]
-        h = h.reshape(batch, frames, places, 3, self.heads, channels // self.heads)
+        h = h.reshape(-1, frames, places, 3, self.heads, channels // self.heads)
         tables = (
             (self.relative_position_k.embeddings_table, self.relative_position_v.embeddings_table)
             if self.relative
             else ()
         )
         h = linear(relative_attention(h, *tables, transposed=True), self.proj_out_t)
-        h = h.reshape(batch, frames, height, width, channels)
+        h = h.reshape(-1, frames, height, width, channels)
         return x + h.permute(0, 4, 1, 2, 3)
 
 

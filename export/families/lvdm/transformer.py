@@ -38,12 +38,12 @@ class SpatialTemporalTransformer(nn.Module):
 
     def with_keys(self, x: Tensor, keys: Iterator[Tensor]) -> Tensor:
         """`keys` yields key and value of the text for each block, as `CrossAttention.keys` makes them."""
-        batch, _, frames, height, width = x.shape
+        _, _, frames, height, width = x.shape
         h = pointwise(self.norm(x).permute(0, 2, 3, 4, 1), self.proj_in)
-        h = h.reshape(batch, frames, height * width, -1)  # [B, T, H W, C]
+        h = h.reshape(-1, frames, height * width, -1)  # [B, T, H W, C]
         for block in self.transformer_blocks:
             h = block(h, next(keys), next(keys))
-        h = pointwise(h, self.proj_out).reshape(batch, frames, height, width, -1)
+        h = pointwise(h, self.proj_out).reshape(-1, frames, height, width, -1)
         return x + h.permute(0, 4, 1, 2, 3)
 
 
@@ -83,23 +83,23 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Self-attention within each frame."""
-        batch, frames, tokens, _ = x.shape
-        shape = (batch * frames, tokens, self.heads, self.head_size)
+        _, frames, tokens, _ = x.shape
+        shape = (-1, tokens, self.heads, self.head_size)
         q, k, v = (layer(x).reshape(shape).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.to_out(h.reshape(batch, frames, tokens, -1))
+        return self.to_out(h.reshape(-1, frames, tokens, self.heads * self.head_size))
 
     def keys(self, context: Tensor) -> list[Tensor]:
         """Key and value of a context [B, tokens, context_dim], each [B, heads, tokens, d]."""
-        shape = (context.shape[0], -1, self.heads, self.head_size)
+        shape = (-1, context.shape[1], self.heads, self.head_size)
         return [layer(context).reshape(shape).transpose(1, 2) for layer in (self.to_k, self.to_v)]
 
     def attend(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Tokens of all frames, as one sequence of queries, attend to a context."""
-        batch, frames, tokens, _ = x.shape
-        q = self.to_q(x).reshape(batch, frames * tokens, self.heads, self.head_size).transpose(1, 2)
+        _, frames, tokens, _ = x.shape
+        q = self.to_q(x).reshape(-1, frames * tokens, self.heads, self.head_size).transpose(1, 2)
         h = F.scaled_dot_product_attention(q, key, value).transpose(1, 2)
-        return self.to_out(h.reshape(batch, frames, tokens, -1))
+        return self.to_out(h.reshape(-1, frames, tokens, self.heads * self.head_size))
 
 
 class TemporalAttention(nn.Module):
@@ -118,9 +118,9 @@ class TemporalAttention(nn.Module):
             self.relative_position_v = RelativePosition(head_size, reach)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, frames, places, _ = x.shape
+        _, frames, places, _ = x.shape
         qkv = F.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
-        qkv = qkv.reshape(batch, frames, places, 3, self.heads, self.head_size)
+        qkv = qkv.reshape(-1, frames, places, 3, self.heads, self.head_size)
         tables = (
             (self.relative_position_k.embeddings_table, self.relative_position_v.embeddings_table)
             if self.relative
