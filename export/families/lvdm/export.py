@@ -225,7 +225,7 @@ def random_modules(
 
 def trained_modules(folder: Path) -> Modules:
     """The networks of a training folder of `train_shapes`."""
-    from .train_shapes import INTERPOLATION, PREDICTION, SCHEDULE, load_autoencoder
+    from .train_shapes import BETAS, INTERPOLATION, PREDICTION, load_autoencoder
 
     numbers = json.loads((folder / "latent.json").read_text())
     unets = {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)}
@@ -238,7 +238,7 @@ def trained_modules(folder: Path) -> Modules:
         (HEIGHT // 8, WIDTH // 8),
         numbers["scale_factor"],
         numbers["shift_factor"],
-        (SCHEDULE.linear_start, SCHEDULE.linear_end),
+        BETAS,
         FPS,
     )
 

@@ -23,11 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pyengine.samplers import alphas_cumprod
+
 from ..shapes.train_autoencoder import reconstruction_loss
 from ..shapes.training import Trainer
 from ..shapes.world import WIDTH, render, sample_scene
 from .autoencoder3d import Autoencoder3D
-from .schedule import Schedule
 from .unet import UNet
 
 AUTOENCODER: dict[str, Any] = {"n_hiddens": 16, "downsample": [4, 8, 8], "z_channels": 4, "embed_dim": 4}
@@ -47,7 +48,7 @@ PREDICTION: dict[str, Any] = {
     "use_relative_position": True,
 }
 INTERPOLATION: dict[str, Any] = PREDICTION | {"temporal_length": 5}
-SCHEDULE = Schedule(linear_start=0.0015, linear_end=0.0155)
+BETAS, TIMESTEPS = (0.0015, 0.0155), 1000
 KEY_STRIDE = 4  # latents between key latents
 MAX_NOISE_LEVEL = 250  # exclusive, as released: the last row of label_emb is never trained
 CROPPED_SHARE = 0.6
@@ -167,12 +168,12 @@ def train_unet(folder: Path, name: str, minutes: float, batch: int = 32) -> None
     known = torch.zeros(frames)
     known[[0] if predicts else [0, -1]] = 1
     share = 0.5 if predicts else 0.9  # of clips that are conditional, as released
-    alpha_bar = torch.from_numpy(SCHEDULE.alphas_cumprod).float()
+    alpha_bar = torch.from_numpy(alphas_cumprod(*BETAS, TIMESTEPS)).float()
     for progress in clock(minutes):
         pick = torch.randint(len(latents), (batch,))
         start = torch.randint(latents.shape[2] - stride * (frames - 1), (batch, 1))
         clean = latents[pick[:, None], :, start + stride * torch.arange(frames)].transpose(1, 2)
-        t, s = torch.randint(SCHEDULE.timesteps, (batch,)), torch.randint(MAX_NOISE_LEVEL, (batch,))
+        t, s = torch.randint(TIMESTEPS, (batch,)), torch.randint(MAX_NOISE_LEVEL, (batch,))
         mask = (known * (torch.rand(batch, 1) < share))[:, None, :, None, None].expand(-1, 1, -1, 8, 8)
         # Conditioning frames keep their own noise level and their own noise, which is the target there.
         noise = torch.randn_like(clean)

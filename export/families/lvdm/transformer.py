@@ -38,12 +38,12 @@ class SpatialTemporalTransformer(nn.Module):
 
     def with_keys(self, x: Tensor, keys: Iterator[Tensor]) -> Tensor:
         """`keys` yields key and value of the text for each block, as `CrossAttention.keys` makes them."""
-        _, _, frames, height, width = x.shape
+        height, width = x.shape[3:]
         h = pointwise(self.norm(x).permute(0, 2, 3, 4, 1), self.proj_in)
-        h = h.reshape(-1, frames, height * width, -1)  # [B, T, H W, C]
+        h = h.flatten(2, 3)  # [B, T, H W, C]
         for block in self.transformer_blocks:
             h = block(h, next(keys), next(keys))
-        h = pointwise(h, self.proj_out).reshape(-1, frames, height, width, -1)
+        h = pointwise(h, self.proj_out).unflatten(2, (height, width))
         return x + h.permute(0, 4, 1, 2, 3)
 
 
