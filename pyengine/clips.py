@@ -206,4 +206,4 @@ class Clips:
         if "level" in inputs:
             inputs["level"][...] = self._method.perturbation or 0
         self._executor.run(variant)
-        return self._executor.output(variant, "embedding").copy()
+        return self._executor.output(variant, "projected").copy()

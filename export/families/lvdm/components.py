@@ -13,7 +13,7 @@ from .unet import UNet
 
 
 class Embedding(nn.Module):
-    """timesteps, level [steps] -> embedding [2, steps, values]: projected for every ResBlock, with the perturbation level and without.
+    """timesteps, level [steps] -> projected [2, steps, values]: projected for every ResBlock, with the perturbation level and without.
 
     A UNet without labels takes no level and gives [1, steps, values].
     """

@@ -152,7 +152,7 @@ def _axes(component: str, inputs: Inputs, layers: int) -> dict[str, Any]:
         pairs = [name for i in range(layers) for name in (f"text_key.{i}", f"text_value.{i}")]
         return {"outputs": pairs, "working": pairs}
     axis = "steps" if component.endswith("_embedding") else "rows"
-    output = "embedding" if axis == "steps" else "noise"
+    output = "projected" if axis == "steps" else "noise"
     texts = ["text_key*", "text_value*"] if layers else []
     return {"outputs": [output], "dynamic": {name: {0: axis} for name in inputs}, "working": texts}
 

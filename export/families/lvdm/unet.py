@@ -210,10 +210,19 @@ class ResBlock(nn.Module):
         norm, silu, _, conv = self.out_layers
         if self.film:
             scale, shift = e.chunk(2, 1)
-            h = norm(h) * (1 + scale) + shift
+            weight, bias = (value[None, :, None, None, None] for value in (norm.weight, norm.bias))
+            # The norm's own affine and FiLM's as one: half the passes over h. Not nn.GroupNorm followed by FiLM also because
+            # OpenVINO 2026.4 crashes where it fuses the two in float32.
+            h = normalised(h, norm) * (weight * (1 + scale)) + (bias * (1 + scale) + shift)
         else:
             h = norm(h + e)
         return self.skip_connection(x) + conv(silu(h))
+
+
+def normalised(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """GroupNorm without its affine, over all frames. [B, C, T, H, W]"""
+    rows = x.reshape(-1, norm.num_groups, math.prod(x.shape[1:]) // norm.num_groups)
+    return F.layer_norm(rows, rows.shape[2:], eps=norm.eps).reshape(-1, *x.shape[1:])
 
 
 class Downsample(nn.Module):
