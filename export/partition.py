@@ -124,7 +124,7 @@ class _Partition:
             inner, outer = tensor_spec(self.values[source]).shape, tensor_spec(self.values[tensor]).shape
             if outer[len(outer) - len(inner) :] == inner:
                 return {tensor: Step("copy", (source,), (tensor,))}
-        if index == LEVEL_INPUT and tensor not in self.inputs:
+        if op.op_type == "FrameWindowAttention" and index == LEVEL_INPUT and tensor not in self.inputs:
             raise ValueError(
                 f"[export] expected the level of {op.name} to be a graph input or a broadcast of one but "
                 f"got {tensor}"

@@ -27,6 +27,14 @@ def frame_window_attention(
     epsilon: float = 1e-6,
     scale: float = 0.0,
 ) -> None: ...
+def relative_attention(
+    qkv: Array,
+    key_table: Array | None = None,
+    value_table: Array | None = None,
+    *,
+    out: Array,
+    transposed: bool = False,
+) -> None: ...
 def denoise_step(
     sample: Array,
     prediction: Array,

@@ -39,15 +39,17 @@ def encoder_variants(bundle: Bundle, chunk_frames: int) -> tuple[Variant, ...]:
     return (Variant.of("encoder", chunk=chunk_frames), *_with(bundle, FRAME_ENCODER))
 
 
-def decode_chunk(executor: Executor, bundle: Bundle, latents: np.ndarray) -> np.ndarray:
-    """latents [chunk, c, h, w] -> frames, uint8 [frames, height, width, 3]. Advances the decoder's memory."""
+def decode_chunk(
+    executor: Executor, bundle: Bundle, latents: np.ndarray, kept: slice = slice(None)
+) -> np.ndarray:
+    """latents [chunk, c, h, w] -> frames of the `kept` ones, uint8 [frames, height, width, 3]. Advances the decoder's memory."""
     decoder, *per_frame = decoder_variants(bundle, len(latents))
     executor.input(decoder, "latents")[...] = latents
     executor.run(decoder)
     video = bundle.video
     assert video is not None
     if not per_frame:
-        return executor.output(decoder, "frames").reshape(-1, video.height, video.width, 3).copy()
+        return executor.output(decoder, "frames")[kept].reshape(-1, video.height, video.width, 3).copy()
     planes = executor.output(decoder, "planes")
     frames = np.empty((len(planes), video.height, video.width, 3), np.uint8)
     rows, columns = executor.input(FRAME_DECODER, "planes").shape[2:]

@@ -30,8 +30,8 @@ class Clip(Protocol):
 class Decoder(Protocol):
     """Decodes chunk after chunk in order; its memory is the executor's state."""
 
-    def submit(self, latents: Any) -> Clip:
-        """One chunk of latents [frames, c, h, w]."""
+    def submit(self, latents: Any, kept: slice = slice(None)) -> Clip:
+        """One chunk of latents [frames, c, h, w]; only the frames of the `kept` ones are wanted."""
         ...
 
     def own(self, frames: np.ndarray) -> Any:
@@ -52,8 +52,8 @@ class HostDecoder:
         self._executor, self._bundle = executor, bundle
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pyengine-decode")
 
-    def submit(self, latents: np.ndarray) -> Future[np.ndarray]:
-        return self._thread.submit(self._decode, latents)
+    def submit(self, latents: np.ndarray, kept: slice = slice(None)) -> Future[np.ndarray]:
+        return self._thread.submit(self._decode, latents, kept)
 
     def own(self, frames: np.ndarray) -> np.ndarray:
         return frames
@@ -61,5 +61,5 @@ class HostDecoder:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, latents: np.ndarray) -> np.ndarray:
-        return decode_chunk(self._executor, self._bundle, latents)
+    def _decode(self, latents: np.ndarray, kept: slice) -> np.ndarray:
+        return decode_chunk(self._executor, self._bundle, latents, kept)

@@ -12,12 +12,13 @@ import numpy as np
 from pyengine.build import Progress, build
 from pyengine.bundle import Bundle
 from pyengine.chunks import decoder_variants, encode_chunk, encoder_variants
-from pyengine.errors import BundleError, ConfigError, InputError, ShapeError
+from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
 from pyengine.executor import Executor, Program, load_program
-from pyengine.methods import Method, make_method
+from pyengine.methods import Hierarchical, Method, make_method
 from pyengine.plan import Plan, Variant
 from pyengine.stream import Stream, check_length
-from pyengine.text import prompts_of
+from pyengine.t5 import T5Prompts
+from pyengine.text import PromptTokenizer, prompts_of
 
 __all__ = ["Engine", "load"]
 
@@ -69,17 +70,29 @@ class Engine:
     """Compiled engines and weights of one bundle. Safe to share between threads; streams carry all that changes."""
 
     def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
-        if bundle.video is None or bundle.latent is None or bundle.text is None:
+        if bundle.video is None or bundle.latent is None:
             raise BundleError(
-                f"bundle '{bundle.name}' describes no video, latent or text, so it cannot be streamed; export it again"
+                f"bundle '{bundle.name}' describes no video or latent, so it cannot be streamed; export it again"
             )
         self.bundle = bundle
-        self.tokenizer = prompts_of(bundle)
+        self._tokenizer = prompts_of(bundle) if bundle.text is not None else None  # None: it takes no prompt
         self._options = options
         self._lock = threading.Lock()
         self._programs: dict[tuple[Variant, ...], Program] = {}
         self._text_executor: Executor | None = None
         self.program(make_method(bundle.method, None, 0))  # so that the first stream starts at once
+
+    @property
+    def tokenizer(self) -> PromptTokenizer | T5Prompts:
+        """The bundle's tokenizer. Raises PromptError where the model takes no prompt."""
+        if self._tokenizer is None:
+            raise PromptError(f"the model '{self.bundle.name}' takes no prompt; leave it out")
+        return self._tokenizer
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises PromptError for a prompt that this model cannot follow."""
+        if prompt or self._tokenizer is not None:
+            self.tokenizer.encode(prompt)
 
     @property
     def fps(self) -> float:
@@ -89,7 +102,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
         seed: int = 0,
         frames: int | None = None,
@@ -101,7 +114,7 @@ class Engine:
     ) -> Stream:
         """Start a video, endless unless `frames` or `seconds` is given.
 
-        prompt    words that the bundle's tokenizer knows
+        prompt    words that the bundle's tokenizer knows; none for a model without text
         seed      the same seed, prompt and plan give the same video
         start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used,
                   and a start shorter than a chunk is held still in front
@@ -112,9 +125,11 @@ class Engine:
 
         Raises PromptError, ConfigError, ShapeError.
         """
-        self.tokenizer.encode(prompt)
+        self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         merged = self._settings(method)
+        if merged["name"] == "clip" and length is None:
+            length = merged["clip_frames"] * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
         given = self._encode_start(start, merged) if start is not None else None
         chunk_frames = merged["chunk_frames"]
         video_frames = self.bundle.video.frames(chunk_frames)  # type: ignore[union-attr]
@@ -142,7 +157,9 @@ class Engine:
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
-        inputs = self.tokenizer.inputs(prompt)
+        if self._tokenizer is None:
+            return {}
+        inputs = self._tokenizer.inputs(prompt)
         with self._lock:
             if self._text_executor is None:
                 self._text_executor = self._program((TEXT,)).executor()
@@ -152,14 +169,24 @@ class Engine:
             names = self.bundle.component("text_encoder").outputs
             return {name: self._text_executor.output(TEXT, name).copy() for name in names}
 
-    def program(self, method: Method) -> Program:
+    def program(self, method: Method, guidance: float | None = None) -> Program:
         """The compiled denoiser and decoder that a method's windows need, built the first time."""
-        counts = [
-            Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts
-        ]
+        variants: list[Variant] = []
+        if isinstance(method, Hierarchical):
+            scale = float(self.bundle.method["guidance"]) if guidance is None else guidance
+            variants += method.denoiser_variants(len(method.guidance_weights(scale))).values()
+            variants += method.embedding_variants().values()
+        else:
+            variants += [
+                Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts
+            ]
         with self._lock:
-            self._program((TEXT,))
-            return self._program((*counts, *decoder_variants(self.bundle, method.chunk_frames)))
+            if self._tokenizer is not None:
+                self._program((TEXT,))
+            sizes = method.decoder_sizes if isinstance(method, Hierarchical) else (method.chunk_frames,)
+            for size in sizes:
+                variants += decoder_variants(self.bundle, size)
+            return self._program(tuple(dict.fromkeys(variants)))
 
     @property
     def plans(self) -> list[Plan]:
@@ -203,6 +230,8 @@ class Engine:
         """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
         video = self.bundle.video
         assert video is not None
+        if "context" not in settings:
+            raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
         start = np.asarray(start)
         if (
             start.ndim != 4

@@ -79,6 +79,8 @@ class Executor:
     each in one at a time.
     """
 
+    device = "cpu"
+
     def __init__(self, program: Program) -> None:
         self.program = program
         self._memory = {name: self._new_memory(name) for name in self._components(program)}

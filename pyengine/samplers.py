@@ -16,7 +16,9 @@ from pyengine.errors import ConfigError, ShapeError
 __all__ = [
     "Coefficients",
     "Sampler",
+    "alphas_cumprod",
     "cfg",
+    "cfg_original",
     "cfg_text_previous",
     "ddim",
     "euler",
@@ -69,6 +71,8 @@ def ddim(
 ) -> Sampler:
     """DDIM (Song et al. 2020, arXiv:2010.02502, equations 12 and 16): eta 0 deterministic, 1 DDPM.
 
+    With eta 1 over every timestep, 999 .. 0 and then clean, this is ancestral sampling (Ho et al. 2020, arXiv:2006.11239) exactly.
+
     alpha_bar  callable level -> alpha bar, or the table [T] of timesteps 0..T-1. Timestep t stands at level
                (t + 1) / T; level 0 is clean, alpha bar 1
     predicts   "epsilon", or "velocity" = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022,
@@ -101,6 +105,12 @@ def ddim(
     return step
 
 
+def alphas_cumprod(first_beta: float, last_beta: float, timesteps: int = 1000) -> np.ndarray:
+    """Alpha bar of betas that are linear in their square root ("scaled linear"; LVDM's yaml says `linear`). [timesteps] float64"""
+    betas = np.linspace(first_beta**0.5, last_beta**0.5, timesteps) ** 2
+    return np.cumprod(1 - betas)
+
+
 def make_sampler(
     name: str,
     *,
@@ -126,6 +136,11 @@ def cfg(scale: float) -> np.ndarray:
     p = p_null + scale (p_cond - p_null), so scale 1 is no guidance.
     """
     return np.array([scale, 1 - scale], np.float32)
+
+
+def cfg_original(weight: float) -> np.ndarray:
+    """The same guidance as Ho & Salimans write it, p = p_cond + weight (p_cond - p_null), so 0 is no guidance. [2]"""
+    return cfg(1 + weight)
 
 
 def cfg_text_previous(text_scale: float, previous_scale: float) -> np.ndarray:

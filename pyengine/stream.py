@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyengine.bundle import Latent
+from pyengine.clips import Clips
 from pyengine.decoding import Clip
 from pyengine.device_array import joined
 from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
 from pyengine.executor import Executor
-from pyengine.methods import make_method
+from pyengine.methods import Hierarchical, Method, make_method
 from pyengine.samplers import make_sampler
 from pyengine.window import Window
 
@@ -48,16 +50,11 @@ class Stream:
         self._engine, self._settings, self._video = engine, settings, bundle.video
         self.frames: int | None = settings["frames"]
         self._method = make_method(settings["method"], settings["chunks"], settings["given_chunks"])
-        self._executor: Executor | None = engine.program(self._method).executor()
-        sampler = make_sampler(settings["method"]["sampler"])
-        self._window = Window(
-            self._executor,
-            bundle.latent,
-            self._method,
-            sampler,
-            guidance=settings["guidance"],
-            seed=settings["seed"],
-        )
+        program = engine.program(self._method, settings["guidance"])
+        self._executor: Executor | None = program.executor()
+        self._window = _open_window(self._executor, bundle.latent, self._method, settings)
+        if isinstance(self._method, Hierarchical):
+            self.frames = self._method.shortened(self.frames, bundle.video.frames_per_latent)
         self._decoder = self._executor.decoder(
             self._method.chunk_frames,
             device_frames=settings.get("device_frames", False),
@@ -82,11 +79,14 @@ class Stream:
     @prompt.setter
     def prompt(self, prompt: str) -> None:
         self._open()
-        self._engine.tokenizer.encode(prompt)  # refuses a bad prompt before anything changes
+        self._engine.check_prompt(prompt)  # refuses a bad prompt before anything changes
         self._settle()
+        if isinstance(self._window, Clips):
+            self._window.recache()  # refuses on the way
         self._prompt = self._settings["prompt"] = prompt
         self._set_text(prompt)
-        self._window.recache()
+        if isinstance(self._window, Window):
+            self._window.recache()
 
     @property
     def fps(self) -> float:
@@ -241,13 +241,32 @@ class Stream:
         calls = self._method.calls
         if calls is not None and self._window.call >= calls:
             return
-        for _, latents in self._window.advance():
-            self._clips.append(self._decoder.submit(latents))
+        for chunk, latents in self._window.advance():
+            if isinstance(self._method, Hierarchical):
+                kept = self._method.kept(len(latents), chunk == 0)
+                self._clips.append(self._decoder.submit(latents, kept))
+            else:
+                self._clips.append(self._decoder.submit(latents))
 
     def _settle(self) -> None:
         """Wait for every decode under way."""
         for clip in self._clips:
             clip.result()
+
+
+def _open_window(
+    executor: Executor, latent: Latent, method: Method, settings: dict[str, Any]
+) -> Window | Clips:
+    """What obeys the method's schedule."""
+    guidance, seed = settings["guidance"], settings["seed"]
+    if isinstance(method, Hierarchical):
+        if executor.device != "cpu":
+            raise ConfigError(
+                f"expected device cpu for two-level generation but got {executor.device}; it is not built for cards yet"
+            )
+        return Clips(executor, latent, method, guidance=guidance, seed=seed)
+    sampler = make_sampler(settings["method"]["sampler"])
+    return Window(executor, latent, method, sampler, guidance=guidance, seed=seed)
 
 
 def check_length(frames: int | None, seconds: float | None, fps: float) -> int | None:

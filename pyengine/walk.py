@@ -40,6 +40,8 @@ class Ops(Protocol):
 
     def frame_window_attention(self, *arrays: Any, **attributes: Any) -> Call: ...
 
+    def relative_attention(self, *arrays: Any, **attributes: Any) -> Call: ...
+
 
 class HostOps:
     """Engines of a CPU backend, and our kernels on numpy arrays."""
@@ -55,6 +57,9 @@ class HostOps:
 
     def frame_window_attention(self, *arrays: np.ndarray, **attributes: Any) -> Call:
         return partial(_C.frame_window_attention, *arrays, **attributes)
+
+    def relative_attention(self, *arrays: np.ndarray, **attributes: Any) -> Call:
+        return partial(_C.relative_attention, *arrays, **attributes)
 
 
 class Walk:
@@ -143,6 +148,11 @@ class Walk:
                 calls.append(("ops", ops.ring_append(*rings, arrays[APPEND_SLOT])))
             elif step.op == "FrameWindowAttention":
                 calls.append(("ops", self._attention(step, arrays)))
+            elif step.op == "RelativeAttention":
+                tensors = [arrays[name] for name in step.inputs]
+                transposed = bool(step.attributes.get("transposed", 0))
+                out = arrays[step.outputs[0]]
+                calls.append(("ops", ops.relative_attention(*tensors, out=out, transposed=transposed)))
             else:
                 raise PlanError(
                     f"this pyengine does not know the op {step.op or step.kind!r}: install the version "

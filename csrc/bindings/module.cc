@@ -6,6 +6,7 @@
 #include "core/parallel.h"
 #include "ops/denoise_step/op.h"
 #include "ops/frame_window_attention/op.h"
+#include "ops/relative_attention/op.h"
 #include "ops/ring_append/op.h"
 
 namespace pyengine::bindings {
@@ -45,6 +46,13 @@ void frame_window_attention(const py::array& qkv, const py::array& level, const 
   ops::frame_window_attention(op);
 }
 
+void relative_attention(const py::array& qkv, const OptionalArray& key_table,
+                        const OptionalArray& value_table, const py::array& out, bool transposed) {
+  ops::RelativeAttention op{tensor(qkv), tensor(key_table), tensor(value_table), tensor(out), transposed};
+  py::gil_scoped_release released;
+  ops::relative_attention(op);
+}
+
 void denoise_step(const py::array& sample, const py::array& prediction, const py::array& weights,
                   const py::array& sample_scale, const py::array& prediction_scale,
                   const py::array& noise_scale, const OptionalArray& noise, const py::array& out) {
@@ -78,6 +86,10 @@ PYBIND11_MODULE(_C, m) {
         "epsilon"_a = 1e-6, "scale"_a = 0.0,
         "Attention of qkv [B,F,N,3,H,D] over [ring | active] frames into out [B,F,N,H*D]; then appends to "
         "the ring.");
+  m.def("relative_attention", &relative_attention, "qkv"_a, "key_table"_a = py::none(),
+        "value_table"_a = py::none(), py::kw_only(), "out"_a, "transposed"_a = false,
+        "Attention of qkv [B,T,N,3,H,D] over the frames at each place, with tables [2L+1,D] of clipped "
+        "distances, into out [B,T,N,H*D].");
   m.def("denoise_step", &denoise_step, "sample"_a, "prediction"_a, "weights"_a, "sample_scale"_a,
         "prediction_scale"_a, "noise_scale"_a, "noise"_a = py::none(), "out"_a,
         "out = sample_scale * sample + prediction_scale * (weights . prediction) + noise_scale * noise, per "

@@ -6,11 +6,12 @@ import onnx
 
 from .denoise_step import DENOISE_STEP
 from .frame_window_attention import FRAME_WINDOW_ATTENTION
+from .relative_attention import RELATIVE_ATTENTION
 from .spec import DOMAIN, VERSION, OpSpec
 
 __all__ = ["DOMAIN", "OPS", "VERSION", "OpSpec", "attach_functions", "spec_of"]
 
-OPS: tuple[OpSpec, ...] = (FRAME_WINDOW_ATTENTION, DENOISE_STEP)
+OPS: tuple[OpSpec, ...] = (FRAME_WINDOW_ATTENTION, RELATIVE_ATTENTION, DENOISE_STEP)
 
 
 def spec_of(op_type: str) -> OpSpec:

@@ -34,7 +34,12 @@ DEFAULT_SECONDS = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", help='what to show, such as "a red circle bounces over a blue background"')
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        default="",
+        help='what to show, such as "a red circle bounces over a blue background"; none for a model without text',
+    )
     parser.add_argument("--bundle", default="shapes", help="a bundled name or a folder (default: shapes)")
     parser.add_argument(
         "--output", "-o", default="video.mp4", help="file or folder to write (default: video.mp4)"
@@ -72,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     assert video is not None
     total = check_length(arguments.frames, seconds, video.fps)
     assert total is not None
-    engine.tokenizer.encode(arguments.prompt)  # before a file is made
+    engine.check_prompt(arguments.prompt)  # before a file is made
     start = _start(arguments, (video.height, video.width))
     if start is not None and len(start) >= total:
         raise ConfigError(

@@ -46,7 +46,7 @@ class CudaDecoder:
         # Latents are not given back to their pool before the decoder has read them.
         self._reading: deque[tuple[Event, object]] = deque()
 
-    def submit(self, latents: DeviceArray | np.ndarray) -> CudaClip:
+    def submit(self, latents: DeviceArray | np.ndarray, kept: slice = slice(None)) -> CudaClip:
         executor, stream, variant = self._executor, self._stream, self._variant
         with annotate("decode"):
             target = executor.on_card(variant, "latents")

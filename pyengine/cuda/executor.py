@@ -49,6 +49,7 @@ class CudaProgram(Program):
 class CudaExecutor(Executor):
     """The buffers, streams and graphs of one stream of frames."""
 
+    device = "cuda"
     program: CudaProgram
 
     def __init__(self, program: CudaProgram) -> None:

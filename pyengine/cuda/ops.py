@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..device_array import DeviceArray
+from ..errors import PlanError
 from ..errors import BackendUnavailable
 from ..walk import Arrays, Call
 from .memory import CudaMemory
@@ -62,6 +63,9 @@ class CudaOps:
             workspace=workspace,
             stream=self._stream.handle,
         )
+
+    def relative_attention(self, *arrays: DeviceArray, **attributes: Any) -> Call:
+        raise PlanError("RelativeAttention has no CUDA kernel yet; build with choice 'inline'")
 
     def denoise_step(
         self, *arrays: DeviceArray, noise: DeviceArray | None, out: DeviceArray

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyengine.errors import BundleError
+from pyengine.methods.hierarchical import Hierarchical
 from pyengine.methods.progressive import Progressive
 from pyengine.methods.replacement import Replacement
 from pyengine.methods.rflow import rflow
 
-__all__ = ["Method", "Progressive", "Replacement", "make_method"]
+__all__ = ["Hierarchical", "Method", "Progressive", "Replacement", "make_method"]
 
-Method = Progressive | Replacement
+Method = Progressive | Replacement | Hierarchical
 
 
 def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Method:
@@ -24,6 +25,9 @@ def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: i
         return Replacement.from_settings(settings, chunks, given_chunks)
     if name == "rflow":
         return rflow(settings, chunks, given_chunks)
+    if name in ("hierarchical", "clip"):
+        return Hierarchical.from_settings(settings, chunks, given_chunks)
     raise BundleError(
-        f"expected a method out of progressive, replacement, rflow but got {name!r}; install the pyengine that made the bundle"
+        f"expected a method out of progressive, replacement, rflow, hierarchical, clip but got {name!r}; "
+        "install the pyengine that made the bundle"
     )

@@ -1,0 +1,287 @@
+"""From modules to a bundle: `pyengine export lvdm --configuration sky ...`, or the small trained one with --training DIR."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.errors import ConfigError
+
+from ...graph import Inputs, export_component, round_weights
+from ...weights import WeightStore
+from ..shapes.world import FPS, HEIGHT, WIDTH
+from .autoencoder2d import AutoencoderKL
+from .autoencoder3d import Autoencoder3D
+from .checkpoint import load_checkpoint, load_part
+from .components import Denoiser, Embedding, TextEncoder, VideoDecoder
+from .released import Configuration, configuration
+from .unet import UNet
+
+VERSION = "1"
+RELEASED_FPS = 8.0
+CLIP_TOKENS = 77
+
+
+@dataclass
+class Modules:
+    """The networks of one bundle. `unets` by level: prediction, and interpolation for two-level models."""
+
+    unets: dict[str, UNet]
+    autoencoder: Autoencoder3D | AutoencoderKL
+    clip_frames: dict[str, int]
+    latent_size: tuple[int, int]  # height, width
+    scale_factor: float
+    shift_factor: float
+    betas: tuple[float, float]
+    fps: float
+    text: nn.Module | None = None  # the text tower, where there is one
+    empty_prompt: Tensor | None = None  # its ids for ""
+
+    def parts(self) -> list[nn.Module]:
+        return [*self.unets.values(), self.autoencoder, *([self.text] if self.text is not None else [])]
+
+    def rounded(self) -> Modules:
+        """Weights rounded to fp16, as the bundle keeps them; evaluation mode."""
+        for part in self.parts():
+            round_weights(part.eval())
+        return self
+
+    @property
+    def frames_per_latent(self) -> int:
+        return self.autoencoder.factors[0] if isinstance(self.autoencoder, Autoencoder3D) else 1
+
+    @property
+    def shrinks(self) -> int:
+        """Pixels per latent, height and width alike."""
+        return self.autoencoder.factors[1] if isinstance(self.autoencoder, Autoencoder3D) else 8
+
+
+def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
+    """Each component's module with example inputs, as export and parity take them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    parts: dict[str, tuple[nn.Module, Inputs]] = {}
+    rows = 2
+    for name, unet in modules.unets.items():
+        frames = modules.clip_frames[name]
+        inputs: dict[str, Any] = {"timesteps": torch.tensor([981, 1])}
+        if unet.num_classes is not None:
+            inputs["level"] = torch.tensor([100, 100]).clamp(max=unet.num_classes - 1)
+        embedding = Embedding(unet)
+        parts[f"{name}_embedding"] = (embedding, inputs)
+        with torch.no_grad():
+            values = embedding(**inputs).shape[-1]
+        inputs = {
+            "latents": normal(rows, unet.out_channels, frames, *modules.latent_size),
+            "embedding": normal(rows, values),
+        }
+        if unet.in_channels > unet.out_channels:
+            inputs["mask"] = torch.eye(rows, frames)
+        if unet.context_dim is not None:
+            with torch.no_grad():
+                texts = unet.text_keys(normal(rows, CLIP_TOKENS, unet.context_dim))
+            inputs["text_key"], inputs["text_value"] = texts[::2], texts[1::2]
+        parts[name] = (Denoiser(unet), inputs)
+    chunk = max(2, modules.clip_frames["prediction"])
+    channels = modules.unets["prediction"].out_channels
+    decoder = VideoDecoder(modules.autoencoder, modules.scale_factor, modules.shift_factor)
+    parts["decoder"] = (decoder, {"latents": normal(chunk, channels, *modules.latent_size)})
+    if modules.text is not None and modules.empty_prompt is not None:
+        encoder = TextEncoder(modules.text, modules.unets["prediction"], modules.empty_prompt)
+        parts["text_encoder"] = (encoder, {"ids": modules.empty_prompt.flip(0)})
+    return parts
+
+
+def export_bundle(
+    modules: Modules,
+    folder: Path,
+    name: str,
+    method: Mapping[str, Any],
+    tokenizer: Path | None = None,
+    only: tuple[str, ...] | None = None,
+) -> Bundle:
+    """Write the bundle into an empty or new folder. `only`: leave out other components."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    store = WeightStore()
+    exported = {}
+    layers = 0
+    for component, (module, inputs) in components(modules).items():
+        layers = max(layers, len(inputs.get("text_key", ())))
+        if only is not None and component not in only:
+            continue
+        arguments = {"module": module, "inputs": inputs, "folder": folder, "name": component, "store": store}
+        exported[component] = export_component(**arguments, **_axes(component, inputs, layers))  # type: ignore[arg-type]
+    store.write(folder)
+    text = None
+    if modules.text is not None and tokenizer is not None:
+        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+        text = Text("tokenizer.json", CLIP_TOKENS)
+    height, width = (size * modules.shrinks for size in modules.latent_size)
+    return write_manifest(
+        folder,
+        name=name,
+        family="lvdm",
+        version=VERSION,
+        components=exported,
+        video=Video(height, width, modules.fps, modules.frames_per_latent),
+        latent=Latent(modules.unets["prediction"].out_channels, *modules.latent_size),
+        text=text,
+        method=method,
+    )
+
+
+def _axes(component: str, inputs: Inputs, layers: int) -> dict[str, Any]:
+    """Names of the outputs, and the axes that a build chooses."""
+    if component == "decoder":
+        return {"outputs": ["frames"], "dynamic": {"latents": {0: "chunk"}}}
+    if component == "text_encoder":
+        pairs = [name for i in range(layers) for name in (f"text_key.{i}", f"text_value.{i}")]
+        return {"outputs": pairs, "working": pairs}
+    axis = "steps" if component.endswith("_embedding") else "rows"
+    output = "projected" if axis == "steps" else "noise"
+    texts = ["text_key*", "text_value*"] if layers else []
+    return {"outputs": [output], "dynamic": {name: {0: axis} for name in inputs}, "working": texts}
+
+
+def clip_method(modules: Modules, guidance: float) -> dict[str, Any]:
+    """One clip of a short or text-to-video model, as the released scripts sample it with DDIM."""
+    return _method(modules) | {
+        "name": "clip",
+        "stride": 1,
+        "chunk_frames": modules.clip_frames["prediction"],
+        "guidance": guidance,
+        "guidance_form": "text",
+        "perturbation": None,
+    }
+
+
+def long_method(modules: Modules, guidance: float = 0.1, perturbation: int | None = 100) -> dict[str, Any]:
+    """Two levels, with the released guidance and perturbation."""
+    stride = modules.clip_frames["interpolation"] - 1
+    return _method(modules) | {
+        "name": "hierarchical",
+        "stride": stride,
+        "chunk_frames": stride,
+        "guidance": guidance,
+        "guidance_form": "original",
+        "perturbation": perturbation,
+    }
+
+
+def _method(modules: Modules) -> dict[str, Any]:
+    return {
+        "steps": 50,
+        "timesteps": 1000,
+        "eta": 1.0,
+        "betas": list(modules.betas),
+        "clip_frames": modules.clip_frames["prediction"],
+        "known": 1,
+        "clips_per_round": 1,
+        "left_context": 2,
+        "decode": "windowed",
+        "behaviour": "intended",
+    }
+
+
+def random_modules(
+    configurations: Mapping[str, Configuration], latent_size: tuple[int, int] = (32, 32), seed: int = 0
+) -> Modules:
+    """Untrained networks with the zero-initialised layers filled, so that every path counts."""
+    torch.manual_seed(seed)
+    first = configurations["prediction"]
+    autoencoder: Autoencoder3D | AutoencoderKL = (
+        AutoencoderKL(**first.autoencoder) if first.is_text else Autoencoder3D(**first.autoencoder)
+    )
+    unets = {level: UNet(**each.unet) for level, each in configurations.items()}
+    for part in (autoencoder, *unets.values()):
+        for parameter in part.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+    return Modules(
+        unets,
+        autoencoder,
+        {level: each.clip_frames for level, each in configurations.items()},
+        latent_size,
+        first.scale_factor,
+        first.shift_factor,
+        first.betas,
+        RELEASED_FPS,
+    )
+
+
+def trained_modules(folder: Path) -> Modules:
+    """The networks of a training folder of `train_shapes`."""
+    from .train_shapes import BETAS, INTERPOLATION, PREDICTION, load_autoencoder
+
+    numbers = json.loads((folder / "latent.json").read_text())
+    unets = {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)}
+    for name, unet in unets.items():
+        unet.load_state_dict(load_file(folder / name / "average.safetensors"))
+    return Modules(
+        unets,
+        load_autoencoder(folder),
+        {"prediction": 4, "interpolation": 5},
+        (HEIGHT // 8, WIDTH // 8),
+        numbers["scale_factor"],
+        numbers["shift_factor"],
+        BETAS,
+        FPS,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command's work: export, then say how large the bundle is."""
+    name, tokenizer = arguments.configuration or "shapes", None
+    if (arguments.training is None) == (arguments.configuration is None):
+        raise ConfigError("expected --training or --configuration but got both or neither")
+    if arguments.training is not None:
+        modules = trained_modules(Path(arguments.training))
+    else:
+        levels = {"prediction": "sky_pred", "interpolation": "sky_interp"} if name == "long" else {"prediction": name}
+        modules = random_modules({level: configuration(which) for level, which in levels.items()})
+        _fill(modules, arguments.checkpoint, arguments.weights)
+        if arguments.clip is not None:
+            tokenizer = _add_clip(modules, Path(arguments.clip))
+    method = long_method(modules) if len(modules.unets) == 2 else clip_method(modules, 15.0 if modules.text else 1.0)
+    bundle = export_bundle(modules.rounded(), Path(arguments.output), f"lvdm-{name}", method, tokenizer)
+    size = sum(path.stat().st_size for path in bundle.folder.iterdir())
+    print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None:
+    """Loads released checkpoints strictly, one per level; the first has the autoencoder."""
+    if checkpoints is None:
+        return
+    if len(checkpoints) != len(modules.unets):
+        raise ConfigError(f"expected {len(modules.unets)} checkpoints but got {len(checkpoints)}")
+    for index, (path, unet) in enumerate(zip(checkpoints, modules.unets.values(), strict=True)):
+        state = load_checkpoint(Path(path))
+        load_part(unet, state, "unet", weights)
+        if index == 0:
+            load_part(modules.autoencoder, state, "autoencoder", "raw")
+
+
+def _add_clip(modules: Modules, folder: Path) -> Path:
+    """The text tower and tokenizer of a local CLIP folder; returns the tokenizer's file."""
+    from transformers import CLIPTextModel, CLIPTokenizerFast
+
+    modules.text = CLIPTextModel.from_pretrained(folder, local_files_only=True)
+    tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer("", padding="max_length", max_length=CLIP_TOKENS, truncation=True)["input_ids"]
+    modules.empty_prompt = torch.tensor(ids)
+    return folder / "tokenizer.json"

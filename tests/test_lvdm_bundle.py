@@ -1,0 +1,136 @@
+"""A tiny two-level bundle: parity of every component in every runtime, and what a stream of it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyengine
+from pyengine.bundle import Bundle
+from pyengine.errors import ConfigError, PromptError, ShapeError
+from pyengine.export.families.lvdm.export import Modules, components, export_bundle, long_method, random_modules
+from pyengine.export.families.lvdm.released import Configuration
+from pyengine.export.parity import parity
+
+UNET = {
+    "in_channels": 5, "out_channels": 4, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1,
+    "attention_resolutions": [1], "num_heads": 2, "num_classes": 251, "use_scale_shift_norm": True,
+    "padding_t": 0, "temporal_length": 4, "use_relative_position": True,
+}  # fmt: skip
+AUTOENCODER = {"n_hiddens": 16, "downsample": [2, 2, 2]}
+LATENT_SIZE = (4, 4)
+PER_LATENT, STRIDE = 2, 4
+
+
+@pytest.fixture(scope="module")
+def modules() -> Modules:
+    short = Configuration(UNET, AUTOENCODER, 0.5, 0.1)
+    levels = {
+        "prediction": short,
+        "interpolation": replace(short, unet=UNET | {"temporal_length": 5}, clip_frames=5),
+    }
+    made = random_modules(levels, LATENT_SIZE)
+    made.autoencoder.decoder.conv_out.conv.weight.data *= 4  # so that pixels fill their range
+    return made.rounded()
+
+
+@pytest.fixture(scope="module")
+def bundle(modules: Modules, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("lvdm") / "bundle"
+    return export_bundle(modules, folder, "lvdm-tiny", long_method(modules) | {"steps": 2})
+
+
+@pytest.fixture(scope="module")
+def tiny(bundle: Bundle, plan_cache: Path) -> Iterator[pyengine.Engine]:
+    engine = pyengine.load(bundle.folder, cache_dir=plan_cache, choice="cut", precision="fp32")
+    yield engine
+    engine.close()
+
+
+def test_parity_in_every_runtime(bundle: Bundle, modules: Modules) -> None:
+    for name in ("prediction", "interpolation", "decoder"):
+        assert (bundle.component(name).cut is not None) == (name != "decoder")
+    report = parity(bundle, components(modules))
+    report.check()
+    runners = {row.runner.split()[0] for row in report.rows if row.component == "prediction"}
+    assert len(runners) >= 3, runners
+
+
+def make(engine: pyengine.Engine, frames: int, **options: object) -> np.ndarray:
+    with engine.stream(frames=frames, seed=5, **options) as stream:  # type: ignore[arg-type]
+        return np.stack(list(stream))
+
+
+def test_a_short_stream_is_the_head_of_a_longer_one(tiny: pyengine.Engine) -> None:
+    round_frames = 3 * STRIDE * PER_LATENT
+    long = make(tiny, 3 * round_frames)
+    assert long.shape == (3 * round_frames, 8, 8, 3)
+    assert long.std() > 1
+    for frames in (1, round_frames - 1, round_frames + 3):
+        np.testing.assert_array_equal(make(tiny, frames), long[:frames])
+
+
+def test_a_snapshot_at_any_call_goes_on_bit_for_bit(tiny: pyengine.Engine) -> None:
+    expected = make(tiny, 60)
+    with tiny.stream(frames=60, seed=5) as stream:
+        for count in (0, 1, 24, 5, 19):
+            made = stream.frames_made
+            got = [next(stream) for _ in range(count)]
+            np.testing.assert_array_equal(np.stack([*got, expected[0]])[:-1], expected[made : made + count])
+            state = stream.snapshot()
+            with tiny.resume(state) as resumed:
+                np.testing.assert_array_equal(np.stack(list(resumed)), expected[stream.frames_made :])
+
+
+def test_state_stays_bounded_in_an_endless_stream(tiny: pyengine.Engine) -> None:
+    with tiny.stream(seed=1) as stream:
+        sizes = []
+        for _ in range(6):
+            for _ in range(3 * STRIDE * PER_LATENT):
+                next(stream)
+            sizes.append(sum(array.nbytes for array in stream._window.state().values()))
+    assert max(sizes) == sizes[1] or max(sizes) == sizes[0]
+
+
+def test_keys_are_in_the_video_and_rounds_do_not_change_them(tiny: pyengine.Engine) -> None:
+    """More prediction clips per round, so larger batches of windows: the same latents, up to rounding of the larger batch."""
+    one = make(tiny, 72, method={"decode": "whole"})
+    three = make(tiny, 72, method={"decode": "whole", "clips_per_round": 3})
+    assert np.abs(one.astype(int) - three.astype(int)).max() <= 1
+
+
+def test_windowed_decoding_differs_from_whole_by_little_but_not_nothing(tiny: pyengine.Engine) -> None:
+    whole = make(tiny, 96, method={"decode": "whole"}).astype(float)
+    windowed = make(tiny, 96).astype(float)
+    difference = np.abs(whole - windowed).mean()
+    assert 0 < difference < 0.5 * np.abs(whole - whole.mean()).mean()
+
+
+def test_the_released_loop_makes_less_than_asked(tiny: pyengine.Engine) -> None:
+    # 96 frames are 12 intervals: 4 prediction steps behind the first clip, of which the released loop fills 4.
+    released = make(tiny, 96, method={"behaviour": "released", "decode": "whole"})
+    assert len(released) == (4 * STRIDE + 1) * PER_LATENT
+    intended = make(tiny, len(released), method={"decode": "whole"})
+    assert not np.array_equal(released, intended)
+
+
+def test_guidance_and_perturbation_matter(tiny: pyengine.Engine) -> None:
+    usual = make(tiny, 30)
+    assert not np.array_equal(usual, make(tiny, 30, method={"perturbation": None}))
+    assert not np.array_equal(usual, make(tiny, 30, guidance=0.0))
+    assert np.abs(usual.astype(int) - make(tiny, 30, guidance=0.1)).max() == 0
+
+
+def test_what_this_model_cannot_do_is_said(tiny: pyengine.Engine) -> None:
+    with pytest.raises(PromptError, match="takes no prompt"):
+        tiny.stream("a red circle bounces over a blue background")
+    with pytest.raises(ShapeError, match="expected no start frames"):
+        tiny.stream(start=np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(ConfigError, match="needs a length"):
+        tiny.stream(method={"decode": "whole"})
+    with tiny.stream(frames=8) as stream, pytest.raises(PromptError, match="takes no prompt"):
+        stream.prompt = "a red circle"
