@@ -1,4 +1,4 @@
-// The device at hand, and errors of the CUDA runtime as one sentence. Ordinary C++: no CUDA header needed.
+// The device at hand. Ordinary C++: no CUDA header needed.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,6 @@ struct DeviceInfo {
   int processors;           // multiprocessors
   int64_t block_bytes;      // shared memory that one block may have
   int64_t processor_bytes;  // shared memory of a multiprocessor
-  int capability;           // 10 * major + minor
 };
 
 int device_count();   // 0 without a driver
