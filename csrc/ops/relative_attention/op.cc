@@ -22,8 +22,7 @@ void check_op(const RelativeAttention& op) {
   const Tensor& qkv = op.qkv;
   check(qkv.rank == 6 && qkv.shape[3] == 3,
         "[relative_attention] expected qkv [batch, frames, places, 3, heads, head_dim] but got ", qkv);
-  check(is_float(qkv.dtype),
-        "[relative_attention] expected qkv of dtype float32 or bfloat16 (uint16) but got ", qkv);
+  check_float("relative_attention", "qkv", qkv, Place::host);
   expect.layout("qkv", qkv);
   check(qkv.size() > 0, "[relative_attention] expected qkv with values but got ", qkv);
   const int64_t heads = qkv.shape[4], dim = qkv.shape[5];
