@@ -6,7 +6,7 @@ and slots when they run, so that they may be captured in a CUDA graph: values ar
 taken as -1). A `float8_e4m3` ring holds value / scale of its head, with scales float32 [heads].
 """
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 class Array(Protocol):
     @property
@@ -46,6 +46,21 @@ def frame_window_attention(
 def frame_window_attention_workspace(
     qkv: Array, ring_key: Array, *, scope: Literal["temporal", "frame"] | str = "temporal"
 ) -> int: ...
+def attention_launch(
+    *,
+    scope: str,
+    dtype: str,
+    batch: int,
+    frames: int,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    ring: int,
+    processors: int,
+    block_bytes: int,
+    processor_bytes: int,
+    may_split: bool = False,
+) -> dict[str, Any]: ...
 def denoise_step(
     sample: Array,
     prediction: Array,

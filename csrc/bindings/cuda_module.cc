@@ -3,6 +3,7 @@
 #include "core/cuda/device_info.h"
 #include "ops/denoise_step/cuda.h"
 #include "ops/frame_window_attention/cuda.h"
+#include "ops/frame_window_attention/cuda_heuristics.h"
 #include "ops/ring_append/cuda.h"
 
 #ifndef PYENGINE_CUDA_MODULE
@@ -74,6 +75,21 @@ int64_t frame_window_attention_workspace(const Object& qkv, const Object& ring_k
   return ops::cuda::frame_window_attention_workspace(op);
 }
 
+// How an attention of this shape would be launched: for tests and benchmarks.
+py::dict attention_launch(const std::string& scope, const std::string& dtype, int64_t batch, int64_t frames,
+                          int64_t tokens, int64_t heads, int64_t head_dim, int64_t ring, int processors,
+                          int64_t block_bytes, int64_t processor_bytes, bool may_split) {
+  const ops::cuda::AttentionShape shape{
+      parse_scope(scope), dtype_of(dtype), batch, frames, tokens, heads, head_dim, ring, true};
+  const auto l = ops::cuda::attention_launch(shape, {processors, block_bytes, processor_bytes}, may_split);
+  static constexpr const char* kNames[] = {"rows", "temporal", "frame"};
+  return py::dict("kernel"_a = kNames[static_cast<int>(l.kernel)],
+                  "grid"_a = py::make_tuple(l.grid_x, l.grid_y, l.grid_z), "shared_bytes"_a = l.shared_bytes,
+                  "stages"_a = l.stages, "sequences"_a = l.sequences, "team"_a = l.team,
+                  "query_tiles"_a = l.query_tiles, "splits"_a = l.splits,
+                  "workspace_bytes"_a = l.workspace_bytes);
+}
+
 void denoise_step(const Object& sample, const Object& prediction, const Object& weights,
                   const Object& sample_scale, const Object& prediction_scale, const Object& noise_scale,
                   const Object& noise, const Object& out, uintptr_t stream) {
@@ -129,6 +145,12 @@ PYBIND11_MODULE(PYENGINE_CUDA_MODULE, m) {
   m.def("frame_window_attention_workspace", &frame_window_attention_workspace, "qkv"_a, "ring_key"_a,
         py::kw_only(), "scope"_a = "temporal",
         "Bytes of the optional workspace of frame_window_attention with such arrays.");
+  m.def("attention_launch", &attention_launch, py::kw_only(), "scope"_a, "dtype"_a, "batch"_a, "frames"_a,
+        "tokens"_a, "heads"_a, "head_dim"_a, "ring"_a, "processors"_a, "block_bytes"_a, "processor_bytes"_a,
+        "may_split"_a = false,
+        "Which kernel an attention of this shape gets on a device with so many multiprocessors and so much "
+        "shared "
+        "memory, and how it is launched.");
   m.def("denoise_step", &denoise_step, "sample"_a, "prediction"_a, "weights"_a, "sample_scale"_a,
         "prediction_scale"_a, "noise_scale"_a, "noise"_a = py::none(), py::kw_only(), "out"_a, "stream"_a = 0,
         "out = sample_scale * sample + prediction_scale * (weights . prediction) + noise_scale * noise, per "

@@ -34,9 +34,9 @@ struct Fiber {
   ucontext_t start;
   jmp_buf resume;
   bool started = false, finished = false;
-  int barriers = 0;         // block barriers that it has reached
-  int meetings = 0;         // warp instructions that it has reached
-  std::vector<Copy> open;   // copies not yet committed
+  int barriers = 0;        // block barriers that it has reached
+  int meetings = 0;        // warp instructions that it has reached
+  std::vector<Copy> open;  // copies not yet committed
   std::vector<std::vector<Copy>> groups;
 };
 
@@ -186,8 +186,8 @@ Lanes meet(Instruction instruction, int variant, const uint32_t* words, int coun
 void load_matrices(uint32_t* r, const void* row, int count, bool transposed) {
   const bool named = machine.current % kLanes < 8 * count;
   const uint64_t address = named ? reinterpret_cast<uint64_t>(row) : 0;
-  if (named &&
-      (address % 16 || row < machine.shared || static_cast<const char*>(row) + 16 > machine.shared + machine.shared_bytes))
+  if (named && (address % 16 || row < machine.shared ||
+                static_cast<const char*>(row) + 16 > machine.shared + machine.shared_bytes))
     fail("a matrix row outside shared memory or not 16-byte aligned");
   const uint32_t words[2] = {static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32)};
   // The last lane reads for all: a lane that goes on may write to where another would have read.
@@ -220,12 +220,24 @@ void multiply(float* c, const uint32_t* a, const uint32_t* b, int depth, void (*
 
 using emulator::machine;
 
-int thread_index() { return machine.current; }
-int block_x() { return machine.block.x; }
-int block_y() { return machine.block.y; }
-int block_z() { return machine.block.z; }
-int grid_x() { return machine.grid.x; }
-char* shared_memory() { return machine.shared; }
+int thread_index() {
+  return machine.current;
+}
+int block_x() {
+  return machine.block.x;
+}
+int block_y() {
+  return machine.block.y;
+}
+int block_z() {
+  return machine.block.z;
+}
+int grid_x() {
+  return machine.grid.x;
+}
+char* shared_memory() {
+  return machine.shared;
+}
 
 void sync_block() {
   const int reached = ++machine.fibers[machine.current].barriers;
@@ -269,7 +281,9 @@ void wait_copies(int pending) {
   groups.erase(groups.begin(), groups.begin() + done);
 }
 
-int device_count() { return 1; }
+int device_count() {
+  return 1;
+}
 void check_device() {}
 void check_call(int, const char*) {}
 

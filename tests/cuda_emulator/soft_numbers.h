@@ -45,12 +45,17 @@ inline uint32_t encode(float x, int exponent_bits, int mantissa_bits, bool finit
   std::frexp(a, &exponent);  // a = m * 2^exponent, m in [0.5, 1)
   exponent = std::max(exponent - 1, 1 - bias);
   const float steps = std::nearbyint(std::ldexp(a, mantissa_bits - exponent));
-  const uint32_t code = static_cast<uint32_t>(steps) + (static_cast<uint32_t>(exponent + bias - 1) << mantissa_bits);
+  const uint32_t code =
+      static_cast<uint32_t>(steps) + (static_cast<uint32_t>(exponent + bias - 1) << mantissa_bits);
   return sign | (code > largest ? overflow : code);
 }
 
-inline float to_float(float x) { return x; }
-inline float to_float(bfloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
+inline float to_float(float x) {
+  return x;
+}
+inline float to_float(bfloat16 x) {
+  return bits_float(static_cast<uint32_t>(x.bits) << 16);
+}
 inline float to_float(float16 x) {
   static const std::vector<float> all = [] {
     std::vector<float> values(1 << 16);
@@ -59,7 +64,9 @@ inline float to_float(float16 x) {
   }();
   return all[x.bits];
 }
-inline float to_float(float8_e4m3 x) { return decode(x.bits, 4, 3, true); }
+inline float to_float(float8_e4m3 x) {
+  return decode(x.bits, 4, 3, true);
+}
 
 template <class T>
 inline T from_float(float x) {

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cuda_build
 import pytest
+import torch
+from cuda_arrays import CudaOps
 
 from pyengine import _C
 
@@ -13,3 +16,23 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_cpu_isa(request.param)
     yield request.param
     _C.set_cpu_isa("auto")
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> CudaOps:
+    """The CUDA module on the emulator: the kernels' own source, run by this CPU."""
+    made = cuda_build.build(tmp_path_factory.mktemp("cuda_emulated"))
+    if isinstance(made, str):
+        pytest.skip(f"cannot build the CUDA emulator: {made}")
+    return CudaOps(made, "cpu")
+
+
+@pytest.fixture(params=["emulated", "gpu"])
+def cuda_ops(request: pytest.FixtureRequest) -> CudaOps:
+    """The CUDA module on the emulator, and on a GPU where there is one that it was built for."""
+    if request.param == "emulated":
+        return request.getfixturevalue("emulated_ops")
+    module = pytest.importorskip("pyengine._cuda", reason="pyengine was built without CUDA")
+    if not torch.cuda.is_available() or not module.device_count():
+        pytest.skip("no GPU, or a PyTorch without CUDA")
+    return CudaOps(module, "cuda")

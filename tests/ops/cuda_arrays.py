@@ -73,7 +73,9 @@ class CudaOps:
             arrays["append_slot"] = self.put(torch.tensor(append_slot))
         if workspace:
             scope = attributes.get("scope", "temporal")
-            size = self.module.frame_window_attention_workspace(arrays["qkv"], arrays["ring_key"], scope=scope)
+            size = self.module.frame_window_attention_workspace(
+                arrays["qkv"], arrays["ring_key"], scope=scope
+            )
             arrays["workspace"] = self.put(torch.full((size,), 255, dtype=torch.uint8)) if size else None
         self.module.frame_window_attention(**arrays, **attributes)
         kept = {name: arrays[name] for name in ("out", "ring_key", "ring_value")}

@@ -48,12 +48,10 @@ def build(folder: Path) -> ModuleType | str:
     def compile_one(item: tuple[int, Path]) -> Path:
         index, source = item
         made = folder / f"{index}.o"
-        subprocess.run(
-            [compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(made)],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        command = [compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{source.name} does not compile:\n{done.stderr[:4000]}")
         return made
 
     library = folder / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"

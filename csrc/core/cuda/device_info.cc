@@ -23,17 +23,18 @@ void check_device() {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess && count > 0) return;
   cudaGetLastError();
-  throw std::runtime_error(std::string("[cuda] expected an NVIDIA device with its driver but got: ") +
-                           (error == cudaSuccess ? "no CUDA-capable device is detected" : cudaGetErrorString(error)) +
-                           "; install the driver (nvidia-smi shows it) or use a CPU backend");
+  throw std::runtime_error(
+      std::string("[cuda] expected an NVIDIA device with its driver but got: ") +
+      (error == cudaSuccess ? "no CUDA-capable device is detected" : cudaGetErrorString(error)) +
+      "; install the driver (nvidia-smi shows it) or use a CPU backend");
 }
 
 void check_call(int error, const char* what) {
   if (error == cudaSuccess) return;
   check_device();  // says it better where the driver is what is missing
   cudaGetLastError();
-  throw std::runtime_error(std::string("[cuda] ") + what + " failed: " +
-                           cudaGetErrorString(static_cast<cudaError_t>(error)));
+  throw std::runtime_error(std::string("[cuda] ") + what +
+                           " failed: " + cudaGetErrorString(static_cast<cudaError_t>(error)));
 }
 
 void launch_kernel(const void* kernel, const Grid& grid, int threads, int64_t shared_bytes, void* stream,
@@ -53,7 +54,8 @@ const DeviceInfo& device_info() {
   static std::vector<DeviceInfo> known(64, DeviceInfo{});
   int device = 0;
   check_call(cudaGetDevice(&device), "asking for the current device");
-  if (device >= static_cast<int>(known.size())) throw std::runtime_error("[cuda] expected at most 64 devices");
+  if (device >= static_cast<int>(known.size()))
+    throw std::runtime_error("[cuda] expected at most 64 devices");
   std::lock_guard<std::mutex> lock(mutex);
   DeviceInfo& info = known[device];
   if (info.processors) return info;

@@ -15,6 +15,8 @@ struct Indices {
   }
 };
 
-inline Indices indices(const Tensor& t) { return {t.data, t.dtype == DType::int64}; }
+inline Indices indices(const Tensor& t) {
+  return {t.data, t.dtype == DType::int64};
+}
 
 }  // namespace pyengine::cuda

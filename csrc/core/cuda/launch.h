@@ -1,5 +1,5 @@
-// Launching kernels: `launch(kernel, grid, threads, shared_bytes, stream, arguments...)`, and errors as exceptions.
-// The tests' emulator defines the same functions, so callers are ordinary C++.
+// Launching kernels: `launch(kernel, grid, threads, shared_bytes, stream, arguments...)`, and errors as
+// exceptions. The tests' emulator defines the same functions, so callers are ordinary C++.
 #pragma once
 
 #include <cstdint>

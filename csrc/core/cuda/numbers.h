@@ -5,16 +5,12 @@
 #include <cstring>
 
 #include "core/bfloat16.h"
+#include "core/cuda/qualifiers.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
-#define PYENGINE_DEVICE __device__ __forceinline__
-#define PYENGINE_BOTH __host__ __device__ __forceinline__
-#else
-#define PYENGINE_DEVICE inline
-#define PYENGINE_BOTH inline
 #endif
 
 namespace pyengine {
@@ -44,9 +40,15 @@ struct alignas(8) Pair {
 
 #ifdef __CUDACC__
 
-PYENGINE_DEVICE float to_float(float x) { return x; }
-PYENGINE_DEVICE float to_float(bfloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
-PYENGINE_DEVICE float to_float(float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+PYENGINE_DEVICE float to_float(float x) {
+  return x;
+}
+PYENGINE_DEVICE float to_float(bfloat16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
+PYENGINE_DEVICE float to_float(float16 x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
 PYENGINE_DEVICE float to_float(float8_e4m3 x) {
   const __half_raw h = __nv_cvt_fp8_to_halfraw(x.bits, __NV_E4M3);
   return __half2float(__half(h));
@@ -97,7 +99,9 @@ namespace pyengine::cuda {
 template <class T>
 PYENGINE_DEVICE Words4 widen(const float8_e4m3* x, float scale) {
   const uint64_t bytes = *reinterpret_cast<const uint64_t*>(x);
-  const auto value = [&](int i) { return to_float(float8_e4m3{static_cast<uint8_t>(bytes >> (8 * i))}) * scale; };
+  const auto value = [&](int i) {
+    return to_float(float8_e4m3{static_cast<uint8_t>(bytes >> (8 * i))}) * scale;
+  };
   Words4 y;
   for (int i = 0; i < 4; ++i) y.w[i] = pack<T>(value(2 * i), value(2 * i + 1));
   return y;

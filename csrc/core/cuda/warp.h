@@ -1,6 +1,6 @@
-// The words kernels are written in: threads, barriers, shuffles, asynchronous copies and tensor-core products.
-// nvcc gets instructions; the tests' emulator (tests/cuda_emulator) defines the same words for an ordinary
-// processor, so that the very kernels that run on a GPU are checked without one.
+// The words kernels are written in: threads, barriers, shuffles, asynchronous copies and tensor-core
+// products. nvcc gets instructions; the tests' emulator (tests/cuda_emulator) defines the same words for an
+// ordinary processor, so that the very kernels that run on a GPU are checked without one.
 #pragma once
 
 #include <cstdint>
@@ -15,20 +15,36 @@
 
 namespace pyengine::cuda {
 
-PYENGINE_DEVICE int thread_index() { return threadIdx.x; }
-PYENGINE_DEVICE int block_x() { return blockIdx.x; }
-PYENGINE_DEVICE int block_y() { return blockIdx.y; }
-PYENGINE_DEVICE int block_z() { return blockIdx.z; }
-PYENGINE_DEVICE int grid_x() { return gridDim.x; }
+PYENGINE_DEVICE int thread_index() {
+  return threadIdx.x;
+}
+PYENGINE_DEVICE int block_x() {
+  return blockIdx.x;
+}
+PYENGINE_DEVICE int block_y() {
+  return blockIdx.y;
+}
+PYENGINE_DEVICE int block_z() {
+  return blockIdx.z;
+}
+PYENGINE_DEVICE int grid_x() {
+  return gridDim.x;
+}
 
 PYENGINE_DEVICE char* shared_memory() {
   extern __shared__ __align__(16) char memory[];
   return memory;
 }
 
-PYENGINE_DEVICE void sync_block() { __syncthreads(); }
-PYENGINE_DEVICE void sync_warp() { __syncwarp(); }
-PYENGINE_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+PYENGINE_DEVICE void sync_block() {
+  __syncthreads();
+}
+PYENGINE_DEVICE void sync_warp() {
+  __syncwarp();
+}
+PYENGINE_DEVICE float shuffle_xor(float x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
 
 PYENGINE_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -40,15 +56,18 @@ PYENGINE_DEVICE void copy_async(void* to, const void* from, bool valid) {
                "r"(valid ? 16 : 0)
                : "memory");
 }
-PYENGINE_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+PYENGINE_DEVICE void commit_copies() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
 // Waits until at most `pending` of this thread's latest groups are still under way.
 template <int pending>
 PYENGINE_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
-// 8x8 matrices of 16-bit values from shared memory: lane i names row i % 8 of matrix i / 8, 16-byte aligned; lane
-// (g, t) = (lane / 4, lane % 4) gets columns 2t, 2t + 1 of row g of each. Transposed: rows 2t, 2t + 1 of column g.
+// 8x8 matrices of 16-bit values from shared memory: lane i names row i % 8 of matrix i / 8, 16-byte aligned;
+// lane (g, t) = (lane / 4, lane % 4) gets columns 2t, 2t + 1 of row g of each. Transposed: rows 2t, 2t + 1 of
+// column g.
 PYENGINE_DEVICE void load_matrices4(uint32_t* r, const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -74,8 +93,9 @@ PYENGINE_DEVICE void load_matrices2_transposed(uint32_t* r, const void* row) {
                : "memory");
 }
 
-// c [16,8] += a [16,16] b [16,8], fp32 sums. Lane (g, t) holds c rows g, g + 8 columns 2t, 2t + 1; a rows g, g + 8
-// of columns 2t, 2t + 1, then of columns 2t + 8, 2t + 9; b rows 2t, 2t + 1, then 2t + 8, 2t + 9 of column g.
+// c [16,8] += a [16,16] b [16,8], fp32 sums. Lane (g, t) holds c rows g, g + 8 columns 2t, 2t + 1; a rows g,
+// g + 8 of columns 2t, 2t + 1, then of columns 2t + 8, 2t + 9; b rows 2t, 2t + 1, then 2t + 8, 2t + 9 of
+// column g.
 template <class T>
 PYENGINE_DEVICE void multiply16(float* c, const uint32_t* a, const uint32_t* b) {
   if constexpr (sizeof(T) == 2 && kIsBfloat16<T>)
@@ -111,8 +131,12 @@ PYENGINE_DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-PYENGINE_DEVICE float inverse_root(float x) { return rsqrtf(x); }
-PYENGINE_DEVICE void sine_cosine_pi(float x, float* sine, float* cosine) { sincospif(x, sine, cosine); }
+PYENGINE_DEVICE float inverse_root(float x) {
+  return rsqrtf(x);
+}
+PYENGINE_DEVICE void sine_cosine_pi(float x, float* sine, float* cosine) {
+  sincospif(x, sine, cosine);
+}
 
 }  // namespace pyengine::cuda
 #endif
@@ -121,8 +145,12 @@ namespace pyengine::cuda {
 
 constexpr int kWarp = 32;
 
-PYENGINE_DEVICE int lane_index() { return thread_index() % kWarp; }
-PYENGINE_DEVICE int warp_index() { return thread_index() / kWarp; }
+PYENGINE_DEVICE int lane_index() {
+  return thread_index() % kWarp;
+}
+PYENGINE_DEVICE int warp_index() {
+  return thread_index() / kWarp;
+}
 
 // Over the lanes that differ in the bits below `width`.
 template <int width>

@@ -52,7 +52,8 @@ PYENGINE_DEVICE void write(float* y, int64_t i, int count, bool aligned, const F
 template <class T>
 PYENGINE_KERNEL(kThreads, 1)
 denoise_step_kernel(const DenoiseStepParams p) {
-  const int64_t frame = block_y(), first = (static_cast<int64_t>(block_x()) * kThreads + thread_index()) * kValues;
+  const int64_t frame = block_y(),
+                first = (static_cast<int64_t>(block_x()) * kThreads + thread_index()) * kValues;
   if (first >= p.values) return;
   const int count = static_cast<int>(p.values - first < kValues ? p.values - first : kValues);
   const float scale = p.sample_scale[frame], prediction = p.prediction_scale[frame];

@@ -10,10 +10,10 @@
 namespace pyengine::ops::cuda {
 
 // Compiled in files of their own: cuda_instance.cu.in.
-#define PYENGINE_INSTANCE(T, D)                                                                   \
-  template <>                                                                                     \
-  void launch_temporal<T, D>(const AttentionParams& p, const AttentionLaunch& l, void* stream);   \
-  template <>                                                                                     \
+#define PYENGINE_INSTANCE(T, D)                                                                 \
+  template <>                                                                                   \
+  void launch_temporal<T, D>(const AttentionParams& p, const AttentionLaunch& l, void* stream); \
+  template <>                                                                                   \
   void launch_frame<T, D>(const AttentionParams& p, const AttentionLaunch& l, void* stream);
 PYENGINE_INSTANCE(bfloat16, 64)
 PYENGINE_INSTANCE(bfloat16, 72)
@@ -25,7 +25,9 @@ PYENGINE_INSTANCE(float16, 128)
 
 namespace {
 
-bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
+bool aligned(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+}
 
 AttentionShape shape_of(const FrameWindowAttention& op) {
   const int64_t* s = op.qkv.shape;
@@ -33,13 +35,15 @@ AttentionShape shape_of(const FrameWindowAttention& op) {
   return {op.scope, op.qkv.dtype, s[0], s[1], s[2], s[4], s[5], op.ring_key.shape[1], all};
 }
 
-// Turns per frame of every pair, as fractions of 2^64: theta^(-2k / rotary_dim) / (2 pi), whole turns left out.
+// Turns per frame of every pair, as fractions of 2^64: theta^(-2k / rotary_dim) / (2 pi), whole turns left
+// out.
 void fill_frequencies(const FrameWindowAttention& op, uint64_t* frequency) {
   const long double turn = 2 * 3.14159265358979323846264338327950288L;
   for (int64_t k = 0; k < op.rotary_dim / 2; ++k) {
-    const long double turns = std::pow(static_cast<long double>(op.theta),
-                                       -2.0L * static_cast<long double>(k) / static_cast<long double>(op.rotary_dim)) /
-                              turn;
+    const long double turns =
+        std::pow(static_cast<long double>(op.theta),
+                 -2.0L * static_cast<long double>(k) / static_cast<long double>(op.rotary_dim)) /
+        turn;
     frequency[k] = static_cast<uint64_t>(std::ldexp(turns - std::floor(turns), 64));
   }
 }
@@ -53,10 +57,14 @@ AttentionParams params_of(const FrameWindowAttention& op, const AttentionShape& 
   p.reach = indices(op.reach), p.append_slot = indices(op.append_slot);
   p.q_gain = op.q_gain.as<float>(), p.k_gain = op.k_gain.as<float>();
   p.key_scale = op.ring_key_scale.as<float>(), p.value_scale = op.ring_value_scale.as<float>();
-  p.batch = static_cast<int>(s.batch), p.frames = static_cast<int>(s.frames), p.tokens = static_cast<int>(s.tokens);
-  p.heads = static_cast<int>(s.heads), p.head_dim = static_cast<int>(s.head_dim), p.ring = static_cast<int>(s.ring);
+  p.batch = static_cast<int>(s.batch), p.frames = static_cast<int>(s.frames),
+  p.tokens = static_cast<int>(s.tokens);
+  p.heads = static_cast<int>(s.heads), p.head_dim = static_cast<int>(s.head_dim),
+  p.ring = static_cast<int>(s.ring);
   p.mask = op.mask;
-  p.rotation = op.rotary_dim == 0 ? Rotation::none : op.interleaved ? Rotation::interleaved : Rotation::halves;
+  p.rotation = op.rotary_dim == 0 ? Rotation::none
+               : op.interleaved   ? Rotation::interleaved
+                                  : Rotation::halves;
   p.rotary_dim = static_cast<int>(op.rotary_dim);
   p.epsilon = static_cast<float>(op.epsilon);
   p.inverse_dim = 1.0f / static_cast<float>(s.head_dim);
@@ -74,7 +82,8 @@ unsigned row_blocks(const AttentionParams& p) {
 
 template <class T>
 void launch_rows(const AttentionParams& p, const AttentionLaunch& l, Scope scope, void* stream) {
-  static_assert(sizeof(RowsScratch) * kRowsWarps == 4 * (2 * 256 + 32) * 4, "heuristics count the same bytes");
+  static_assert(sizeof(RowsScratch) * kRowsWarps == 4 * (2 * 256 + 32) * 4,
+                "heuristics count the same bytes");
   launch(scope == Scope::temporal ? rows_kernel<T, true> : rows_kernel<T, false>, {row_blocks(p)}, l.threads,
          l.shared_bytes, stream, p);
 }
@@ -110,7 +119,8 @@ void run16(const AttentionParams& p, const AttentionLaunch& l, Scope scope, void
 
 int64_t frame_window_attention_workspace(const FrameWindowAttention& op) {
   check(op.qkv.rank == 6 && op.ring_key.rank == 5,
-        "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] and ring_key [batch, ring, "
+        "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] and ring_key "
+        "[batch, ring, "
         "tokens, heads, head_dim] but got ",
         op.qkv, " and ", op.ring_key);
   check(op.qkv.size() > 0, "[frame_window_attention] expected qkv with values but got ", op.qkv);

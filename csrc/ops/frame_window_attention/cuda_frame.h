@@ -1,9 +1,9 @@
 // Scope "frame" on tensor cores: blocked attention with an online softmax, long keys, four warps per block.
 //
-// A block has queries of one frame and walks over tiles of 64 keys, each of one visible frame, so no tile needs a mask.
-// Keys are never rotated: R_i q . R_j k = (R_{i-j} q) . k, so queries are turned once per visible frame instead, in
-// shared memory, and tiles of a ring are used as they lie. Active keys are not normalised either: their gain goes into
-// the turned queries and their norm scales the columns of scores.
+// A block has queries of one frame and walks over tiles of 64 or 32 keys, each of one visible frame, so no
+// tile needs a mask. Keys are never rotated: R_i q . R_j k = (R_{i-j} q) . k, so queries are turned once per
+// visible frame instead, in shared memory, and tiles of a ring are used as they lie. Active keys are not
+// normalised either: their gain goes into the turned queries and their norm scales the columns of scores.
 #pragma once
 
 #include "ops/frame_window_attention/cuda_layout.h"
@@ -11,7 +11,8 @@
 
 namespace pyengine::ops::cuda {
 
-// `tiles` query tiles of 16 rows per warp. More mean fewer reads of shared memory per product, and more registers.
+// `tiles` query tiles of 16 rows per warp. More mean fewer reads of shared memory per product, and more
+// registers.
 template <class T, int D, int tiles>
 struct Frame {
   static constexpr int kRow = kStride<D>;
@@ -19,7 +20,8 @@ struct Frame {
   static constexpr int kWarps = kBlockThreads / kWarp;
   static constexpr int kWarpRows = tiles * kTile;
   static constexpr int kQueryRows = kWarps * kWarpRows;
-  static constexpr int kColumns = kChunk / 8;  // score tiles
+  static constexpr int kKeys = frame_keys(D, tiles);
+  static constexpr int kColumns = kKeys / 8;  // score tiles
 
   const AttentionParams& p;
   const FrameLayout layout;
@@ -30,7 +32,7 @@ struct Frame {
   T *query, *keys, *values;  // `query`: of this warp
 
   PYENGINE_DEVICE explicit Frame(const AttentionParams& params)
-      : p(params), layout(D, kRow, p.ring + p.frames, kQueryRows) {
+      : p(params), layout(D, kRow, p.ring + p.frames, tiles) {
     const int blocks = (p.tokens + kQueryRows - 1) / kQueryRows;
     i = p.frames - 1 - block_x() / blocks;  // the last frames see most, so they start first
     first = block_x() % blocks * kQueryRows;
@@ -39,7 +41,8 @@ struct Frame {
     query_gain = reinterpret_cast<float*>(memory + layout.gains), key_gain = query_gain + D;
     turns = reinterpret_cast<Pair*>(memory + layout.turns) + warp_index() * (D / 2);
     key_norm = reinterpret_cast<float*>(memory + layout.key_norm);
-    list = reinterpret_cast<int*>(memory + layout.list), flags = reinterpret_cast<int*>(memory + layout.flags);
+    list = reinterpret_cast<int*>(memory + layout.list),
+    flags = reinterpret_cast<int*>(memory + layout.flags);
     query = reinterpret_cast<T*>(memory + layout.query) + warp_index() * kWarpRows * kRow;
     keys = reinterpret_cast<T*>(memory + layout.keys);
     values = reinterpret_cast<T*>(memory + layout.values);
@@ -50,7 +53,7 @@ struct Frame {
     int entry, token, left;
   };
   PYENGINE_DEVICE void advance(Place& at) const {
-    at.token += kChunk, --at.left;
+    at.token += kKeys, --at.left;
     if (at.token >= p.tokens) at.token = 0, ++at.entry;
   }
 
@@ -71,10 +74,11 @@ struct Frame {
     int count = 0;
     for (int s = 0; s < sources; ++s) count += flags[s];
     sync_block();
-    const int frame_tiles = (p.tokens + kChunk - 1) / kChunk;
+    const int frame_tiles = (p.tokens + kKeys - 1) / kKeys;
     const int64_t all = static_cast<int64_t>(count) * frame_tiles;
-    const int begin = static_cast<int>(all * split / p.splits), end = static_cast<int>(all * (split + 1) / p.splits);
-    return {begin / frame_tiles, begin % frame_tiles * kChunk, end - begin};
+    const int begin = static_cast<int>(all * split / p.splits),
+              end = static_cast<int>(all * (split + 1) / p.splits);
+    return {begin / frame_tiles, begin % frame_tiles * kKeys, end - begin};
   }
 
   PYENGINE_DEVICE void load(const Place& at, int stage) {
@@ -82,11 +86,11 @@ struct Frame {
     const bool in_ring = source < p.ring;
     const int64_t step = static_cast<int64_t>(p.heads) * D * (in_ring ? 1 : 3);
     const int64_t offset = in_ring ? slot_offset(p, b, source, at.token, h) : 0;
-    T *key_tile = keys + stage * kChunk * kRow, *value_tile = values + stage * kChunk * kRow;
+    T *key_tile = keys + stage * kKeys * kRow, *value_tile = values + stage * kKeys * kRow;
     if (in_ring && p.key_scale) {
       const auto *key = static_cast<const float8_e4m3*>(p.ring_key) + offset,
                  *value = static_cast<const float8_e4m3*>(p.ring_value) + offset;
-      for (int e = thread_index(); e < kChunk * kUnits; e += kBlockThreads) {
+      for (int e = thread_index(); e < kKeys * kUnits; e += kBlockThreads) {
         const int row = e / kUnits, unit = e % kUnits;
         Words4 k{}, v{};
         if (row < rows) {
@@ -101,10 +105,10 @@ struct Frame {
                              : active_row<T>(p, b, source - p.ring, at.token, kKey, h);
       const T* value = in_ring ? static_cast<const T*>(p.ring_value) + offset
                                : active_row<T>(p, b, source - p.ring, at.token, kValue, h);
-#pragma unroll
-      for (int k = 0; k < (kChunk * kUnits + kBlockThreads - 1) / kBlockThreads; ++k) {
+#pragma unroll 2
+      for (int k = 0; k < (kKeys * kUnits + kBlockThreads - 1) / kBlockThreads; ++k) {
         const int e = thread_index() + k * kBlockThreads;
-        if (kChunk * kUnits % kBlockThreads && e >= kChunk * kUnits) break;
+        if (kKeys * kUnits % kBlockThreads && e >= kKeys * kUnits) break;
         const int row = e / kUnits, unit = e % kUnits;
         const bool valid = row < rows;
         const int64_t from = valid ? row * step : 0;  // never an address past the array
@@ -117,7 +121,7 @@ struct Frame {
 
   // This warp's queries, normalised and turned to the frame at hand: R_{i-j}, then the gain of active keys.
   PYENGINE_DEVICE void turn_queries(int source) {
-    const int lane = lane_index(), g = lane / 4, t = lane % 4;
+    const int lane = lane_index(), g = lane / 4;
     const int64_t distance = index_of(p, p.ring + i) - index_of(p, source);
     sync_warp();  // nobody reads the last frame's queries any more
     if (p.rotation != Rotation::none)
@@ -129,10 +133,8 @@ struct Frame {
     for (int row = g; row < kWarpRows; row += 8) {
       const int n = first + warp_index() * kWarpRows + row;
       const T* from = active_row<T>(p, b, i, n < p.tokens ? n : p.tokens - 1, kQuery, h);
-      RowWords<D> x = load_row<T, D>(from, t);
-      const float norm = p.q_gain ? inverse_rms<T, D>(p, x) : 1;
-      x = turn_row<T, D>(p, x, from, t, norm, query_gain, turns, after);
-      store_row<T, D>(query + row * kRow, t, x);
+      const float norm = p.q_gain ? inverse_rms<T, D>(p, from) : 1;
+      turn_row<T, D>(query + row * kRow, Turn<T>{p, from, norm, query_gain, turns, after});
     }
     sync_warp();
   }
@@ -140,8 +142,8 @@ struct Frame {
   // Inverse root mean squares of a tile of active keys. A quad per row.
   PYENGINE_DEVICE void norm_keys(int stage) {
     const int t = lane_index() % 4;
-    for (int row = thread_index() / 4; row < kChunk; row += kBlockThreads / 4) {
-      const float norm = inverse_rms<T, D>(p, load_row<T, D>(keys + (stage * kChunk + row) * kRow, t));
+    for (int row = thread_index() / 4; row < kKeys; row += kBlockThreads / 4) {
+      const float norm = inverse_rms<T, D>(p, keys + (stage * kKeys + row) * kRow);
       if (t == 0) key_norm[row] = norm;
     }
   }
@@ -151,7 +153,7 @@ struct Frame {
 
   PYENGINE_DEVICE void score(int stage, Scores* s) {
     const int lane = lane_index();
-    const T* key = keys + (stage * kChunk + lane % 8 + lane / 16 * 8) * kRow + lane / 8 % 2 * 8;
+    const T* key = keys + (stage * kKeys + lane % 8 + lane / 16 * 8) * kRow + lane / 8 % 2 * 8;
     const T* row = query + lane % 16 * kRow + lane / 16 * 8;
 #pragma unroll
     for (int m = 0; m < tiles; ++m)
@@ -174,7 +176,7 @@ struct Frame {
       }
     }
     if constexpr (D % 16) {  // 8 products are left
-      const T* key_tail = keys + (stage * kChunk + lane % 16) * kRow + D - 8;
+      const T* key_tail = keys + (stage * kKeys + lane % 16) * kRow + D - 8;
       const T* row_tail = query + lane % 16 * kRow + D - 8;
       uint32_t a[tiles][2];
 #pragma unroll
@@ -210,7 +212,7 @@ struct Frame {
       turned = source;
       Scores s[tiles];
       score(stage, s);
-      if (normalises || columns < kChunk) {
+      if (normalises || columns < kKeys) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j)
 #pragma unroll
@@ -235,8 +237,8 @@ struct Frame {
         }
       }
 #pragma unroll
-      for (int k = 0; k < kChunk / 16; ++k)
-        add_values<T, D, tiles, kColumns>(o, s, k, values + (stage * kChunk + 16 * k) * kRow);
+      for (int k = 0; k < kKeys / 16; ++k)
+        add_values<T, D, tiles, kColumns>(o, s, k, values + (stage * kKeys + 16 * k) * kRow);
       stage ^= 1;
     }
   }
@@ -265,7 +267,8 @@ struct Frame {
         const float sum = sum_over<4>(state[m].sum[r]);
         const int n = first + warp_index() * kWarpRows + m * kTile + g + 8 * r;
         if (n >= p.tokens) continue;
-        const int64_t row = split * rows + ((static_cast<int64_t>(b) * p.frames + i) * p.tokens + n) * p.heads + h;
+        const int64_t row =
+            split * rows + ((static_cast<int64_t>(b) * p.frames + i) * p.tokens + n) * p.heads + h;
         Pair* to = reinterpret_cast<Pair*>(p.partial + row * D);
 #pragma unroll
         for (int j = 0; j < D / 8; ++j) to[4 * j + t] = {o[m][j][2 * r], o[m][j][2 * r + 1]};

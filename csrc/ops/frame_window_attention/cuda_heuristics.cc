@@ -11,21 +11,27 @@ namespace {
 
 using pyengine::cuda::DeviceInfo;
 
-constexpr int64_t kReserved = 1024;     // bytes of shared memory that the system takes per block
-constexpr int64_t kBlocksByRegisters = 4;  // of 128 threads with 128 registers each
+constexpr int64_t kReserved = 1024;  // bytes of shared memory that the system takes per block
+// Blocks of a processor that its 65,536 registers have room for: 168 or 255 for each of 128 threads.
+int64_t blocks_by_registers(int64_t head_dim) {
+  return head_dim > 72 ? 2 : 3;
+}
 constexpr int kRowsPerBlock = 4;
 constexpr int64_t kRowsScratchBytes = 4 * (2 * 256 + 32) * 4;
 
-int stride(int64_t head_dim) { return static_cast<int>(head_dim / 8 % 2 ? head_dim : head_dim + 8); }
+int stride(int64_t head_dim) {
+  return static_cast<int>(head_dim / 8 % 2 ? head_dim : head_dim + 8);
+}
 
-int64_t resident(int64_t shared_bytes, const DeviceInfo& device) {
+int64_t resident(int64_t shared_bytes, int64_t head_dim, const DeviceInfo& device) {
   if (shared_bytes > device.block_bytes) return 0;
-  return std::min(kBlocksByRegisters, device.processor_bytes / (shared_bytes + kReserved));
+  return std::min(blocks_by_registers(head_dim), device.processor_bytes / (shared_bytes + kReserved));
 }
 
 bool has_tensor_core_kernel(const AttentionShape& s) {
   const bool head = s.head_dim == 64 || s.head_dim == 72 || s.head_dim == 128;
-  return head && s.aligned && (s.dtype == DType::bfloat16 || s.dtype == DType::float16);
+  return head && s.aligned && s.frames + s.ring <= kMaxSources &&
+         (s.dtype == DType::bfloat16 || s.dtype == DType::float16);
 }
 
 AttentionLaunch rows_launch(const AttentionShape& s) {
@@ -35,17 +41,18 @@ AttentionLaunch rows_launch(const AttentionShape& s) {
   return l;
 }
 
-// Two blocks per processor at least, so that one computes while the other waits; then two stages, so that copies
-// overlap with computing inside a block too; then as many sequences as there are warps.
+// Two blocks per processor at least, so that one computes while the other waits; then two stages, so that
+// copies overlap with computing inside a block too; then as many sequences as there are warps.
 bool temporal_launch(const AttentionShape& s, const DeviceInfo& device, AttentionLaunch* l) {
   const int64_t tiles = (s.frames + kTile - 1) / kTile;
   l->team = tiles == 1 ? 1 : tiles == 2 ? 2 : 4;
   for (int64_t enough : {2, 1})
     for (int64_t sequences = std::min<int64_t>(4 / l->team, s.heads); sequences; sequences /= 2)
       for (int stages : {2, 1}) {
-        const TemporalLayout layout(static_cast<int>(s.head_dim), stride(s.head_dim), static_cast<int>(s.frames),
-                                    static_cast<int>(s.ring), static_cast<int>(sequences), stages);
-        const int64_t blocks = resident(layout.bytes, device);
+        const TemporalLayout layout(static_cast<int>(s.head_dim), stride(s.head_dim),
+                                    static_cast<int>(s.frames), static_cast<int>(s.ring),
+                                    static_cast<int>(sequences), stages);
+        const int64_t blocks = resident(layout.bytes, s.head_dim, device);
         if (blocks < enough) continue;
         const int64_t items = s.tokens * ((s.heads + sequences - 1) / sequences);
         l->kernel = Kernel::temporal;
@@ -61,20 +68,22 @@ bool temporal_launch(const AttentionShape& s, const DeviceInfo& device, Attentio
 bool frame_launch(const AttentionShape& s, const DeviceInfo& device, bool may_split, AttentionLaunch* l) {
   const int sources = static_cast<int>(s.ring + s.frames);
   const auto layout = [&](int tiles) {
-    return FrameLayout(static_cast<int>(s.head_dim), stride(s.head_dim), sources, 4 * tiles * kTile);
+    return FrameLayout(static_cast<int>(s.head_dim), stride(s.head_dim), sources, tiles);
   };
   const auto blocks = [&](int tiles) {
     return s.batch * s.heads * s.frames * ((s.tokens + 4 * tiles * kTile - 1) / (4 * tiles * kTile));
   };
-  // Two tiles per warp halve the reads of shared memory per product; not where that leaves processors idle, or where
-  // most of the second tile would be past the frame's tokens.
-  const bool large = s.tokens > 4 * kTile && resident(layout(2).bytes, device) > 0 && blocks(2) >= device.processors;
+  // Two tiles per warp halve the reads of shared memory per product; not where that leaves processors idle,
+  // or where most of the second tile would be past the frame's tokens.
+  const bool large = s.tokens > 4 * kTile && resident(layout(2).bytes, s.head_dim, device) > 0 &&
+                     blocks(2) >= device.processors;
   l->query_tiles = large ? 2 : 1;
   l->shared_bytes = layout(l->query_tiles).bytes;
-  const int64_t fitting = std::min<int64_t>(2, resident(l->shared_bytes, device));
+  const int64_t fitting = std::min<int64_t>(2, resident(l->shared_bytes, s.head_dim, device));
   if (fitting == 0) return false;
   l->kernel = Kernel::frame;
-  const int64_t key_tiles = sources * ((s.tokens + kChunk - 1) / kChunk);
+  const int keys = frame_keys(static_cast<int>(s.head_dim), l->query_tiles);
+  const int64_t key_tiles = sources * ((s.tokens + keys - 1) / keys);
   if (may_split) l->splits = num_splits(blocks(l->query_tiles), device.processors * fitting, key_tiles);
   l->grid_x = blocks(l->query_tiles) / s.batch / s.heads;
   l->grid_y = s.heads;

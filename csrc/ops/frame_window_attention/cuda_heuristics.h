@@ -1,4 +1,5 @@
-// Which kernel serves a shape on a device, and how it is launched. Pure functions of ordinary C++: tested without a GPU.
+// Which kernel serves a shape on a device, and how it is launched. Pure functions of ordinary C++: tested
+// without a GPU.
 #pragma once
 
 #include "core/cuda/device_info.h"

@@ -1,5 +1,5 @@
-// The kernel for everything: any head size up to 256, any dtype. One warp per query row, 32 keys at a time, float32
-// throughout. Also the kernel that appends after scope "frame".
+// The kernel for everything: any head size up to 256, any dtype. One warp per query row, 32 keys at a time,
+// float32 throughout. Also the kernel that appends after scope "frame".
 #pragma once
 
 #include "ops/frame_window_attention/cuda_window.h"
@@ -25,8 +25,8 @@ PYENGINE_DEVICE float ring_value_at(const void* ring, int64_t offset, int d, con
 template <class T>
 struct RowReader {
   const AttentionParams& p;
-  const T* row;     // active, else null
-  int64_t offset;   // in the ring
+  const T* row;    // active, else null
+  int64_t offset;  // in the ring
   const void* ring;
   const float* scale;
   int h;
@@ -74,8 +74,8 @@ struct RowSoftmax {
 
 // 32 keys: lane l has the score of (source, token); source < 0 = none.
 template <class T>
-PYENGINE_DEVICE void add_keys(const AttentionParams& p, RowsScratch& s, RowSoftmax& row, int b, int h, float score,
-                              int source, int n, int step_source, int step_token) {
+PYENGINE_DEVICE void add_keys(const AttentionParams& p, RowsScratch& s, RowSoftmax& row, int b, int h,
+                              float score, int source, int n, int step_source, int step_token) {
   const float most = max_over<kWarp>(score);
   const float max = most > row.max ? most : row.max;
   const float shrink = exp2_fast(row.max - max), weight = exp2_fast(score - max);
@@ -96,7 +96,8 @@ PYENGINE_DEVICE void add_keys(const AttentionParams& p, RowsScratch& s, RowSoftm
 }
 
 template <class T>
-PYENGINE_DEVICE void attend_row(const AttentionParams& p, RowsScratch& s, bool temporal, int b, int i, int n, int h) {
+PYENGINE_DEVICE void attend_row(const AttentionParams& p, RowsScratch& s, bool temporal, int b, int i, int n,
+                                int h) {
   const int lane = lane_index(), sources = p.ring + p.frames;
   const int64_t position = index_of(p, p.ring + i);
   const T* query = active_row<T>(p, b, i, n, kQuery, h);
@@ -154,7 +155,7 @@ PYENGINE_DEVICE bool unpack_row(const AttentionParams& p, int64_t row, int* b, i
 }
 
 template <class T, bool temporal>
-PYENGINE_KERNEL(kRowsWarps * kWarp, 1)
+PYENGINE_KERNEL(kRowsWarps* kWarp, 1)
 rows_kernel(const AttentionParams p) {
   int b, i, n, h;
   if (!unpack_row(p, static_cast<int64_t>(block_x()) * kRowsWarps + warp_index(), &b, &i, &n, &h)) return;
@@ -163,7 +164,7 @@ rows_kernel(const AttentionParams p) {
 
 // One warp per row (batch, frame, token, head); frames without a slot cost a look at it.
 template <class T>
-PYENGINE_KERNEL(kRowsWarps * kWarp, 1)
+PYENGINE_KERNEL(kRowsWarps* kWarp, 1)
 append_kernel(const AttentionParams p) {
   int b, f, n, h;
   if (!unpack_row(p, static_cast<int64_t>(block_x()) * kRowsWarps + warp_index(), &b, &f, &n, &h)) return;

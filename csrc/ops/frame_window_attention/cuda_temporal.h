@@ -1,7 +1,7 @@
-// Scope "temporal" on tensor cores. For each (batch, token, head) a tiny attention of `frames` queries over the
-// sources that anyone sees; bounded by memory. Blocks are persistent: angles and visibility are worked out once, then
-// a block walks over groups of neighbouring heads, copying the rows of the next group while it computes on this one.
-// Every value of qkv and ring is read from memory once and every output written once.
+// Scope "temporal" on tensor cores. For each (batch, token, head) a tiny attention of `frames` queries over
+// the sources that anyone sees; bounded by memory. Blocks are persistent: angles and visibility are worked
+// out once, then a block walks over groups of neighbouring heads, copying the rows of the next group while it
+// computes on this one. Every value of qkv and ring is read from memory once and every output written once.
 #pragma once
 
 #include "ops/frame_window_attention/cuda_layout.h"
@@ -16,7 +16,7 @@ struct Temporal {
 
   const AttentionParams& p;
   const TemporalLayout layout;
-  const int b;        // batch
+  const int b;  // batch
   float *query_gain, *key_gain;
   Pair* turns;
   uint64_t* visible;
@@ -30,13 +30,14 @@ struct Temporal {
     query_gain = reinterpret_cast<float*>(memory + layout.gains), key_gain = query_gain + D;
     turns = reinterpret_cast<Pair*>(memory + layout.turns);
     visible = reinterpret_cast<uint64_t*>(memory + layout.visible);
-    list = reinterpret_cast<int*>(memory + layout.list), flags = reinterpret_cast<int*>(memory + layout.flags);
+    list = reinterpret_cast<int*>(memory + layout.list),
+    flags = reinterpret_cast<int*>(memory + layout.flags);
     tiles = reinterpret_cast<T*>(memory + layout.tiles);
   }
 
   PYENGINE_DEVICE int sources() const { return p.ring + p.frames; }
   PYENGINE_DEVICE T* query_rows(int stage, int sequence) const {
-    return tiles + stage * layout.stage_values + static_cast<int64_t>(sequence) * layout.rows * kRow;
+    return tiles + stage * layout.stage_values + sequence * layout.rows * kRow;
   }
   PYENGINE_DEVICE T* key_rows(int stage, int sequence) const {
     return query_rows(stage, sequence) + layout.query_rows * kRow;
@@ -94,7 +95,8 @@ struct Temporal {
       const int unit = e % kUnits, row = e / kUnits % rows, sequence = e / kUnits / rows;
       const int h = head + sequence;
       if (row < p.frames) {
-        copy_unit<D>(query_rows(stage, sequence) + row * kRow, active_row<T>(p, b, row, n, kQuery, h), unit, true);
+        copy_unit<D>(query_rows(stage, sequence) + row * kRow, active_row<T>(p, b, row, n, kQuery, h), unit,
+                     true);
         continue;
       }
       const Part part = row < p.frames + count ? kKey : kValue;
@@ -107,8 +109,9 @@ struct Temporal {
       const int64_t offset = slot_offset(p, b, source, n, h);
       const void* ring = part == kKey ? p.ring_key : p.ring_value;
       if (p.key_scale)
-        *reinterpret_cast<Words4*>(to + 8 * unit) = widen<T>(static_cast<const float8_e4m3*>(ring) + offset + 8 * unit,
-                                                            (part == kKey ? p.key_scale : p.value_scale)[h]);
+        *reinterpret_cast<Words4*>(to + 8 * unit) =
+            widen<T>(static_cast<const float8_e4m3*>(ring) + offset + 8 * unit,
+                     (part == kKey ? p.key_scale : p.value_scale)[h]);
       else
         copy_unit<D>(to, static_cast<const T*>(ring) + offset, unit, true);
     }
@@ -127,21 +130,13 @@ struct Temporal {
       const RowWords<D> x = load_row<T, D>(row, t);
       const bool active = p.k_gain && source >= p.ring;
       const float norm = inverse_rms<T, D>(p, x);
-      RowWords<D> y;
-      if (active)
-        y = turn_row<T, D>(p, x, row, t, norm, key_gain, turns + source * (D / 2), nullptr);
-      else
-        y = turn_row<T, D>(p, x, row, t, 1, ones(), turns + source * (D / 2), nullptr);
+      const Turn<T> turn{
+          p, row, active ? norm : 1, active ? key_gain : nullptr, turns + source * (D / 2), nullptr};
+      const RowWords<D> y = turn_row<T, D>(x, t, turn);
       sync_warp();  // partners are read before anyone writes
       if (present) store_row<T, D>(row, t, y);
     }
   }
-
-  // Keys of ring slots have their gain in them already.
-  struct Ones {
-    PYENGINE_DEVICE float operator[](int) const { return 1; }
-  };
-  static PYENGINE_DEVICE Ones ones() { return {}; }
 
   // 16 queries of one sequence, by one warp.
   PYENGINE_DEVICE void attend(int stage, int sequence, int first, int n, int h) {
@@ -155,7 +150,8 @@ struct Temporal {
       query[r] = load_row<T, D>(row, t);
       float norm = 1;
       if (p.q_gain) norm = inverse_rms<T, D>(p, query[r]);
-      query[r] = turn_row<T, D>(p, query[r], row, t, norm, query_gain, turns + source * (D / 2), nullptr);
+      query[r] =
+          turn_row<T, D>(query[r], t, Turn<T>{p, row, norm, query_gain, turns + source * (D / 2), nullptr});
     }
     float o[1][D / 8][4] = {};
     TileSoftmax state;
@@ -222,8 +218,10 @@ struct Temporal {
       return p.heads - head < p.sequences ? p.heads - head : p.sequences;
     };
     const auto load_item = [&](int item, int stage) {
-      if (item < items) load(stage, item / groups, item % groups * p.sequences, heads_of(item));
-      else commit_copies();
+      if (item < items)
+        load(stage, item / groups, item % groups * p.sequences, heads_of(item));
+      else
+        commit_copies();
     };
     int stage = 0;
     if (p.stages == 2) load_item(block_x(), 0);
@@ -243,7 +241,8 @@ struct Temporal {
           append_row<T>(p, b, e % p.frames, n, head + e / p.frames);
       sync_block();
       const int sequence = warp_index() / p.team;
-      for (int first = warp_index() % p.team * kTile; sequence < heads && first < p.frames; first += p.team * kTile)
+      for (int first = warp_index() % p.team * kTile; sequence < heads && first < p.frames;
+           first += p.team * kTile)
         attend(stage, sequence, first, n, head + sequence);
       sync_block();  // nobody reads this stage any more
       if (p.stages == 2) stage ^= 1;
@@ -252,7 +251,7 @@ struct Temporal {
 };
 
 template <class T, int D>
-PYENGINE_KERNEL(kBlockThreads, 1)
+PYENGINE_KERNEL(kBlockThreads, D > 72 ? 2 : 3)
 temporal_kernel(const AttentionParams p) {
   Temporal<T, D>(p).run();
 }

@@ -1,21 +1,22 @@
-// What both tensor-core kernels do with tiles of rows in shared memory: rows normalised and rotated by quads of
-// lanes, softmax on score fragments, weights times values.
+// What both tensor-core kernels do with tiles of rows in shared memory: rows normalised and rotated by quads
+// of lanes, softmax on score fragments, weights times values.
 #pragma once
 
 #include "ops/frame_window_attention/cuda_window.h"
 
 namespace pyengine::ops::cuda {
 
-// Values from one row of shared memory to the next: an odd number of 16-byte units, so that neither eight rows of
-// one column of units nor a quad's four units of eight rows meet in a bank.
+// Values from one row of shared memory to the next: an odd number of 16-byte units, so that neither eight
+// rows of one column of units nor a quad's four units of eight rows meet in a bank.
 template <int D>
 constexpr int kStride = D / 8 % 2 ? D : D + 8;
 
-// A quad shares a row: lane t has units t, t + 4, ... of eight values, and values 2t, 2t + 1 of an odd last unit.
+// A quad shares a row: lane t has units t, t + 4, ... of eight values, and values 2t, 2t + 1 of an odd last
+// unit.
 template <int D>
 struct Quad {
-  static constexpr int kUnits = D / 32;        // whole units of a lane
-  static constexpr bool kTail = D % 32 != 0;   // 8 more values for the quad
+  static constexpr int kUnits = D / 32;       // whole units of a lane
+  static constexpr bool kTail = D % 32 != 0;  // 8 more values for the quad
   static constexpr int kValues = 8 * kUnits + (kTail ? 2 : 0);
   static_assert(D % 32 == 0 || D % 32 == 8, "head sizes of 32 k or 32 k + 8");
 
@@ -57,54 +58,84 @@ PYENGINE_DEVICE void store_row(T* row, int t, const RowWords<D>& x) {
 template <class T, int D>
 PYENGINE_DEVICE float inverse_rms(const AttentionParams& p, const RowWords<D>& x) {
   float squares = 0;
+#pragma unroll
   for (int i = 0; i < Quad<D>::kValues / 2; ++i) {
     const Pair v = unpack<T>(x.w[i]);
     squares += v.x * v.x + v.y * v.y;
   }
   return inverse_root(sum_over<4>(squares) * p.inverse_dim + p.epsilon);
 }
+// The same from memory, unit by unit: for where registers are dear.
+template <class T, int D>
+PYENGINE_DEVICE float inverse_rms(const AttentionParams& p, const T* row) {
+  float squares = 0;
+#pragma unroll 1
+  for (int u = lane_index() % 4; u < D / 8; u += 4) {
+    const Words4 x = *reinterpret_cast<const Words4*>(row + 8 * u);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const Pair v = unpack<T>(x.w[i]);
+      squares += v.x * v.x + v.y * v.y;
+    }
+  }
+  return inverse_root(sum_over<4>(squares) * p.inverse_dim + p.epsilon);
+}
 
-// x * norm * gain, rotated by `turns` [D / 2] (cosine and sine per pair; identity past rotary_dim), times `after`
-// (null: 1). `row` is where x came from: with pairs (d, d + rotary_dim / 2) the partner is read again from there.
-template <class T, int D, class Gain>
-PYENGINE_DEVICE RowWords<D> turn_row(const AttentionParams& p, const RowWords<D>& x, const T* row, int t, float norm,
-                                     const Gain& gain, const Pair* turns, const float* after) {
-  constexpr int pairs = Quad<D>::kValues / 2;
-  Pair v[pairs];
-#pragma unroll
-  for (int i = 0; i < pairs; ++i) {
-    const int d = Quad<D>::at(t, 2 * i);
-    v[i] = unpack<T>(x.w[i]);
-    v[i].x *= norm * gain[d], v[i].y *= norm * gain[d + 1];
-  }
-  if (p.rotation == Rotation::interleaved) {
-#pragma unroll
-    for (int i = 0; i < pairs; ++i) {
-      const Pair turn = turns[Quad<D>::at(t, 2 * i) / 2];
-      v[i] = {v[i].x * turn.x - v[i].y * turn.y, v[i].y * turn.x + v[i].x * turn.y};
+// How a row is normalised and rotated: x * norm * gain, rotated by `turns` [D / 2] (cosine and sine per pair;
+// identity past rotary_dim), times `after` (null: 1). `row` is where x comes from: with pairs (d, d +
+// rotary_dim / 2) the partner is read again from there.
+template <class T>
+struct Turn {
+  const AttentionParams& p;
+  const T* row;
+  float norm;
+  const float* gain;  // null: 1
+  const Pair* turns;
+  const float* after;
+
+  PYENGINE_DEVICE float gain_at(int d) const { return gain ? gain[d] : 1; }
+
+  // Values d and d + 1 of the row, d even.
+  PYENGINE_DEVICE uint32_t operator()(uint32_t word, int d) const {
+    Pair v = unpack<T>(word);
+    v.x *= norm * gain_at(d), v.y *= norm * gain_at(d + 1);
+    if (p.rotation == Rotation::interleaved) {
+      const Pair turn = turns[d / 2];
+      v = {v.x * turn.x - v.y * turn.y, v.y * turn.x + v.x * turn.y};
+    } else if (p.rotation == Rotation::halves) {
+      v = {with_partner(d, v.x), with_partner(d + 1, v.y)};
     }
-  } else if (p.rotation == Rotation::halves) {
-    const auto turned = [&](int d, float value) {
-      if (d >= p.rotary_dim) return value;
-      bool second;
-      const Pair turn = turns[pair_of(p, d, &second)];
-      const int other = partner_of(p, d);
-      return value * turn.x + to_float(row[other]) * norm * gain[other] * (second ? turn.y : -turn.y);
-    };
-#pragma unroll
-    for (int i = 0; i < pairs; ++i) {
-      const int d = Quad<D>::at(t, 2 * i);
-      v[i] = {turned(d, v[i].x), turned(d + 1, v[i].y)};
-    }
+    if (after) v.x *= after[d], v.y *= after[d + 1];
+    return pack<T>(v.x, v.y);
   }
+
+  PYENGINE_DEVICE float with_partner(int d, float value) const {
+    if (d >= p.rotary_dim) return value;
+    bool second;
+    const Pair turn = turns[pair_of(p, d, &second)];
+    const int other = partner_of(p, d);
+    const float partner = to_float(row[other]) * norm * gain_at(other);
+    return value * turn.x + partner * (second ? turn.y : -turn.y);
+  }
+};
+
+template <class T, int D>
+PYENGINE_DEVICE RowWords<D> turn_row(const RowWords<D>& x, int t, const Turn<T>& turn) {
   RowWords<D> y;
 #pragma unroll
-  for (int i = 0; i < pairs; ++i) {
-    const int d = Quad<D>::at(t, 2 * i);
-    if (after) v[i].x *= after[d], v[i].y *= after[d + 1];
-    y.w[i] = pack<T>(v[i].x, v[i].y);
-  }
+  for (int i = 0; i < Quad<D>::kValues / 2; ++i) y.w[i] = turn(x.w[i], Quad<D>::at(t, 2 * i));
   return y;
+}
+// A quad's row from memory to elsewhere in memory, unit by unit: for where registers are dear.
+template <class T, int D>
+PYENGINE_DEVICE void turn_row(T* to, const Turn<T>& turn) {
+#pragma unroll 1
+  for (int u = lane_index() % 4; u < D / 8; u += 4) {
+    Words4 x = *reinterpret_cast<const Words4*>(turn.row + 8 * u);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.w[i] = turn(x.w[i], 8 * u + 2 * i);
+    *reinterpret_cast<Words4*>(to + 8 * u) = x;
+  }
 }
 
 // Two query rows of a lane, g and g + 8 of a tile of 16.
@@ -112,7 +143,8 @@ struct TileSoftmax {
   float max[2] = {kLowest, kLowest}, sum[2] = {0, 0};  // sums of this lane's columns only
 };
 
-// Scores [16, 8 * tiles] to weights, relative to the highest so far; `shrink` is what earlier sums are worth now.
+// Scores [16, 8 * tiles] to weights, relative to the highest so far; `shrink` is what earlier sums are worth
+// now.
 template <int tiles>
 PYENGINE_DEVICE void to_weights(float (*s)[4], TileSoftmax& state, float* shrink) {
 #pragma unroll
@@ -137,7 +169,8 @@ PYENGINE_DEVICE void to_weights(float (*s)[4], TileSoftmax& state, float* shrink
   }
 }
 
-// o [16, D] of each of `rows` query tiles += weights (columns of score tiles 2k, 2k + 1) times 16 rows of values.
+// o [16, D] of each of `rows` query tiles += weights (columns of score tiles 2k, 2k + 1) times 16 rows of
+// values.
 template <class T, int D, int rows, int tiles>
 PYENGINE_DEVICE void add_values(float (*o)[D / 8][4], const float (*s)[tiles][4], int k, const T* values) {
   uint32_t a[rows][4];

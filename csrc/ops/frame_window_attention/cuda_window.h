@@ -16,7 +16,8 @@ PYENGINE_DEVICE int64_t index_of(const AttentionParams& p, int source) {
 }
 
 // Whether active frame `i` sees `source`, given their indices.
-PYENGINE_DEVICE bool sees(const AttentionParams& p, int b, int i, int source, int64_t index_i, int64_t index_s) {
+PYENGINE_DEVICE bool sees(const AttentionParams& p, int b, int i, int source, int64_t index_i,
+                          int64_t index_s) {
   if (index_i < 0 || index_s < 0) return false;
   if (p.mask != Mask::bidirectional && source >= p.ring) {
     const float* level = p.level + static_cast<int64_t>(b) * p.frames;
@@ -45,8 +46,8 @@ PYENGINE_DEVICE T* out_row(const AttentionParams& p, int b, int f, int n, int h)
          (((static_cast<int64_t>(b) * p.frames + f) * p.tokens + n) * p.heads + h) * p.head_dim;
 }
 
-// Cosine and sine of pair k at a position. The phase is an integer that wraps where a turn is full, so it is as
-// exact at frame 10^9 as at frame 1, and only its last step is done in floats.
+// Cosine and sine of pair k at a position. The phase is an integer that wraps where a turn is full, so it is
+// as exact at frame 10^9 as at frame 1, and only its last step is done in floats.
 PYENGINE_DEVICE Pair cosine_sine(const AttentionParams& p, int64_t position, int k) {
   const uint64_t phase = static_cast<uint64_t>(position) * p.frequency[k];
   const float half_turns = static_cast<float>(static_cast<int32_t>(phase >> 32)) * 0x1p-31f;
@@ -86,7 +87,8 @@ PYENGINE_DEVICE void append_row(const AttentionParams& p, int b, int f, int n, i
       ring_value[d] = value[d];
     } else {
       // What a ring of the model's own type would hold, then quantised.
-      const float k = p.k_gain ? to_float(from_float<T>(to_float(key[d]) * norm * p.k_gain[d])) : to_float(key[d]);
+      const float k =
+          p.k_gain ? to_float(from_float<T>(to_float(key[d]) * norm * p.k_gain[d])) : to_float(key[d]);
       ring_key[d] = from_float<R>(k * key_scale);
       ring_value[d] = from_float<R>(to_float(value[d]) * value_scale);
     }

@@ -1,9 +1,8 @@
-#include "ops/ring_append/cuda.h"
-
 #include "core/cuda/index.h"
 #include "core/cuda/launch.h"
 #include "core/cuda/warp.h"
 #include "ops/ring_append/check.h"
+#include "ops/ring_append/cuda.h"
 
 namespace pyengine::ops::cuda {
 
@@ -71,7 +70,9 @@ ring_append_float8_kernel(const RingAppendParams p) {
   }
 }
 
-bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
+bool aligned(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+}
 
 }  // namespace
 
@@ -82,7 +83,9 @@ void ring_append(const RingAppend& op, void* stream) {
   if (s[0] * s[1] * row_bytes == 0) return;
   const bool all = aligned(op.key) && aligned(op.value) && aligned(op.ring_key) && aligned(op.ring_value);
   const bool quantises = op.ring_key.dtype == DType::float8_e4m3;
-  const int unit = quantises ? static_cast<int>(size) : all && row_bytes % 16 == 0 ? 16 : static_cast<int>(size);
+  const int unit = quantises                    ? static_cast<int>(size)
+                   : all && row_bytes % 16 == 0 ? 16
+                                                : static_cast<int>(size);
   const RingAppendParams p{op.key.as<char>(),
                            op.value.as<char>(),
                            op.ring_key.as<char>(),
@@ -97,7 +100,8 @@ void ring_append(const RingAppend& op, void* stream) {
                            static_cast<int>(s[4]),
                            unit};
   const int64_t units = row_bytes / unit, per_block = kThreads * kUnitsPerThread;
-  const Grid grid{static_cast<unsigned>((units + per_block - 1) / per_block), static_cast<unsigned>(s[0] * s[1])};
+  const Grid grid{static_cast<unsigned>((units + per_block - 1) / per_block),
+                  static_cast<unsigned>(s[0] * s[1])};
   if (!quantises) return launch(ring_append_kernel, grid, kThreads, 0, stream, p);
   switch (op.key.dtype) {
     case DType::float32:

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Runs the ops' cases on the GPU under compute-sanitizer: bad addresses, races in shared memory, missing barriers.
+#   benchmarks/gpu/sanitize.sh [python]
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+python=${1:-python3}
+
+if ! command -v compute-sanitizer >/dev/null; then
+  echo "sanitize.sh: skipped, no compute-sanitizer on PATH (it comes with the CUDA toolkit)"
+  exit 0
+fi
+if ! "$python" -c 'import sys, torch; from pyengine import _cuda; sys.exit(not (torch.cuda.is_available() and _cuda.device_count()))' 2>/dev/null; then
+  echo "sanitize.sh: skipped, needs a GPU, PyTorch with CUDA and pyengine built with CUDA"
+  exit 0
+fi
+
+failed=0
+for tool in memcheck racecheck synccheck; do
+  echo "== $tool"
+  compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=pyengine \
+    "$python" benchmarks/gpu/ops.py --check-only --small || failed=1
+done
+exit $failed
