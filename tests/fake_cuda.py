@@ -293,7 +293,6 @@ class FakeBackend:
     name, version, kind = "tensorrt", "fake", "cuda"
     device = "sm90"
     remote = False
-    report: Any = None
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
@@ -301,6 +300,9 @@ class FakeBackend:
 
     def precision(self, wanted: str) -> str:
         return "fp32"
+
+    def prepare(self, cache: Path, report: Any) -> None:
+        pass
 
     def facts(self) -> dict[str, Any]:
         return {}
