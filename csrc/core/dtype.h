@@ -23,11 +23,31 @@ void dispatch_float(DType dtype, const char* op, F&& f) {
   }
 }
 
-inline bool is_float(DType dtype) {
-  return dtype == DType::float32 || dtype == DType::bfloat16;
+// Throws unless `t` holds floats that kernels of this place compute on.
+inline void check_float(const char* op, const char* what, const Tensor& t, Place place) {
+  const bool device = place == Place::device;
+  check(t.dtype == DType::float32 || t.dtype == DType::bfloat16 || (device && t.dtype == DType::float16), "[",
+        op, "] expected ", what, " of dtype float32",
+        device ? ", float16 or bfloat16 but got " : " or bfloat16 (uint16) but got ", t);
 }
+
 inline int64_t bytes(DType dtype) {
-  return dtype == DType::bfloat16 ? 2 : dtype == DType::int64 ? 8 : 4;
+  switch (dtype) {
+    case DType::float32:
+    case DType::int32:
+      return 4;
+    case DType::bfloat16:
+    case DType::float16:
+      return 2;
+    case DType::float8_e4m3:
+    case DType::uint8:
+      return 1;
+    case DType::int64:
+      return 8;
+    case DType::other:
+      break;
+  }
+  throw std::logic_error("bytes(DType): unknown dtype");
 }
 
 }  // namespace pyengine

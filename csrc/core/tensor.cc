@@ -25,6 +25,12 @@ const char* name(DType dtype) {
       return "int32";
     case DType::int64:
       return "int64";
+    case DType::float16:
+      return "float16";
+    case DType::float8_e4m3:
+      return "float8_e4m3";
+    case DType::uint8:
+      return "uint8";
     case DType::other:
       return "another dtype";
   }

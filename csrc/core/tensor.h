@@ -8,7 +8,11 @@
 
 namespace pyengine {
 
-enum class DType { float32, bfloat16, int32, int64, other };
+// float16, float8_e4m3 and uint8 exist on devices only.
+enum class DType { float32, bfloat16, int32, int64, float16, float8_e4m3, uint8, other };
+
+// Where the arrays of an op live. The values of arrays on a device cannot be looked at before the op runs.
+enum class Place { host, device };
 
 constexpr int kMaxRank = 8;
 

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "core/cpu_isa.h"
-#include "core/dtype.h"
 #include "core/index.h"
 #include "core/parallel.h"
+#include "ops/frame_window_attention/check.h"
 #include "ops/frame_window_attention/params.h"
 #include "ops/frame_window_attention/rotary.h"
 
@@ -18,52 +18,11 @@ PYENGINE_DECLARE_KERNEL(FrameWindowAttentionKernel, frame_window_attention_kerne
 
 namespace {
 
-constexpr Expect expect{"frame_window_attention"};
-constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kInlineScores =
     1 << 13;  // multiply-adds / head_dim; below this, about 20 us, one thread is quicker
 
 int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
-}
-
-void check_op(const FrameWindowAttention& op) {
-  const Tensor &qkv = op.qkv, &ring = op.ring_key;
-  check(qkv.rank == 6 && qkv.shape[3] == 3,
-        "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] but got ", qkv);
-  check(is_float(qkv.dtype),
-        "[frame_window_attention] expected qkv of dtype float32 or bfloat16 (uint16) but got ", qkv);
-  expect.layout("qkv", qkv);
-  const int64_t batch = qkv.shape[0], frames = qkv.shape[1], tokens = qkv.shape[2], heads = qkv.shape[4],
-                dim = qkv.shape[5];
-  check(qkv.size() > 0, "[frame_window_attention] expected qkv with values but got ", qkv);
-  check(dim <= kMaxHeadDim, "[frame_window_attention] expected head_dim of at most ", kMaxHeadDim,
-        " but got ", dim);
-  check(ring.rank == 5,
-        "[frame_window_attention] expected ring_key [batch, ring, tokens, heads, head_dim] but got ", ring);
-  const int64_t slots = ring.shape[1];
-  const bool appends = static_cast<bool>(op.append_slot);
-  expect.input("level", op.level, DType::float32, {batch, frames});
-  check_indices(expect, "frame_index", op.frame_index, frames);
-  expect.input("ring_key", ring, qkv.dtype, {batch, slots, tokens, heads, dim});
-  expect.input("ring_value", op.ring_value, qkv.dtype, {batch, slots, tokens, heads, dim});
-  check_indices(expect, "ring_index", op.ring_index, slots);
-  expect.output("out", op.out, qkv.dtype, {batch, frames, tokens, heads * dim});
-  if (appends) {
-    check_append_slot(expect, op.append_slot, frames, slots);
-    expect.writable("ring_key", ring);
-    expect.writable("ring_value", op.ring_value);
-  }
-  if (op.q_gain) expect.input("q_gain", op.q_gain, DType::float32, {dim});
-  if (op.k_gain) expect.input("k_gain", op.k_gain, DType::float32, {dim});
-  check(static_cast<bool>(op.reach) == (op.mask == Mask::ranged),
-        "[frame_window_attention] expected reach exactly when mask is \"ranged\" but got ", op.reach);
-  if (op.reach) check_indices(expect, "reach", op.reach, frames);
-  check(op.rotary_dim >= 0 && op.rotary_dim % 2 == 0 && op.rotary_dim <= dim,
-        "[frame_window_attention] expected rotary_dim even and within [0, ", dim, "] but got ",
-        op.rotary_dim);
-  check(op.theta > 0, "[frame_window_attention] expected theta above 0 but got ", op.theta);
-  check(op.epsilon >= 0, "[frame_window_attention] expected epsilon of at least 0 but got ", op.epsilon);
 }
 
 // Everything that kernels read besides the arrays themselves. Kept per thread: no allocation in the steady
@@ -190,7 +149,7 @@ int64_t frame_grain(int64_t items, const FrameWindowAttentionParams& p) {
 }  // namespace
 
 void frame_window_attention(const FrameWindowAttention& op) {
-  check_op(op);
+  check_op(op, Place::host);
   thread_local Tables tables;
   const FrameWindowAttentionParams p = prepare(op, tables);
   const FrameWindowAttentionKernel& kernel = PYENGINE_PICK_KERNEL(frame_window_attention_kernel);

@@ -21,6 +21,7 @@ struct FrameWindowAttention {
   Tensor append_slot;  // [frames] or absent: the slot that frame i's key and value go to, -1 = nowhere
   Tensor q_gain, k_gain;  // [head_dim] float32 or absent: RMS-normalise, then multiply
   Tensor reach;           // [frames], Mask::ranged only: frame i sees indices (index_i - reach_i, index_i]
+  Tensor ring_key_scale, ring_value_scale;  // [heads] float32, with a ring of float8_e4m3 (devices only)
   Scope scope = Scope::temporal;
   Mask mask = Mask::noise_causal;
   double theta = 10000;     // base of the rotary embedding

@@ -8,9 +8,10 @@
 namespace pyengine::ops {
 
 struct RingAppend {
-  Tensor key, value;            // [batch, frames, tokens, heads, head_dim] float32 or bfloat16
-  Tensor ring_key, ring_value;  // [batch, ring, tokens, heads, head_dim], same dtype, written
-  Tensor append_slot;           // [frames] int64 or int32: the slot frame i goes to, -1 = nowhere
+  Tensor key, value;                        // [batch, frames, tokens, heads, head_dim] float32 or bfloat16
+  Tensor ring_key, ring_value;              // [batch, ring, tokens, heads, head_dim], same dtype, written
+  Tensor append_slot;                       // [frames] int64 or int32: the slot frame i goes to, -1 = nowhere
+  Tensor ring_key_scale, ring_value_scale;  // [heads] float32, with a ring of float8_e4m3 (devices only)
 };
 
 void ring_append(const RingAppend& op);  // throws std::invalid_argument
