@@ -89,7 +89,7 @@ class _Builder:
                 self.cache,
             )
         counter = _Counter(sum(self._count(variant) for variant in missing), progress)
-        self.backend.report = counter.say
+        self.backend.prepare(self.cache, counter.say)
         for variant in missing:
             part, engines = self._build(variant, counter)
             result.parts[variant], result.loaded[variant] = part, engines
@@ -100,7 +100,14 @@ class _Builder:
 
     def _plan(self, parts: dict[Variant, Part], loaded: dict[Variant, list[Engine]]) -> Plan:
         return Plan(
-            self.bundle, self.backend.name, self.precision, self.threads, parts, loaded, self.backend.kind
+            self.bundle,
+            self.backend.name,
+            self.precision,
+            self.threads,
+            parts,
+            loaded,
+            self.backend.kind,
+            self.backend.device,
         )
 
     def _facts(self, variant: Variant) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Plan:
     parts: dict[Variant, Part]
     loaded: dict[Variant, list[Engine]] = field(default_factory=dict, repr=False)
     device: str = "cpu"  # or "cuda"
+    target: str = ""  # the processor or card that it is compiled for
 
     def engines(self, variant: Variant) -> list[Engine]:
         """The engines of a variant in the order of its segments, loaded once."""

@@ -39,7 +39,8 @@ class _Event:
 
 
 class _Stream:
-    def __init__(self) -> None:
+    def __init__(self, card: FakeCuda) -> None:
+        self._card = card
         self.queue: deque[Work] = deque()
         self.enqueued = self.done = 0
         self.recording: list[Work] | None = None
@@ -50,6 +51,8 @@ class _Stream:
             return
         self.queue.append(work)
         self.enqueued += 1
+        if self._card.eager:
+            self.run_to(self.enqueued)
 
     def run_to(self, position: int) -> None:
         while self.done < position:
@@ -64,7 +67,8 @@ class FakeCuda:
         self._handles = itertools.count(0x1000)
         self._memory: dict[int, np.ndarray] = {}
         self.pinned: dict[int, int] = {}
-        self.streams: dict[int, _Stream] = {1: _Stream()}  # 1: the default stream, of other libraries
+        self.eager = False  # as late as possible, else at once
+        self.streams: dict[int, _Stream] = {1: _Stream(self)}  # 1: the default stream, of other libraries
         self._events: dict[int, _Event] = {}
         self._graphs: dict[int, list[Work]] = {}
         self.allocations = self.launches = self.graphs_made = 0
@@ -135,7 +139,7 @@ class FakeCuda:
     # Streams and events
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
         handle = next(self._handles)
-        self.streams[handle] = _Stream()
+        self.streams[handle] = _Stream(self)
         return OK, handle
 
     def cudaStreamDestroy(self, stream: int) -> tuple[int]:
@@ -293,7 +297,6 @@ class FakeBackend:
     name, version, kind = "tensorrt", "fake", "cuda"
     device = "sm90"
     remote = False
-    report: Any = None
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
@@ -301,6 +304,9 @@ class FakeBackend:
 
     def precision(self, wanted: str) -> str:
         return "fp32"
+
+    def prepare(self, cache: Path, report: Any) -> None:
+        pass
 
     def facts(self) -> dict[str, Any]:
         return {}

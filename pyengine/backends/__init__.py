@@ -78,7 +78,10 @@ class Backend(Protocol):
     kind: str  # "cpu" or "cuda": which executor runs its engines
     device: str  # what a plan depends on: the model and features of the processor, or the card
     remote: bool  # whether it compiles for a card that is not here, so that nothing can be timed
-    report: Callable[[str], object] | None  # hears of progress inside a compilation, where a backend can tell
+
+    def prepare(self, cache: Path, report: Callable[[str], object]) -> None:
+        """Before compilations: a folder for what speeds up later ones, and who hears of their progress."""
+        ...
 
     def facts(self) -> Mapping[str, Any]:
         """What else a plan depends on."""

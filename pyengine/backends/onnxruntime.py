@@ -48,8 +48,11 @@ class _Run:
 class ONNXRuntime:
     name = "onnxruntime"
     version = ort.__version__
-    kind, remote, report = "cpu", False, None
+    kind, remote = "cpu", False
     device = platform.processor() or platform.machine()
+
+    def prepare(self, cache: Path, report: Callable[[str], object]) -> None:
+        pass  # nothing is kept between compilations, and none takes long
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -70,13 +73,8 @@ class ONNXRuntime:
         precision: Precision,
         threads: int | None,
     ) -> ONNXRuntimeEngine:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
+        options = session_options(symbols, threads)
         try:
-            for name, size in symbols.items():
-                options.add_free_dimension_override_by_name(name, size)
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
             raise PlanError(
@@ -89,6 +87,17 @@ class ONNXRuntime:
 
     def load(self, path: Path, precision: Precision, threads: int | None) -> ONNXRuntimeEngine:
         raise PlanError(f"ONNX Runtime saves no engines, so it cannot read {path}")
+
+
+def session_options(symbols: Symbols, threads: int | None) -> ort.SessionOptions:
+    """Options of a session for fixed sizes."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    for name, size in symbols.items():
+        options.add_free_dimension_override_by_name(name, size)
+    return options
 
 
 @cache

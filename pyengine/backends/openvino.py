@@ -50,12 +50,15 @@ class OpenVINOEngine:
 class OpenVINO:
     name = "openvino"
     version = ov.__version__
-    kind, remote, report = "cpu", False, None
+    kind, remote = "cpu", False
 
     def __init__(self) -> None:
         self.core = ov.Core()
         features = sorted(self.core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
         self.device = " ".join((self.core.get_property(DEVICE, "FULL_DEVICE_NAME"), *features))
+
+    def prepare(self, cache: Path, report: Callable[[str], object]) -> None:
+        pass  # nothing is kept between compilations, and none takes long
 
     def facts(self) -> dict[str, Any]:
         return {}

@@ -1,5 +1,8 @@
 """Compile a bundle for this machine ahead of its first use, and say which choice was faster.
 
+With --target the plan is for cards that are not here: `--backend tensorrt --target sm89,sm120` needs no card at all, and the folder
+of plans is then copied to the machine that has one.
+
 Plans are kept in the cache and found again by content; whatever changes (the bundle, a version, the processor) makes a new one.
 """
 
@@ -9,7 +12,10 @@ import argparse
 import json
 from typing import Any
 
-from pyengine.commands.engine_options import add_engine_options, console, load_engine
+from pyengine.commands.engine_options import add_engine_options, console, load_engine, with_progress
+from pyengine.errors import ConfigError
+from pyengine.plan import Plan
+from pyengine.targets import build_targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,25 +23,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bundle", nargs="?", default="shapes", help="a bundled name or a folder (default: shapes)"
     )
     parser.add_argument("--json", action="store_true", help="print the plan's parts as JSON")
+    parser.add_argument(
+        "--target",
+        default=None,
+        metavar="SM",
+        help="build for these cards instead, such as sm89,sm120 (tensorrt)",
+    )
     add_engine_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
+    if arguments.target is not None:
+        bundle, plans = arguments.bundle, _for_targets(arguments)
+    else:
+        engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
+        bundle, plans = engine.bundle.name, engine.plans
     parts: list[dict[str, Any]] = [
         {
             "variant": str(part.variant),
+            "device": plan.target,
             "choice": part.choice,
             "milliseconds": {
                 name: None if value is None else round(value * 1e3, 3) for name, value in part.seconds.items()
             },
             "folder": str(part.folder),
         }
-        for plan in engine.plans
+        for plan in plans
         for part in plan.parts.values()
     ]
     if arguments.json:
-        print(json.dumps({"bundle": engine.bundle.name, "parts": parts}, indent=1))
+        print(json.dumps({"bundle": bundle, "parts": parts}, indent=1))
         return 0
     for part in parts:
         times = ", ".join(
@@ -43,3 +60,20 @@ def run(arguments: argparse.Namespace) -> int:
         )
         console.print(f"{part['variant']}: {part['choice']}{f' ({times})' if times else ''}", highlight=False)
     return 0
+
+
+def _for_targets(arguments: argparse.Namespace) -> list[Plan]:
+    if arguments.backend != "tensorrt":
+        raise ConfigError(f"--target needs --backend tensorrt but got {arguments.backend}")
+    if arguments.refit:
+        raise ConfigError(
+            "engines that take new weights can only be built beside their card: leave out --target or --refit"
+        )
+    options = {"precision": arguments.precision, "choice": arguments.choice, "threads": arguments.threads}
+    targets = [target.strip() for target in arguments.target.split(",")]
+    return with_progress(
+        lambda report: build_targets(
+            arguments.bundle, targets, cache_dir=arguments.cache, progress=report, **options
+        ),
+        arguments.json,
+    )

@@ -5,21 +5,30 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 
 import pyengine
+from pyengine.build import Progress
 
 console = Console(stderr=True)
+T = TypeVar("T")
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--backend, --precision, --choice, --threads, --cache."""
+    """--backend, --device, --precision, --choice, --threads, --refit, --cache."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", default="openvino", help="openvino (default) or onnxruntime")
+    group.add_argument("--backend", default="openvino", help="openvino (default), onnxruntime or tensorrt")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto (default: the backend's own), cpu or cuda; onnxruntime has both",
+    )
     group.add_argument(
         "--precision", default="auto", help="auto (default: bf16 where the processor has it), bf16 or fp32"
     )
@@ -27,6 +36,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--choice",
         default="auto",
         help="auto (default: time both), cut (our kernels) or inline (the backend's)",
+    )
+    group.add_argument(
+        "--refit", action="store_true", help="TensorRT engines that take new weights without a rebuild"
     )
     group.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
     group.add_argument(
@@ -45,13 +57,20 @@ def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False)
         log.addHandler(RichHandler(console=console, show_path=False, show_time=False, show_level=False))
     options: dict[str, Any] = {
         "backend": arguments.backend,
+        "device": arguments.device,
         "precision": arguments.precision,
         "choice": arguments.choice,
         "threads": arguments.threads,
+        "refit": arguments.refit,
         "cache_dir": arguments.cache,
     }
+    return with_progress(lambda report: pyengine.load(bundle, progress=report, **options), quiet)
+
+
+def with_progress(work: Callable[[Progress | None], T], quiet: bool) -> T:
+    """What `work` returns; it is given a function that moves a progress bar, or None."""
     if quiet or not sys.stderr.isatty():
-        return pyengine.load(bundle, **options)
+        return work(None)
     columns = (
         TextColumn("building"),
         BarColumn(),
@@ -59,7 +78,7 @@ def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False)
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    bar = Progress(*columns, console=console, transient=True)
+    bar = ProgressBar(*columns, console=console, transient=True)
     task = None
 
     def report(done: int, total: int, what: str) -> None:
@@ -70,6 +89,6 @@ def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False)
         bar.update(task, completed=done, total=total, description=what)
 
     try:
-        return pyengine.load(bundle, progress=report, **options)
+        return work(report)
     finally:
         bar.stop()

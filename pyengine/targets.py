@@ -1,0 +1,48 @@
+"""Plans for cards that are not here, made on a machine that needs none: `pyengine build shapes --target sm89,sm120`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .build import build
+from .bundle import Bundle
+from .errors import ConfigError
+from .methods import make_method
+from .plan import Plan, Variant
+
+__all__ = ["build_targets", "variants_of"]
+
+
+def build_targets(bundle: str | Path, targets: Sequence[str], **options: Any) -> list[Plan]:
+    """Every part that the bundle's own method needs, per target. Copied to the cache folder of a machine with such a
+    card, it is found there by `load(bundle, backend="tensorrt")` with the same options and versions.
+
+    targets  compute capabilities, as `sm89`
+    options  of `build`: precision, choice, cache_dir, threads, progress
+
+    Raises ConfigError, BackendUnavailable, PlanError.
+    """
+    if not targets or len(set(targets)) != len(targets):
+        raise ConfigError(
+            f"expected one or more different targets such as sm89,sm120 but got {','.join(targets)!r}"
+        )
+    loaded = Bundle.load(bundle)
+    variants = variants_of(loaded)
+    return [
+        build(loaded, variants=variants, backend="tensorrt", target=target, **options) for target in targets
+    ]
+
+
+def variants_of(bundle: Bundle) -> list[Variant]:
+    """What streams by the bundle's own method run: text, the window sizes, decoder, and encoder where there is one."""
+    method = make_method(bundle.method, None, 0)
+    chunk = method.chunk_frames
+    wanted = [
+        Variant.of("text_encoder"),
+        *(Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts),
+        Variant.of("decoder", chunk=chunk),
+        Variant.of("encoder", chunk=chunk),
+    ]
+    return [variant for variant in wanted if variant.component in bundle.components]
