@@ -68,7 +68,9 @@ class Engine:
             )
         self.bundle = bundle
         text = bundle.text  # None: the model takes no prompt
-        self._tokenizer = text and PromptTokenizer(bundle.path(text.tokenizer), text.max_tokens)
+        self._tokenizer = (
+            None if text is None else PromptTokenizer(bundle.path(text.tokenizer), text.max_tokens)
+        )
         self._options = options
         self._lock = threading.Lock()
         self._programs: dict[tuple[Variant, ...], Program] = {}
