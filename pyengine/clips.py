@@ -23,7 +23,9 @@ from pyengine.samplers import alphas_cumprod, ddim, frame_noise
 
 __all__ = ["Clips"]
 
-INTERPOLATION_STREAM = 1 << 40  # numbers of interpolation windows for the noise start here, those of prediction clips at 0
+INTERPOLATION_STREAM = (
+    1 << 40
+)  # numbers of interpolation windows for the noise start here, those of prediction clips at 0
 CONDITION_CALL = 1 << 20  # the draw that perturbs the conditioning latents; steps draw as calls 0, 1, ...
 
 
@@ -49,7 +51,9 @@ class Clips:
         self._first_key = 0
         self._sample = np.zeros((0, channels, 0, height, width), np.float32)
         self._condition = np.zeros_like(self._sample)
-        self._tail = np.zeros((0, *self._place), np.float32)  # dense latents that the next decoder window sees again
+        self._tail = np.zeros(
+            (0, *self._place), np.float32
+        )  # dense latents that the next decoder window sees again
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -95,7 +99,9 @@ class Clips:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state()` returned."""
         if state["keys"].shape[1:] != self._place:
-            raise ShapeError(f"expected latents {list(self._place)} but the snapshot has {list(state['keys'].shape[1:])}")
+            raise ShapeError(
+                f"expected latents {list(self._place)} but the snapshot has {list(state['keys'].shape[1:])}"
+            )
         self.call, self._first_key = int(state["call"]), int(state["first_key"])
         self._keys, self._tail = state["keys"].copy(), state["tail"].copy()
         self._sample, self._condition = state["sample"].copy(), state["condition"].copy()
@@ -103,7 +109,9 @@ class Clips:
     def _wanted(self, step: ClipStep) -> range:
         """Intervals of the batch that are to be made: the last ones of a video may not be."""
         made = self._config.made_intervals
-        return range(step.intervals.start, step.intervals.stop if made is None else min(step.intervals.stop, made))
+        return range(
+            step.intervals.start, step.intervals.stop if made is None else min(step.intervals.stop, made)
+        )
 
     def _numbers(self, step: ClipStep) -> list[int]:
         """The clips of a batch, as the noise knows them."""
@@ -138,7 +146,9 @@ class Clips:
         ends = step.network == "interpolation"
         places = [0, -1] if ends else list(range(known))
         if known:
-            sample[:, :, places] = self._condition  # it stays there for both branches and for the update, as released
+            sample[:, :, places] = (
+                self._condition
+            )  # it stays there for both branches and for the update, as released
         variant = self._variants[step.network, clips]
         inputs = self._executor.inputs(variant)
         inputs["latents"].reshape(branches, *sample.shape)[...] = sample
@@ -179,7 +189,10 @@ class Clips:
         dense = []
         for place, interval in enumerate(wanted):
             first = interval - self._first_key
-            dense += [self._keys[first : first + 1], frames[place, 1:-1]]  # clean keys, not those the clip saw
+            dense += [
+                self._keys[first : first + 1],
+                frames[place, 1:-1],
+            ]  # clean keys, not those the clip saw
         end = wanted.stop - self._first_key
         made = np.concatenate([*dense, self._keys[end : end + 1]])
         drop = min(end, len(self._keys) - self._config.known)

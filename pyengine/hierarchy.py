@@ -36,7 +36,9 @@ def ddim_timesteps(steps: int, timesteps: int = 1000) -> tuple[int, ...]:
         return tuple(range(timesteps - 1, -1, -1))
     visited = tuple(t + 1 for t in range(0, timesteps, timesteps // steps))
     if visited[-1] >= timesteps:
-        raise ConfigError(f"{steps} steps of {timesteps} would visit timestep {visited[-1]}; choose another number")
+        raise ConfigError(
+            f"{steps} steps of {timesteps} would visit timestep {visited[-1]}; choose another number"
+        )
     return tuple(reversed(visited))
 
 
@@ -125,7 +127,9 @@ class HierarchyConfig:
         if not self.interpolates:
             return range(1)
         fresh = self.clip_frames - self.known
-        before = 0 if round_index == 0 else self.clip_frames - 1 + (round_index * self.clips_per_round - 1) * fresh
+        before = (
+            0 if round_index == 0 else self.clip_frames - 1 + (round_index * self.clips_per_round - 1) * fresh
+        )
         after = self.clip_frames - 1 + ((round_index + 1) * self.clips_per_round - 1) * fresh
         return range(before, after)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pyengine.bundle import Latent
 from pyengine.executor import Executor
-from pyengine.methods import Method
+from pyengine.methods import Progressive, Replacement
 from pyengine.plan import Variant
 from pyengine.positions import positions
 from pyengine.samplers import Coefficients, Sampler, cfg, frame_noise
@@ -27,7 +27,7 @@ class Window:
         self,
         executor: Executor,
         latent: Latent,
-        method: Method,
+        method: Progressive | Replacement,
         sampler: Sampler,
         *,
         guidance: float,

@@ -12,7 +12,13 @@ import pytest
 import pyengine
 from pyengine.bundle import Bundle
 from pyengine.errors import ConfigError, PromptError, ShapeError
-from pyengine.export.families.lvdm.export import Modules, components, export_bundle, long_method, random_modules
+from pyengine.export.families.lvdm.export import (
+    Modules,
+    components,
+    export_bundle,
+    long_method,
+    random_modules,
+)
 from pyengine.export.families.lvdm.released import Configuration
 from pyengine.export.parity import parity
 

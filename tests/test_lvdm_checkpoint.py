@@ -31,8 +31,13 @@ def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     unet, autoencoder = modules()
     made = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
-    made |= {"model_ema." + f"diffusion_model.{k}".replace(".", ""): v + 1 for k, v in unet.state_dict().items()}
-    made |= {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3, dtype=torch.int32)}
+    made |= {
+        "model_ema." + f"diffusion_model.{k}".replace(".", ""): v + 1 for k, v in unet.state_dict().items()
+    }
+    made |= {
+        "model_ema.decay": torch.tensor(0.9),
+        "model_ema.num_updates": torch.tensor(3, dtype=torch.int32),
+    }
     for name, value in autoencoder.state_dict().items():
         made[f"first_stage_model.{name}"] = value
         if name.endswith(".conv.weight"):
@@ -75,9 +80,11 @@ def without(state: dict[str, torch.Tensor], key: str) -> dict[str, torch.Tensor]
 def test_missing_unexpected_and_misshapen_tensors_are_named(state: dict[str, torch.Tensor]) -> None:
     unet, _ = modules()
     key = "model.diffusion_model.out.2.bias"
-    with pytest.raises(InputError, match="expected model.diffusion_model.out.2.bias and 0 more but the file lacks"):
+    with pytest.raises(
+        InputError, match=r"expected model\.diffusion_model\.out\.2\.bias and 0 more but the file lacks"
+    ):
         load_part(unet, without(state, key), "unet")
-    with pytest.raises(InputError, match="but got model.diffusion_model.extra and 0 more"):
+    with pytest.raises(InputError, match=r"but got model\.diffusion_model\.extra and 0 more"):
         load_part(unet, state | {"model.diffusion_model.extra": torch.zeros(1)}, "unet")
     with pytest.raises(InputError, match=r"shapes of this configuration but got out.2.bias \[5\]"):
         load_part(unet, state | {key: torch.zeros(5)}, "unet")

@@ -47,7 +47,11 @@ def test_autoencoder_encodes_and_decodes_as_the_original(name: str) -> None:
     case, given = CASES[name], tensors(name)
     autoencoder = model(case["spec"]["model"])
     mean, logvar = autoencoder.encode(given["in_x"])
-    for got, key in ((mean, "out_mean"), (logvar, "out_logvar"), (autoencoder.decode(given["in_z"]), "out_dec")):
+    for got, key in (
+        (mean, "out_mean"),
+        (logvar, "out_logvar"),
+        (autoencoder.decode(given["in_z"]), "out_dec"),
+    ):
         assert error(got, given[key]) < case["tolerance"]
     assert error(sample_latent(mean, logvar, given["in_noise"]), given["out_sample"]) < case["tolerance"]
 

@@ -44,7 +44,10 @@ class TorchExecutor:
             else:
                 width = sum(block.emb_layers[1].out_features for block in unet.residual_blocks())
                 shape = (sizes["rows"], 4, self.frames[name], 8, 8)
-                made = {"latents": np.zeros(shape, np.float32), "embedding": np.zeros((shape[0], width), np.float32)}
+                made = {
+                    "latents": np.zeros(shape, np.float32),
+                    "embedding": np.zeros((shape[0], width), np.float32),
+                }
                 made |= {"mask": np.zeros(shape[:3:2], np.float32)} if unet.in_channels == 5 else {}
                 for i in range(len(unet.text_keys(torch.zeros(1, 7, 24))) // 2 if unet.context_dim else 0):
                     heads = unet.text_keys(torch.zeros(2, 7, 24))[2 * i].shape
@@ -63,7 +66,9 @@ class TorchExecutor:
             self._outputs[variant] = Embedding(unet)(**given).numpy()
             return
         layers = sum(name.startswith("text_key") for name in given)
-        texts = {part: [given.pop(f"{part}.{i}") for i in range(layers)] for part in ("text_key", "text_value")}
+        texts = {
+            part: [given.pop(f"{part}.{i}") for i in range(layers)] for part in ("text_key", "text_value")
+        }
         self._outputs[variant] = Denoiser(unet)(**given, **texts).numpy()
 
     def output(self, variant: Variant, name: str) -> np.ndarray:
@@ -83,7 +88,14 @@ def use_draws(monkeypatch: pytest.MonkeyPatch, draws: dict[tuple[int, int | None
 
 
 def clip(name: str, frames: int, eta: float, betas: tuple[float, float], guidance: float, unet: str) -> Clips:
-    settings = {"name": "clip", "steps": 4, "timesteps": 1000, "clip_frames": frames, "eta": eta, "betas": betas}
+    settings = {
+        "name": "clip",
+        "steps": 4,
+        "timesteps": 1000,
+        "clip_frames": frames,
+        "eta": eta,
+        "betas": betas,
+    }
     method = Hierarchical.from_settings(settings | {"guidance_form": "text"}, 1, 0)
     executor = TorchExecutor({"prediction": model(unet)}, {"prediction": frames})
     return Clips(executor, Latent(4, 8, 8), method, guidance=guidance, seed=0)
@@ -151,7 +163,9 @@ def test_ddim_loop_of_a_short_clip(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_text_to_video_with_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "ddim_t2v_cfg"
     given, spec = arrays(name), CASES[name]["spec"]
-    use_draws(monkeypatch, {(0, None): given["in_x_T"][0]} | {(0, i): given["in_noise"][i, 0] for i in range(4)})
+    use_draws(
+        monkeypatch, {(0, None): given["in_x_T"][0]} | {(0, i): given["in_noise"][i, 0] for i in range(4)}
+    )
     made = clip(name, 4, 1.0, B, spec["guidance"], "unet_t2v")
     context = torch.from_numpy(np.concatenate([given["in_context"], given["in_context_uncond"]]))
     with torch.no_grad():
@@ -186,12 +200,16 @@ def test_prediction_continues_from_the_last_key(
     for call in range(8):
         made.advance()
         if call >= 4:
-            assert error(made.state()["sample"], given["out_x_prev_clip1"][call - 4]) < CASES[name]["tolerance"]
+            assert (
+                error(made.state()["sample"], given["out_x_prev_clip1"][call - 4]) < CASES[name]["tolerance"]
+            )
     assert error(made.state()["keys"].swapaxes(0, 1), given["out_latents"][0]) < CASES[name]["tolerance"]
 
 
 def test_the_two_masks_give_different_videos() -> None:
-    released, intended = (arrays(n)["out_latents"] for n in ("ddim_pred_step", "ddim_pred_step_intended_mask"))
+    released, intended = (
+        arrays(n)["out_latents"] for n in ("ddim_pred_step", "ddim_pred_step_intended_mask")
+    )
     assert error(intended, released) > 0.01  # so the test above can tell them apart
 
 

@@ -80,7 +80,9 @@ CASES = (
 BENCH_CASES = (
     RelativeCase("sky_16x16", frames=4, places=256, heads=4, head_dim=128, transposed=True),
     RelativeCase("sky_4x4", frames=4, places=16, heads=4, head_dim=256, transposed=True),
-    RelativeCase("interp_8x8_batch8", batch=8, frames=5, places=64, heads=4, head_dim=192, reach=5, transposed=True),
+    RelativeCase(
+        "interp_8x8_batch8", batch=8, frames=5, places=64, heads=4, head_dim=192, reach=5, transposed=True
+    ),
     RelativeCase("t2v_32x32", frames=16, places=1024, heads=8, head_dim=40, reach=16),
     RelativeCase("t2v_8x8", frames=16, places=64, heads=8, head_dim=160, reach=16),
 )
@@ -92,7 +94,11 @@ def distances(frames: int, reach: int) -> list[list[int]]:
 
 
 def reference(
-    qkv: Tensor, key_table: Tensor | None = None, value_table: Tensor | None = None, *, transposed: bool = False
+    qkv: Tensor,
+    key_table: Tensor | None = None,
+    value_table: Tensor | None = None,
+    *,
+    transposed: bool = False,
 ) -> tuple[Tensor]:
     """(out,), differentiable; see the module's docstring. Works in any float dtype."""
     if (key_table is None) != (value_table is None):
@@ -113,7 +119,11 @@ def reference(
 
 
 def relative_attention(
-    qkv: Tensor, key_table: Tensor | None = None, value_table: Tensor | None = None, *, transposed: bool = False
+    qkv: Tensor,
+    key_table: Tensor | None = None,
+    value_table: Tensor | None = None,
+    *,
+    transposed: bool = False,
 ) -> Tensor:
     """`reference`, or one opaque RelativeAttention node while `torch.onnx.export` is running."""
     if not torch.onnx.is_in_onnx_export():

@@ -28,11 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lvdm = families.add_parser("lvdm", help="LVDM: two-level long video, short clips, text to video")
     lvdm.add_argument("--output", required=True, help="folder of the bundle to make")
     lvdm.add_argument("--training", default=None, help="training folder of lvdm.train_shapes")
-    lvdm.add_argument("--configuration", default=None, help="sky, taichi, ucf, text2video, or long (two levels)")
+    lvdm.add_argument(
+        "--configuration", default=None, help="sky, taichi, ucf, text2video, or long (two levels)"
+    )
     lvdm.add_argument(
         "--checkpoint", nargs="+", default=None, help="released .ckpt, two for long; random weights without"
     )
-    lvdm.add_argument("--weights", choices=("ema", "raw"), default="raw", help="which of a checkpoint's weights")
+    lvdm.add_argument(
+        "--weights", choices=("ema", "raw"), default="raw", help="which of a checkpoint's weights"
+    )
     lvdm.add_argument("--clip", default=None, help="folder of openai/clip-vit-large-patch14, for text2video")
 
 

@@ -30,7 +30,9 @@ class Hierarchical:
     betas: tuple[float, float]  # first and last; linear in the square root between them
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Hierarchical:
+    def from_settings(
+        cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int
+    ) -> Hierarchical:
         del given_chunks  # such a model cannot continue given frames
         return cls(
             HierarchyConfig(

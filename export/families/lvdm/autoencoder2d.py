@@ -14,7 +14,16 @@ from torch.nn import functional as F
 from .autoencoder3d import EPSILON, GROUPS, LOGVAR_RANGE
 from .config import refuse_unknown, refuse_value
 
-_IGNORED = ("lossconfig", "monitor", "ckpt_path", "ignore_keys", "image_key", "colorize_nlabels", "resolution", "dropout")
+_IGNORED = (
+    "lossconfig",
+    "monitor",
+    "ckpt_path",
+    "ignore_keys",
+    "image_key",
+    "colorize_nlabels",
+    "resolution",
+    "dropout",
+)
 
 
 class AutoencoderKL(nn.Module):

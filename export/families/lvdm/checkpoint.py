@@ -32,13 +32,27 @@ from .autoencoder3d import Autoencoder3D
 from .released import configuration
 from .unet import UNet
 
-UNET, AVERAGE, AUTOENCODER, TEXT = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
+UNET, AVERAGE, AUTOENCODER, TEXT = (
+    "model.diffusion_model.",
+    "model_ema.",
+    "first_stage_model.",
+    "cond_stage_model.",
+)
 BUFFERS = frozenset(
-    (
-        "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
-        "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
-        "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights logvar scale_factor"
-    ).split()
+    {
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+    }
 )
 
 
@@ -55,7 +69,9 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"[checkpoint] expected tensors by name in {path} but got something else; download it again")
+        raise InputError(
+            f"[checkpoint] expected tensors by name in {path} but got something else; download it again"
+        )
     return state
 
 
@@ -68,7 +84,9 @@ def load_part(module: nn.Module, state: Mapping[str, Tensor], part: str, weights
     own = module.state_dict()
     differing = [f"{name} {list(given[name].shape)}" for name in own if given[name].shape != own[name].shape]
     if differing:
-        raise InputError(f"[checkpoint] expected the shapes of this configuration but got {', '.join(differing[:3])}")
+        raise InputError(
+            f"[checkpoint] expected the shapes of this configuration but got {', '.join(differing[:3])}"
+        )
     module.load_state_dict(given, strict=True)
 
 
@@ -83,23 +101,33 @@ def tensors_of(module: nn.Module, state: Mapping[str, Tensor], part: str, weight
         # The dotless names cannot be read back, but they can be made from the names we know.
         wanted = {name: AVERAGE + f"diffusion_model.{name}".replace(".", "") for name in names}
         if not any(key.startswith(AVERAGE) for key in state):
-            raise InputError("[checkpoint] expected averaged weights but the file has none; use --weights raw")
+            raise InputError(
+                "[checkpoint] expected averaged weights but the file has none; use --weights raw"
+            )
     else:
         wanted = {name: prefix + name for name in names}
     missing = [key for key in wanted.values() if key not in state]
     if missing:
-        raise InputError(f"[checkpoint] expected {missing[0]} and {len(missing) - 1} more but the file lacks them")
+        raise InputError(
+            f"[checkpoint] expected {missing[0]} and {len(missing) - 1} more but the file lacks them"
+        )
     used = set(wanted.values()) | {prefix + alias for alias in aliases(module)}
     own = AVERAGE if part == "unet" and weights == "ema" else prefix
     extra = [key for key in state if key.startswith(own) and key not in used and not _ignored(key, bare)]
     if extra:
-        raise InputError(f"[checkpoint] expected this configuration's names only but got {extra[0]} and {len(extra) - 1} more")
+        raise InputError(
+            f"[checkpoint] expected this configuration's names only but got {extra[0]} and {len(extra) - 1} more"
+        )
     return {name: state[key] for name, key in wanted.items()}
 
 
 def aliases(module: nn.Module) -> list[str]:
     """Second names under which the release stores a padded convolution's weight: `X.weight` beside `X.conv.weight`."""
-    return [name.replace(".conv.weight", ".weight") for name in module.state_dict() if name.endswith(".conv.weight")]
+    return [
+        name.replace(".conv.weight", ".weight")
+        for name in module.state_dict()
+        if name.endswith(".conv.weight")
+    ]
 
 
 def _ignored(key: str, bare: bool) -> bool:
@@ -120,13 +148,17 @@ def convert(source: Path, name: str, weights: str, folder: Path) -> None:
     for part, module, which in parts:
         given = tensors_of(module, state, part, which)
         save_file({key: value.contiguous() for key, value in given.items()}, folder / f"{part}.safetensors")
-    text = {key.removeprefix(TEXT): value.contiguous() for key, value in state.items() if key.startswith(TEXT)}
+    text = {
+        key.removeprefix(TEXT): value.contiguous() for key, value in state.items() if key.startswith(TEXT)
+    }
     if text:
         save_file(text, folder / "text_encoder.safetensors")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--configuration", required=True)
     parser.add_argument("--weights", choices=("raw", "ema"), required=True)

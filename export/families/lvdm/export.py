@@ -251,12 +251,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.training is not None:
         modules = trained_modules(Path(arguments.training))
     else:
-        levels = {"prediction": "sky_pred", "interpolation": "sky_interp"} if name == "long" else {"prediction": name}
+        levels = (
+            {"prediction": "sky_pred", "interpolation": "sky_interp"}
+            if name == "long"
+            else {"prediction": name}
+        )
         modules = random_modules({level: configuration(which) for level, which in levels.items()})
         _fill(modules, arguments.checkpoint, arguments.weights)
         if arguments.clip is not None:
             tokenizer = _add_clip(modules, Path(arguments.clip))
-    method = long_method(modules) if len(modules.unets) == 2 else clip_method(modules, 15.0 if modules.text else 1.0)
+    method = (
+        long_method(modules)
+        if len(modules.unets) == 2
+        else clip_method(modules, 15.0 if modules.text else 1.0)
+    )
     bundle = export_bundle(modules.rounded(), Path(arguments.output), f"lvdm-{name}", method, tokenizer)
     size = sum(path.stat().st_size for path in bundle.folder.iterdir())
     print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")

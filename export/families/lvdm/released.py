@@ -75,7 +75,9 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "taichi": Configuration(_UNET_A, _AUTOENCODER_3D, 0.175733933, 0.03291025),
     "ucf": Configuration(_UNET_A, _AUTOENCODER_3D, 0.220142075, 0.5837740898),
     "sky_pred": Configuration(_long(), _AUTOENCODER_3D, 0.33422927, 1.4606637),
-    "sky_interp": Configuration(_long(temporal_length=5), _AUTOENCODER_3D, 0.33422927, 1.4606637, clip_frames=5),
+    "sky_interp": Configuration(
+        _long(temporal_length=5), _AUTOENCODER_3D, 0.33422927, 1.4606637, clip_frames=5
+    ),
     "text2video": Configuration(
         _UNET_B, _AUTOENCODER_2D, 0.18215, 0.0, (0.00085, 0.012), clip_frames=16, is_text=True
     ),

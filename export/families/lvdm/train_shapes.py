@@ -81,7 +81,11 @@ def pixel_loss(output: Tensor, target: Tensor, edges: bool) -> Tensor:
     if edges:
         return reconstruction_loss(output, target)
     error = output - target
-    return (error.abs() + 2 * error.square()).mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return (
+        (error.abs() + 2 * error.square()).mean()
+        + error.diff(dim=-1).abs().mean()
+        + error.diff(dim=-2).abs().mean()
+    )
 
 
 def rate_at(progress: float, step: int) -> float:
@@ -194,7 +198,9 @@ def train_unet(folder: Path, name: str, minutes: float, batch: int = 32) -> None
         mask = (known * (torch.rand(batch, 1) < share))[:, None, :, None, None].expand(-1, 1, -1, 8, 8)
         # Conditioning frames keep their own noise level and their own noise, which is the target there.
         noise = torch.randn_like(clean)
-        level = torch.where(mask > 0, alpha_bar[s].reshape(-1, 1, 1, 1, 1), alpha_bar[t].reshape(-1, 1, 1, 1, 1))
+        level = torch.where(
+            mask > 0, alpha_bar[s].reshape(-1, 1, 1, 1, 1), alpha_bar[t].reshape(-1, 1, 1, 1, 1)
+        )
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         predicted = model(torch.cat([noisy, mask], 1), t, y=s)
         trainer.update((predicted - noise).square().mean(), rate_at(progress, trainer.step))
@@ -209,8 +215,12 @@ def clock(minutes: float) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("runs/lvdm"), help="checkpoints, latents and logs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/lvdm"), help="checkpoints, latents and logs"
+    )
     parser.add_argument("--minutes", type=float, default=70, help="of all stages together")
     parser.add_argument("--stages", nargs="+", choices=list(SHARES), default=list(SHARES))
     arguments = parser.parse_args()

@@ -108,9 +108,7 @@ class TemporalAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_size: int, reach: int | None) -> None:
         super().__init__()
         self.heads, self.head_size = heads, head_size
-        self.to_q, self.to_k, self.to_v = (
-            nn.Linear(width, heads * head_size, bias=False) for _ in range(3)
-        )
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, heads * head_size, bias=False) for _ in range(3))
         self.to_out = nn.Sequential(nn.Linear(heads * head_size, width), nn.Dropout(0.0))
         self.relative = reach is not None
         if reach is not None:

@@ -62,7 +62,9 @@ class UNet(nn.Module):
         refuse_value("UNet", "resblock_updown", rest.pop("resblock_updown", False), False)
         refuse_value("UNet", "conv_resample", rest.pop("conv_resample", True), True)
         refuse_value("UNet", "nonlinearity_type", rest.pop("nonlinearity_type", "silu"), "silu")
-        refuse_unknown("UNet", rest, (*_IGNORED, "num_heads_upsample", "ST_transformer_module", "ST_transformer_class"))
+        refuse_unknown(
+            "UNet", rest, (*_IGNORED, "num_heads_upsample", "ST_transformer_module", "ST_transformer_class")
+        )
         if use_temporal_transformer != (context_dim is not None):
             raise ConfigError("[UNet] expected context_dim exactly when use_temporal_transformer is true")
         if num_heads == -1 and num_head_channels == -1:
