@@ -54,13 +54,24 @@ def _values(name: str, shape: tuple[int, ...], block: np.ndarray) -> np.ndarray:
     if name == "rope.freqs":
         return (10000.0 ** (-np.arange(size) / size)).astype(np.float32)
     values = np.resize(block, size) * np.float32(0.02)
-    return (values + 1).astype(np.float32) if name.endswith("norm.weight") or "norm" in name.split(".")[-2] else values
+    return (
+        (values + 1).astype(np.float32)
+        if name.endswith("norm.weight") or "norm" in name.split(".")[-2]
+        else values
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
-    parser.add_argument("--folder", type=Path, default=None, help="keep checkpoints and bundle here (default: a scratch folder)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="keep checkpoints and bundle here (default: a scratch folder)",
+    )
     parser.add_argument("--size", default="240x426")
     parser.add_argument("--weights", default="fp32", choices=["fp32", "bf16"])
     options = parser.parse_args()
@@ -74,8 +85,27 @@ def main() -> None:
             if not (folder / name).exists():
                 write_random(folder / name, kind, config)
             sizes[name] = (folder / name / "model.safetensors").stat().st_size
-        words = [sys.executable, "-m", "pyengine", "export", "opensora", "--checkpoint", folder / "stdit3", "--vae", folder / "vae"]
-        words += ["--text-encoder", "t5", "--size", options.size, "--weights", options.weights, "--output", folder / "bundle"]
+        words = [
+            sys.executable,
+            "-m",
+            "pyengine",
+            "export",
+            "opensora",
+            "--checkpoint",
+            folder / "stdit3",
+            "--vae",
+            folder / "vae",
+        ]
+        words += [
+            "--text-encoder",
+            "t5",
+            "--size",
+            options.size,
+            "--weights",
+            options.weights,
+            "--output",
+            folder / "bundle",
+        ]
         start = time.perf_counter()
         subprocess.run([str(word) for word in words], check=True)
         seconds = time.perf_counter() - start

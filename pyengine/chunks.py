@@ -103,9 +103,7 @@ def _ramp(size: int) -> np.ndarray:
     return np.minimum(place + 1, size - place)
 
 
-def _batches(
-    executor: Executor, variant: Variant, name: str, items: np.ndarray
-) -> Iterator[tuple[int, int]]:
+def _batches(executor: Executor, variant: Variant, name: str, items: np.ndarray) -> Iterator[tuple[int, int]]:
     """Runs a network of fixed batch over all items: (first, how many) after each run."""
     target = executor.input(variant, name)
     for start in range(0, len(items), len(target)):

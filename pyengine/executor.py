@@ -267,7 +267,9 @@ def _frame_window_attention(step: Step, arrays: Arrays) -> Call:
     names = [*step.inputs, *[""] * (9 - len(step.inputs))]
     qkv, level, frame_index, ring_key, ring_value, ring_index, *optional = names
     q_gain, k_gain, reach = (arrays[name] if name else None for name in optional)
-    ring = [arrays[name] for name in (ring_key, ring_value, ring_index)] if ring_index else _no_ring(arrays[qkv])
+    ring = (
+        [arrays[name] for name in (ring_key, ring_value, ring_index)] if ring_index else _no_ring(arrays[qkv])
+    )
     attributes: dict[str, Any] = dict(step.attributes)
     attributes["interleaved"] = bool(attributes.get("interleaved", 1))
     attributes |= {"append_slot": arrays.get(APPEND_SLOT), "q_gain": q_gain, "k_gain": k_gain, "reach": reach}
