@@ -52,7 +52,9 @@ class Deferred:
 
     def sources(self, module: nn.Module) -> dict[str, str]:
         """Name in the file of each parameter of an exported module, which may wrap the deferred one."""
-        found = {name: self.names.get(id(value)) for name, value in module.named_parameters(remove_duplicate=False)}
+        found = {
+            name: self.names.get(id(value)) for name, value in module.named_parameters(remove_duplicate=False)
+        }
         return {name: source for name, source in found.items() if source is not None}
 
 
@@ -76,7 +78,10 @@ def simplify(model: ir.Model, sources: Mapping[str, str]) -> dict[str, tuple[str
 
 
 def restore(
-    model: onnx.ModelProto, found: Mapping[str, tuple[str, tuple[int, ...] | None]], deferred: Deferred, store: WeightStore
+    model: onnx.ModelProto,
+    found: Mapping[str, tuple[str, tuple[int, ...] | None]],
+    deferred: Deferred,
+    store: WeightStore,
 ) -> None:
     """Makes initialisers of the inputs that stand for deferred weights, their values written to the store."""
     graph = model.graph
@@ -92,7 +97,11 @@ def restore(
         tensor, cast = stored_initializer(value.name, array, store, bfloat16=deferred.bfloat16)
         graph.initializer.append(tensor)
         if cast:
-            casts.append(helper.make_node("Cast", [tensor.name], [value.name], f"cast.{value.name}", to=TensorProto.FLOAT))
+            casts.append(
+                helper.make_node(
+                    "Cast", [tensor.name], [value.name], f"cast.{value.name}", to=TensorProto.FLOAT
+                )
+            )
     nodes = [*casts, *graph.node]
     del graph.input[:], graph.node[:]
     graph.input.extend(kept)
@@ -102,7 +111,9 @@ def restore(
 def _transposed(value: ir.Value, graph: ir.Graph) -> tuple[int, ...] | None:
     """Where every reader of a weight transposes it alike, the weight takes that form and the transpositions go."""
     readers = [node for node, _ in value.uses()]
-    orders = {tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None for node in readers}
+    orders = {
+        tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None for node in readers
+    }
     if not readers or any(node.op_type != "Transpose" for node in readers) or len(orders) != 1:
         return None
     (order,) = orders

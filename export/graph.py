@@ -14,6 +14,7 @@ and loses nothing. The same module gives the same bytes every time.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -140,12 +141,12 @@ def to_onnx(
         )
     assert program is not None
     if deferred is None:
-        return _cleaned(program.model_proto, input_names)
+        return _cleaned(program.model_proto, input_names, dynamic)
     assert store is not None
     found = simplify_deferred(program.model, deferred.sources(module))
     model = program.model_proto
     restore(model, found, deferred, store)
-    return _cleaned(model, input_names)
+    return _cleaned(model, input_names, dynamic)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -153,9 +154,11 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _cleaned(model: onnx.ModelProto, input_names: Sequence[str]) -> onnx.ModelProto:
-    """Drops what the exporter notes about source files, and renames its inputs where it ignored
-    `input_names`.
+def _cleaned(
+    model: onnx.ModelProto, input_names: Sequence[str], dynamic: Mapping[str, Mapping[int, str]]
+) -> onnx.ModelProto:
+    """Drops what the exporter notes about source files, and names symbols as `dynamic` does where the exporter
+    kept its own.
     """
     graph = model.graph
     got = [value.name for value in graph.input]
@@ -170,10 +173,16 @@ def _cleaned(model: onnx.ModelProto, input_names: Sequence[str]) -> onnx.ModelPr
     for entry in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         entry.doc_string = ""
         del entry.metadata_props[:]
+    names = {
+        value.type.tensor_type.shape.dim[axis].dim_param: symbol
+        for value in graph.input
+        for axis, symbol in dynamic.get(value.name.split(".")[0], {}).items()
+    }
     for value in (*graph.value_info, *graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = dim.dim_param.replace(" ", "")
+                plain = dim.dim_param.replace(" ", "")
+                dim.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), plain)
     return model
 
 

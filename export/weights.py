@@ -98,7 +98,9 @@ def stored_initializer(
         return _external(f"{name}.bf16", rounded, store.add(rounded.tobytes())), True
     if array.dtype == np.float32 and (half := _exact_half(array)) is not None:
         return _external(f"{name}.fp16", half, store.add(half.tobytes())), True
-    return _external(name, array, store.add(array.data.cast("B") if array.flags.c_contiguous else array.tobytes())), False
+    return _external(
+        name, array, store.add(array.data.cast("B") if array.flags.c_contiguous else array.tobytes())
+    ), False
 
 
 def read_initializer(tensor: onnx.TensorProto, store: WeightStore) -> np.ndarray:

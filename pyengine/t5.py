@@ -25,7 +25,9 @@ REMEMBERED = 16  # prompts whose states are kept: 5 MB each for T5-XXL
 class T5Prompts:
     """`source` is a folder or a name that transformers finds; PYENGINE_TEXT_ENCODER replaces it on another machine."""
 
-    def __init__(self, source: str, max_tokens: int, dtype: str = "float32", words: int | None = None) -> None:
+    def __init__(
+        self, source: str, max_tokens: int, dtype: str = "float32", words: int | None = None
+    ) -> None:
         """max_tokens: the length that T5 is run at; words: how many of them the text encoder takes (default all)."""
         self.source = os.environ.get(SOURCE_VARIABLE) or source
         self.max_tokens, self.dtype, self.words = max_tokens, dtype, words or max_tokens
@@ -50,7 +52,9 @@ class T5Prompts:
 
     def _tokens(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(prompt, str) or not prompt.strip():
-            raise PromptError('expected a prompt such as "waves roll over a sandy beach" but got an empty one')
+            raise PromptError(
+                'expected a prompt such as "waves roll over a sandy beach" but got an empty one'
+            )
         if self._tokenizer is None:
             self._tokenizer = self._load("AutoTokenizer")
         found = self._tokenizer(

@@ -53,7 +53,9 @@ def resolve_warp(setting: float | Mapping[str, Any], frames: int) -> float:
     try:
         return rflow_warp(**known)
     except TypeError as error:
-        raise ConfigError(f"expected a warp with height, width, arithmetic and frames but got {dict(setting)}") from error
+        raise ConfigError(
+            f"expected a warp with height, width, arithmetic and frames but got {dict(setting)}"
+        ) from error
 
 
 def _bfloat16(value: float) -> float:

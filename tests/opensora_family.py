@@ -16,7 +16,21 @@ from pyengine.bundle import Bundle
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
 from pyengine.export.families.opensora.export import Options, export_bundle
 
-WORDS = ("a", "red", "fox", "runs", "over", "snow", "sea", "waves", "aesthetic", "score:", "6.5.", "at", "night")
+WORDS = (
+    "a",
+    "red",
+    "fox",
+    "runs",
+    "over",
+    "snow",
+    "sea",
+    "waves",
+    "aesthetic",
+    "score:",
+    "6.5.",
+    "at",
+    "night",
+)
 SIZE = (40, 56)  # latents of 5 x 7: the odd sides of the original's numbers
 OPTIONS = Options(size=SIZE, steps=6, noisy_frames=15)
 
@@ -27,10 +41,14 @@ def t5_folder(folder: Path) -> Path:
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
     names = ["<pad>", "</s>", "<unk>", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     width = golden.manifest()["stdit3"]["config"]["caption_channels"]
@@ -43,7 +61,10 @@ def t5_folder(folder: Path) -> Path:
 def checkpoint(folder: Path, module: torch.nn.Module, config: dict[str, Any]) -> Path:
     """A folder as downloaded: config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in module.state_dict().items()},
+        folder / "model.safetensors",
+    )
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -75,7 +96,9 @@ def checkpoints() -> dict[str, Path]:
     """The three folders of a download."""
     folder = Path(_home().name)
     return {
-        "checkpoint": checkpoint(folder / "stdit3", denoiser(), {"model_type": "STDiT3", **golden.manifest()["stdit3"]["config"]}),
+        "checkpoint": checkpoint(
+            folder / "stdit3", denoiser(), {"model_type": "STDiT3", **golden.manifest()["stdit3"]["config"]}
+        ),
         "vae": checkpoint(folder / "vae", autoencoder(), autoencoder_config()),
         "text_encoder": t5_folder(folder / "t5"),
     }

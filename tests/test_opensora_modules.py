@@ -35,7 +35,9 @@ def test_parameter_names_and_shapes_are_the_checkpoints(kind: str) -> None:
     assert {key: list(value.shape) for key, value in module.state_dict().items()} == part["keys"]
     for key, (first, last, total) in part["weight_probe"].items():
         values = module.state_dict()[key].double().flatten()
-        np.testing.assert_allclose([values[0], values[-1], values.sum()], [first, last, total], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            [values[0], values[-1], values.sum()], [first, last, total], rtol=1e-5, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("kind", "module"), [("stdit3", STDiT3), ("vae", VideoAutoencoder)])
@@ -44,7 +46,10 @@ def test_full_size_names_and_shapes(kind: str, module: type[torch.nn.Module]) ->
         full = module()
     expected = json.loads((golden.FOLDER / "full_keys.json").read_text())[kind]
     assert {key: list(value.shape) for key, value in full.state_dict().items()} == expected
-    assert sum(value.numel() for value in full.state_dict().values()) == {"stdit3": 1208872772, "vae": 393341015}[kind]
+    assert (
+        sum(value.numel() for value in full.state_dict().values())
+        == {"stdit3": 1208872772, "vae": 393341015}[kind]
+    )
 
 
 def test_equal_levels_give_the_scalar_result() -> None:
@@ -59,7 +64,13 @@ def test_other_configurations_run_and_change_the_result() -> None:
     base = golden.manifest()["stdit3"]["config"]
     x, y = torch.randn(1, 3, 5, 7, 6), torch.randn(1, 1, 12, 32)
     sizes = {"fps": [24.0], "height": [240.0], "width": [426.0]}
-    config = base | {"in_channels": 3, "patch_size": [2, 3, 2], "qk_norm": False, "pred_sigma": False, "depth": 1}
+    config = base | {
+        "in_channels": 3,
+        "patch_size": [2, 3, 2],
+        "qk_norm": False,
+        "pred_sigma": False,
+        "depth": 1,
+    }
     module = golden.fill(STDiT3(**config))
     out = module(x, torch.tensor([500.0]), y, **sizes)
     assert out.shape == x.shape
@@ -101,4 +112,14 @@ def test_encoding_equals_the_original(name: str) -> None:
 
 def test_latents_of_any_number_of_frames() -> None:
     vae = golden.autoencoder()
-    assert [vae.latents(frames) for frames in (1, 4, 16, 17, 18, 34, 51, 119, 1445)] == [1, 1, 4, 5, 6, 10, 15, 35, 425]
+    assert [vae.latents(frames) for frames in (1, 4, 16, 17, 18, 34, 51, 119, 1445)] == [
+        1,
+        1,
+        4,
+        5,
+        6,
+        10,
+        15,
+        35,
+        425,
+    ]

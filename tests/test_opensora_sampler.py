@@ -45,7 +45,9 @@ class TorchlessExecutor:
     def run(self, variant: Variant) -> None:
         arrays = self.buffers[variant]
         seen = arrays["frame_index"] >= 0
-        assert list(arrays["frame_index"][seen]) == list(range(seen.sum()))  # positions are local to the window
+        assert list(arrays["frame_index"][seen]) == list(
+            range(seen.sum())
+        )  # positions are local to the window
         self.calls.append({name: array[seen].copy() for name, array in arrays.items() if name != "velocity"})
         arrays["velocity"][:, seen] = self.network(arrays["latents"][seen], arrays["level"][seen])
         arrays["velocity"][:, ~seen] = np.nan  # nobody may read them
@@ -68,7 +70,12 @@ def dummy(case: dict[str, np.ndarray], sample: int) -> Network:
 
 
 def run(
-    case: dict[str, np.ndarray], method: Any, network: Network, given: np.ndarray | None, noise: np.ndarray, calls: int | None = None
+    case: dict[str, np.ndarray],
+    method: Any,
+    network: Network,
+    given: np.ndarray | None,
+    noise: np.ndarray,
+    calls: int | None = None,
 ) -> tuple[np.ndarray, TorchlessExecutor]:
     """The latents of one sample [c, frames, h, w], given ones first, and what the network was asked."""
     channels, _, height, width = noise.shape
@@ -83,7 +90,9 @@ def run(
     )
     first = 0 if given is None else method.config.given_chunks * method.chunk_frames
 
-    def frame_noise(seed: int, frame: int, shape: Any, call: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    def frame_noise(
+        seed: int, frame: int, shape: Any, call: int | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
         values = noise[:, frame - first]
         if out is None:
             return values.copy()
@@ -170,7 +179,9 @@ def test_ordinary_sampling_equals_the_original(name: str) -> None:
             "steps": int(case["S"]),
             "chunk_frames": size,
             "frames_per_latent": 3.4,
-            "warp": {"rule": "rflow", "height": height, "width": width, "frames": int(raw)} if case["warp"] else 1.0,
+            "warp": {"rule": "rflow", "height": height, "width": width, "frames": int(raw)}
+            if case["warp"]
+            else 1.0,
         }
         method = make_method(settings, (frames - given) // size, given // size)
         out, executor = run(case, method, dummy(case, sample), z[:, :given] if given else None, z[:, given:])

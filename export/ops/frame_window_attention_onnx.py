@@ -148,11 +148,14 @@ def _seen(mask: str, has_ring: bool) -> str:
     ring_level = ConstantOfShape<value = float[1] {-1.0}>(batch_ring)
     level_k2 = Concat<axis = 1>(ring_level, level)
     """
-    causal = (ring_levels if has_ring else "level_k2 = Identity(level)") + """
+    causal = (
+        (ring_levels if has_ring else "level_k2 = Identity(level)")
+        + """
     level_k = Unsqueeze(level_k2, ax1)
     level_f = Unsqueeze(level, ax2)
     cleaner = LessOrEqual(level_k, level_f)
     """
+    )
     if mask == "bidirectional":
         return "seen = Unsqueeze(seen_present, ax0)"
     if mask == "noise_causal":
@@ -227,8 +230,12 @@ def onnx_function(
         _norm("key", "k_gain" if "k_gain" in given else None, epsilon),
         "key = CastLike(key_normal, qkv)",
         "query_all = Identity(query_normal)",
-        "key_all = Concat<axis = 1>(ring_key_wide, key_normal)" if has_ring else "key_all = Identity(key_normal)",
-        "value_all = Concat<axis = 1>(ring_value_wide, value_wide)" if has_ring else "value_all = Identity(value_wide)",
+        "key_all = Concat<axis = 1>(ring_key_wide, key_normal)"
+        if has_ring
+        else "key_all = Identity(key_normal)",
+        "value_all = Concat<axis = 1>(ring_value_wide, value_wide)"
+        if has_ring
+        else "value_all = Identity(value_wide)",
     ]
     if rotary_dim:
         parts += [_angles(float(attributes["theta"]), rotary_dim)]

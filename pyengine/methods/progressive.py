@@ -56,7 +56,12 @@ class Progressive:
         if opening is None:
             return cls(config)
         # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
-        config = replace(config, row_counts=tuple(sorted({size, *config.shapes})) if not settings.get("row_counts") else config.row_counts)
+        config = replace(
+            config,
+            row_counts=tuple(sorted({size, *config.shapes}))
+            if not settings.get("row_counts")
+            else config.row_counts,
+        )
         first = replace(
             config,
             cadence=0,

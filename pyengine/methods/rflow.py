@@ -24,7 +24,9 @@ def rflow(settings: Mapping[str, Any], chunks: int | None, given_chunks: int) ->
     context = settings.get("context", {})
     slots = context.get("recent_frames", 0) if context.get("kind", "ring") == "ring" else 0
     if given_chunks and slots:
-        raise ConfigError("a clip that starts from given frames needs a bundle of context 'recompute'; export one")
+        raise ConfigError(
+            "a clip that starts from given frames needs a bundle of context 'recompute'; export one"
+        )
     config = ScheduleConfig(
         steps=settings["steps"],
         chunk_frames=size,

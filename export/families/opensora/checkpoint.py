@@ -1,8 +1,8 @@
 """Open-Sora's checkpoints: a folder with config.json and model.safetensors, read strictly and one tensor at a time.
 
-    weights = Weights.open(folder)         # nothing is read yet
-    weights.check(STDiT3(**config))        # names and shapes, in one sentence where they differ
-    weights.numpy("t_block.1.weight")      # float32, straight from the file
+weights = Weights.open(folder)         # nothing is read yet
+weights.check(STDiT3(**config))        # names and shapes, in one sentence where they differ
+weights.numpy("t_block.1.weight")      # float32, straight from the file
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Weights:
         shapes: dict[str, tuple[int, ...]] = {}
         for part in parts:
             if Path(part).name != part:
-                raise BundleError(f"[checkpoint] expected files inside {path} but {INDEX} names {part!r}; download it again")
+                raise BundleError(
+                    f"[checkpoint] expected files inside {path} but {INDEX} names {part!r}; download it again"
+                )
             try:
                 with safe_open(path / part, "pt") as file:
                     for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -124,7 +126,9 @@ def empty(kind: type[Module], config: dict[str, Any]) -> Module:
         try:
             return kind(**config)
         except (TypeError, ValueError) as error:
-            raise BundleError(f"[checkpoint] {CONFIG} does not describe a {kind.__name__} ({error})") from error
+            raise BundleError(
+                f"[checkpoint] {CONFIG} does not describe a {kind.__name__} ({error})"
+            ) from error
 
 
 def _is_meta(module: nn.Module) -> bool:
@@ -144,5 +148,7 @@ def _json(path: Path) -> dict[str, Any]:
             f"[checkpoint] expected {path} but it cannot be read ({error}); give the folder of a downloaded checkpoint"
         ) from error
     if not isinstance(value, dict):
-        raise BundleError(f"[checkpoint] expected an object in {path} but got {type(value).__name__}; download it again")
+        raise BundleError(
+            f"[checkpoint] expected an object in {path} but got {type(value).__name__}; download it again"
+        )
     return value

@@ -94,11 +94,17 @@ def components(model: STDiT3, vae: VideoAutoencoder, options: Options) -> dict[s
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    tile = (high, wide) if options.tile is None else tuple(min(t // 8, n) for t, n in zip(options.tile, (high, wide), strict=True))
+    tile = (
+        (high, wide)
+        if options.tile is None
+        else tuple(min(t // 8, n) for t, n in zip(options.tile, (high, wide), strict=True))
+    )
     if min(tile) < 2:
         raise ConfigError(f"expected tiles of at least 16x16 pixels but got {options.tile}")
     planes = normal(video, *latent)
-    pixels = torch.randint(0, 256, (options.decode_batch, 8 * high, 8 * wide, 3), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (options.decode_batch, 8 * high, 8 * wide, 3), generator=generator, dtype=torch.uint8
+    )
 
     def plain(module: nn.Module, name: str, value: Tensor, output: str) -> Plan:
         return Plan(module.eval(), {name: value}, [output], {}, {}, [])
@@ -107,7 +113,9 @@ def components(model: STDiT3, vae: VideoAutoencoder, options: Options) -> dict[s
         "denoiser": _denoiser(model, latent, options, normal),
         "text_encoder": _text_encoder(model, options, normal),
         "decoder": plain(ChunkDecoder(vae), "latents", normal(chunk, *latent), "planes"),
-        "frame_decoder": plain(FrameDecoder(vae), "planes", normal(options.decode_batch, latent[0], *tile), "frames"),
+        "frame_decoder": plain(
+            FrameDecoder(vae), "planes", normal(options.decode_batch, latent[0], *tile), "frames"
+        ),
         "encoder": plain(ChunkEncoder(vae), "planes", planes, "latents"),
         "frame_encoder": plain(FrameEncoder(vae), "frames", pixels, "planes"),
     }
@@ -116,7 +124,9 @@ def components(model: STDiT3, vae: VideoAutoencoder, options: Options) -> dict[s
 def _denoiser(model: STDiT3, latent: tuple[int, ...], options: Options, normal: Any) -> Plan:
     config, with_ring = model.config, options.context == "ring"
     if config.patch_size[0] != 1:
-        raise ConfigError(f"expected a patch of one latent frame but got {config.patch_size}: frames could not have their own levels")
+        raise ConfigError(
+            f"expected a patch of one latent frame but got {config.patch_size}: frames could not have their own levels"
+        )
     module = StreamingSTDiT3(model, (latent[1], latent[2]), options.size, options.fps, with_ring).eval()
     frames, slots, words, blocks = 3, 2, _words(model, options), 2 * config.depth
     text = (BRANCHES, config.num_heads, words, config.head_size)
@@ -148,7 +158,14 @@ def _text_encoder(model: STDiT3, options: Options, normal: Any) -> Plan:
     seen = (torch.arange(words) < max(1, words // 2)).to(torch.int64)
     names = [f"text_{kind}.{index}" for kind in ("key", "value") for index in range(2 * model.config.depth)]
     inputs = {"states": normal(words, model.config.caption_channels), "words": seen}
-    return Plan(TextProjector(model, words).eval(), inputs, ["text_mask", *names], {}, {}, ["text_key.*", "text_value.*"])
+    return Plan(
+        TextProjector(model, words).eval(),
+        inputs,
+        ["text_mask", *names],
+        {},
+        {},
+        ["text_key.*", "text_value.*"],
+    )
 
 
 def _words(model: STDiT3, options: Options) -> int:
@@ -159,7 +176,12 @@ def _words(model: STDiT3, options: Options) -> int:
 
 
 def export_bundle(
-    checkpoint: str | Path, vae: str | Path, text_encoder: str, folder: str | Path, options: Options = Options(), dtype: str = "float32"
+    checkpoint: str | Path,
+    vae: str | Path,
+    text_encoder: str,
+    folder: str | Path,
+    options: Options = Options(),
+    dtype: str = "float32",
 ) -> Bundle:
     """Writes the bundle into a new or empty folder, or over an earlier bundle. `dtype` is what T5 runs in.
 
@@ -225,7 +247,9 @@ def _prepared(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         taken = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise OutputError(f"cannot make a bundle in '{folder}': {error.strerror}; choose another place") from error
+        raise OutputError(
+            f"cannot make a bundle in '{folder}': {error.strerror}; choose another place"
+        ) from error
     if taken:
         raise OutputError(f"expected {folder} to be empty but it holds {taken[0]}; choose another folder")
     return folder
@@ -236,7 +260,9 @@ def _check_rotary(weights: Weights, model: STDiT3) -> None:
     size = model.config.head_size
     wanted = Rotary.THETA ** (-np.arange(0, size, 2)[: size // 2] / size)
     if not np.allclose(weights.numpy("rope.freqs"), wanted, rtol=2**-7):
-        raise BundleError(f"[checkpoint] expected rope.freqs of base {Rotary.THETA:g} in {weights.folder} but got others")
+        raise BundleError(
+            f"[checkpoint] expected rope.freqs of base {Rotary.THETA:g} in {weights.folder} but got others"
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -254,7 +280,9 @@ def run(arguments: argparse.Namespace) -> int:
         bfloat16=arguments.weights == "bf16",
     )
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[arguments.text_precision]
-    bundle = export_bundle(arguments.checkpoint, arguments.vae, arguments.text_encoder, arguments.output, options, dtype)
+    bundle = export_bundle(
+        arguments.checkpoint, arguments.vae, arguments.text_encoder, arguments.output, options, dtype
+    )
     size = sum(path.stat().st_size for path in bundle.folder.iterdir())
     print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
     return 0

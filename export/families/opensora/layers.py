@@ -36,7 +36,8 @@ class Rotary(nn.Module):
     def __init__(self, head_size: int) -> None:
         super().__init__()
         self.freqs = nn.Parameter(
-            self.THETA ** (-torch.arange(0, head_size, 2)[: head_size // 2].float() / head_size), requires_grad=False
+            self.THETA ** (-torch.arange(0, head_size, 2)[: head_size // 2].float() / head_size),
+            requires_grad=False,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +154,9 @@ class SinusoidEmbedder(nn.Module):
 
     def forward(self, number: Tensor) -> Tensor:
         half = WAVES // 2
-        rate = torch.exp(-math.log(10000.0) * torch.arange(half, device=number.device, dtype=torch.float32) / half)
+        rate = torch.exp(
+            -math.log(10000.0) * torch.arange(half, device=number.device, dtype=torch.float32) / half
+        )
         weight = self.mlp[0].weight
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         angle = number.to(wide)[..., None] * rate.to(wide)
@@ -206,7 +209,10 @@ def place_embedding(rows: int, columns: int, width: int, scale: float, dtype: to
     base = round((rows * columns) ** 0.5)
     rate = 1.0 / 10000 ** (torch.arange(0, width // 2, 2).float() / (width // 2))
     parts = []
-    axes = (torch.arange(columns).repeat(rows), columns), (torch.arange(rows).repeat_interleave(columns), rows)
+    axes = (
+        (torch.arange(columns).repeat(rows), columns),
+        (torch.arange(rows).repeat_interleave(columns), rows),
+    )
     for index, count in axes:
         angle = (index.float() / scale * base / count)[:, None] * rate
         parts += [angle.sin(), angle.cos()]

@@ -28,7 +28,13 @@ def method(
 
     def warp(latents: int | None) -> dict[str, Any]:
         frames = None if latents is None else latents // CHUNK * CHUNK_VIDEO
-        return {"rule": "rflow", "height": size[0], "width": size[1], "arithmetic": arithmetic, "frames": frames}
+        return {
+            "rule": "rflow",
+            "height": size[0],
+            "width": size[1],
+            "arithmetic": arithmetic,
+            "frames": frames,
+        }
 
     def progressive(steps: int, noisy: int) -> dict[str, Any]:
         if noisy % chunk or noisy < chunk or steps * chunk % noisy:
@@ -48,13 +54,25 @@ def method(
 
     # The ring of a bundle that has one stays empty here, but it is part of its plan.
     slots = chunk if context == "ring" else 0
-    clip = {"name": "rflow", "steps": steps, "clip_frames": CLIP, "frames_per_latent": FRAMES_PER_LATENT, "warp": warp(None)}
+    clip = {
+        "name": "rflow",
+        "steps": steps,
+        "clip_frames": CLIP,
+        "frames_per_latent": FRAMES_PER_LATENT,
+        "warp": warp(None),
+    }
     replacement = {"name": "replacement", "overlap_frames": OVERLAP, "ring_frames": slots}
     presets: dict[str, dict[str, Any]] = {
         "pa-o": progressive(STEPS, NOISY_FRAMES),
         "rflow": clip,
         "rn": {**replacement, "steps": STEPS, "clip_frames": CLIP, "renoised": False, "warp": warp(CLIP)},
-        "rw": {**replacement, "steps": RW_STEPS, "clip_frames": RW_CLIP, "renoised": True, "warp": warp(RW_CLIP)},
+        "rw": {
+            **replacement,
+            "steps": RW_STEPS,
+            "clip_frames": RW_CLIP,
+            "renoised": True,
+            "warp": warp(RW_CLIP),
+        },
     }
     for count in (50, 100, 150):
         presets[f"s{count}"] = progressive(count, ABLATION_FRAMES)

@@ -51,7 +51,9 @@ class STDiT3Config:
         """From the keys of a config.json. Raises ConfigError for another model or sizes that cannot be."""
         kind = config.get("model_type", "STDiT3")
         if kind != "STDiT3":
-            raise ConfigError(f"expected a config of model_type STDiT3 but got {kind!r}; give Open-Sora v1.2's checkpoint")
+            raise ConfigError(
+                f"expected a config of model_type STDiT3 but got {kind!r}; give Open-Sora v1.2's checkpoint"
+            )
         names = {field.name for field in fields(cls)}
         known = {name: value for name, value in config.items() if name in names}
         if "patch_size" in known:
@@ -74,7 +76,9 @@ class STDiT3Config:
 
     def grid(self, *size: int) -> tuple[int, ...]:
         """Patches along time, height and width (or the last of these) of a latent of that size."""
-        return tuple(-(-extent // patch) for extent, patch in zip(size, self.patch_size[-len(size) :], strict=True))
+        return tuple(
+            -(-extent // patch) for extent, patch in zip(size, self.patch_size[-len(size) :], strict=True)
+        )
 
 
 class STDiT3(nn.Module):
@@ -119,7 +123,9 @@ class STDiT3(nn.Module):
         Returns float32 [B, out_channels, T, H, W].
         """
         if fps is None or height is None or width is None:
-            raise ConfigError("[stdit3] expected fps, height and width but got None; give the conditioning size of the video")
+            raise ConfigError(
+                "[stdit3] expected fps, height and width but got None; give the conditioning size of the video"
+            )
         dtype, batch, size = self.x_embedder.proj.weight.dtype, x.shape[0], tuple(x.shape[2:])
         frames, rows, columns = self.config.grid(*size)
         if timestep.ndim == 2 and timestep.shape[1] != frames:
@@ -153,7 +159,9 @@ class STDiT3(nn.Module):
     def places(self, rows: int, columns: int, height: float, width: float) -> Tensor:
         """The table that is added to every frame. [rows * columns, hidden_size]"""
         scale = (height * width) ** 0.5 / self.config.input_sq_size
-        return place_embedding(rows, columns, self.config.hidden_size, scale, self.x_embedder.proj.weight.dtype)
+        return place_embedding(
+            rows, columns, self.config.hidden_size, scale, self.x_embedder.proj.weight.dtype
+        )
 
     def unpatchify(self, values: Tensor, size: tuple[int, ...]) -> Tensor:
         """[B, T', S', patch * channels], channels last -> [B, channels, *size], padding cut off."""
@@ -179,7 +187,9 @@ class STDiT3(nn.Module):
         self, y: Tensor, lengths: Tensor | Sequence[int] | None, batch: int
     ) -> tuple[Tensor, Tensor | None]:
         """Text that was embedded before, samples one after another, as rows of equal length."""
-        counts = [y.shape[-2] // batch] * batch if lengths is None else [int(n) for n in torch.as_tensor(lengths)]
+        counts = (
+            [y.shape[-2] // batch] * batch if lengths is None else [int(n) for n in torch.as_tensor(lengths)]
+        )
         parts = y.reshape(-1, self.config.hidden_size).split(counts)
         text = nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
         seen = torch.arange(text.shape[1]) < torch.tensor(counts)[:, None]
@@ -191,7 +201,9 @@ class STDiT3(nn.Module):
 
 
 def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -torch.inf)[:, None, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -torch.inf)[
+        :, None, None
+    ]
 
 
 def _first(numbers: Numbers) -> float:

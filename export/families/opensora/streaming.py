@@ -16,7 +16,9 @@ from .layers import NORM_EPSILON, Block, RMSNorm, Rotary, modulate
 from .stdit3 import STDiT3
 
 BRANCHES = 2  # prompt and null
-MASKED = -1e4  # added to the scores of padding: exactly nothing is left after softmax, and bf16 stays free of NaN
+MASKED = (
+    -1e4
+)  # added to the scores of padding: exactly nothing is left after softmax, and bf16 stays free of NaN
 TIMESTEPS = 1000.0  # of level 1
 
 
@@ -53,7 +55,9 @@ class StreamingSTDiT3(nn.Module):
         """
         model, config = self.model, self.model.config
         level_rows = level[None].expand(BRANCHES, -1)
-        condition = model.t_embedder(level * TIMESTEPS)[None] + model.fps_embedder(self.get_buffer("fps"))[:, None]
+        condition = (
+            model.t_embedder(level * TIMESTEPS)[None] + model.fps_embedder(self.get_buffer("fps"))[:, None]
+        )
         shared = model.t_block(condition)  # [1, frames, 6 * width]
         bias = text_mask[None, None, None].to(latents.dtype)
         x = model.x_embedder(latents.transpose(0, 1)[None]) + self.get_buffer("place_table")
@@ -65,7 +69,11 @@ class StreamingSTDiT3(nn.Module):
                 x = x.expand(BRANCHES, -1, -1, -1)  # nothing before the first prompt depends on the branch
             x = spatial.after_attention(x, mods, text_key[2 * index], text_value[2 * index], bias)
             mods = temporal.modulation(shared)
-            ring = (ring_key[index], ring_value[index]) if ring_key is not None and ring_value is not None else (None, None)
+            ring = (
+                (ring_key[index], ring_value[index])
+                if ring_key is not None and ring_value is not None
+                else (None, None)
+            )
             out, key, value = self._attend(temporal, x, mods, level_rows, frame_index, (*ring, ring_index))
             x = x + mods[2] * temporal.attn.proj(out)
             x = temporal.after_attention(x, mods, text_key[2 * index + 1], text_value[2 * index + 1], bias)
@@ -86,7 +94,9 @@ class StreamingSTDiT3(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Every frame sees every other: PA-VDM runs the model bidirectionally, with positions counted from the oldest visible frame."""
         attn, config = block.attn, self.model.config
-        packed = attn.qkv(modulate(x, mods[0], mods[1])).unflatten(-1, (3, config.num_heads, config.head_size))
+        packed = attn.qkv(modulate(x, mods[0], mods[1])).unflatten(
+            -1, (3, config.num_heads, config.head_size)
+        )
         gains = [norm.weight if isinstance(norm, RMSNorm) else None for norm in (attn.q_norm, attn.k_norm)]
         return frame_window_attention(
             packed,

@@ -1,6 +1,6 @@
 """The two-stage video autoencoder of Open-Sora v1.2: chunks of 17 frames become 5 latent frames, each chunk on its own.
 
-    frames --2-D--> * 0.18215 --causal 3-D, 17 at a time--> (z - shift) / scale
+frames --2-D--> * 0.18215 --causal 3-D, 17 at a time--> (z - shift) / scale
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ class Up(nn.Module):
 class Stage(nn.Module):
     """Residual blocks at one size, and what leads to the next."""
 
-    def __init__(self, inputs: int, outputs: int, layers: int, groups: int, resize: str, resizer: nn.Module | None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, layers: int, groups: int, resize: str, resizer: nn.Module | None
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
             Residual(inputs if index == 0 else outputs, outputs, groups) for index in range(layers)

@@ -16,7 +16,9 @@ EPSILON = 1e-5
 class CausalConv(nn.Module):
     """3-D convolution, zero-padded in front in time and around in space."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True
+    ) -> None:
         super().__init__()
         side = kernel // 2
         self.padding = (side, side, side, side, kernel - stride, 0)
@@ -42,14 +44,23 @@ class Residual(nn.Module):
 
 
 def _residuals(inputs: int, outputs: int, count: int, groups: int) -> nn.ModuleList:
-    return nn.ModuleList(Residual(inputs if index == 0 else outputs, outputs, groups) for index in range(count))
+    return nn.ModuleList(
+        Residual(inputs if index == 0 else outputs, outputs, groups) for index in range(count)
+    )
 
 
 class Encoder(nn.Module):
     """[b, channels, t, h, w] -> moments [b, 2 * latent channels, t / 4, h, w]."""
 
     def __init__(
-        self, channels: int, latents: int, filters: int, blocks: int, multipliers: Sequence[int], halve: Sequence[bool], groups: int
+        self,
+        channels: int,
+        latents: int,
+        filters: int,
+        blocks: int,
+        multipliers: Sequence[int],
+        halve: Sequence[bool],
+        groups: int,
     ) -> None:
         super().__init__()
         widths = [filters * multiplier for multiplier in multipliers]
@@ -81,7 +92,14 @@ class Decoder(nn.Module):
     """[b, latent channels, t, h, w] -> [b, channels, 4 t, h, w]."""
 
     def __init__(
-        self, channels: int, latents: int, filters: int, blocks: int, multipliers: Sequence[int], double: Sequence[bool], groups: int
+        self,
+        channels: int,
+        latents: int,
+        filters: int,
+        blocks: int,
+        multipliers: Sequence[int],
+        double: Sequence[bool],
+        groups: int,
     ) -> None:
         super().__init__()
         widths = [filters * multiplier for multiplier in multipliers]

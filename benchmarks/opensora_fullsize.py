@@ -1,0 +1,132 @@
+"""The full-size export of Open-Sora v1.2 with random weights, and its memory: `python benchmarks/opensora_fullsize.py [--json FILE]`.
+
+Checkpoints with the released names, shapes and dtypes (4.84 GB and 1.57 GB of float32) are written to a scratch folder, then
+`pyengine export opensora` runs in a process of its own whose peak resident memory is measured. Needs about 13 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pyengine.bench_probe import machine
+from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
+
+BLOCK = 1 << 24  # random numbers that tensors take turns in
+GOAL = 1.3  # peak memory over the size of the checkpoint
+
+
+def write_random(folder: Path, kind: type[nn.Module], config: dict[str, Any]) -> int:
+    """A checkpoint folder, written tensor by tensor. Returns the bytes of its tensors."""
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        module = kind(**config)
+    (folder / "config.json").write_text(json.dumps(config))
+    header: dict[str, Any] = {}
+    end = 0
+    for name, value in module.state_dict().items():
+        start, end = end, end + 4 * value.numel()
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    block = np.random.default_rng(0).standard_normal(BLOCK, np.float32)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for index, (name, value) in enumerate(module.state_dict().items()):
+            file.write(_values(name, tuple(value.shape), np.roll(block, 7919 * index)).data)
+    return end
+
+
+def _values(name: str, shape: tuple[int, ...], block: np.ndarray) -> np.ndarray:
+    size = int(np.prod(shape))
+    if name == "rope.freqs":
+        return (10000.0 ** (-np.arange(size) / size)).astype(np.float32)
+    values = np.resize(block, size) * np.float32(0.02)
+    return (
+        (values + 1).astype(np.float32)
+        if name.endswith("norm.weight") or "norm" in name.split(".")[-2]
+        else values
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="keep checkpoints and bundle here (default: a scratch folder)",
+    )
+    parser.add_argument("--size", default="240x426")
+    parser.add_argument("--weights", default="fp32", choices=["fp32", "bf16"])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="pyengine-opensora-") as scratch:
+        folder = options.folder or Path(scratch)
+        sizes = {}
+        for name, kind, config in (
+            ("stdit3", STDiT3, {"model_type": "STDiT3"}),
+            ("vae", VideoAutoencoder, {"micro_frame_size": 17}),
+        ):
+            if not (folder / name).exists():
+                write_random(folder / name, kind, config)
+            sizes[name] = (folder / name / "model.safetensors").stat().st_size
+        words = [
+            sys.executable,
+            "-m",
+            "pyengine",
+            "export",
+            "opensora",
+            "--checkpoint",
+            folder / "stdit3",
+            "--vae",
+            folder / "vae",
+        ]
+        words += [
+            "--text-encoder",
+            "t5",
+            "--size",
+            options.size,
+            "--weights",
+            options.weights,
+            "--output",
+            folder / "bundle",
+        ]
+        start = time.perf_counter()
+        subprocess.run([str(word) for word in words], check=True)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        bundle = {path.name: path.stat().st_size for path in (folder / "bundle").iterdir()}
+    result = {
+        "machine": machine(),
+        "size": options.size,
+        "weights": options.weights,
+        "checkpoint_bytes": sizes,
+        "bundle_bytes": sum(bundle.values()),
+        "files": len(bundle),
+        "seconds": round(seconds, 1),
+        "peak_bytes": peak,
+        "peak_over_checkpoint": round(peak / sizes["stdit3"], 3),
+        "goal": GOAL,
+    }
+    print(json.dumps(result, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
