@@ -67,7 +67,12 @@ def test_float32_equals_the_cpu(tmp_path: Path, choice: str) -> None:
 
 def test_auto_is_fp16_and_crossing_tensors_are_too(tmp_path: Path) -> None:
     made = build(
-        toy.bundle(), variants=[toy.DENOISER], backend="onnxruntime", device="cuda", choice="inline", cache_dir=tmp_path
+        toy.bundle(),
+        variants=[toy.DENOISER],
+        backend="onnxruntime",
+        device="cuda",
+        choice="inline",
+        cache_dir=tmp_path,
     )
     assert made.precision == "fp16"
     executor = load_program(made).executor()
@@ -83,7 +88,12 @@ def test_bf16_is_refused_with_where_to_go() -> None:
 
 def test_a_session_stays_on_its_stream(tmp_path: Path) -> None:
     made = build(
-        toy.bundle(), variants=[toy.TEXT_ENCODER], backend="onnxruntime", device="cuda", precision="fp32", cache_dir=tmp_path
+        toy.bundle(),
+        variants=[toy.TEXT_ENCODER],
+        backend="onnxruntime",
+        device="cuda",
+        precision="fp32",
+        cache_dir=tmp_path,
     )
     engine = made.engines(toy.TEXT_ENCODER)[0]
     executor = load_program(made).executor()

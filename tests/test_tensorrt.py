@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import toy_family as toy
 import torch
+import toy_family as toy
 from onnx import TensorProto
 
 from pyengine import backends, plan
@@ -44,7 +44,9 @@ def segments(bundle: Bundle, component: str, choice: Any) -> Iterator[Step]:
 def ports(bundle: Bundle, variant: Variant, choice: Any, step: Step, precision: Any) -> tuple[Any, Any]:
     known = plan.specs(bundle.component(variant.component), choice)
     target = Plan(bundle, "tensorrt", precision, None, {})
-    inputs, outputs = ({n: target.port(variant, known[n]) for n in names} for names in (step.inputs, step.outputs))
+    inputs, outputs = (
+        {n: target.port(variant, known[n]) for n in names} for names in (step.inputs, step.outputs)
+    )
     return inputs, outputs
 
 
@@ -102,11 +104,17 @@ def test_typed_graphs_compute_what_the_segments_do(variant: Variant, choice: str
                 feeds[name] = np.ones(port.shape, port.dtype)
             else:
                 feeds[name] = rng.uniform(0, 1, port.shape).astype(port.array_dtype)
-        exact = _run(str(path), {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in feeds.items()})
+        exact = _run(
+            str(path), {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in feeds.items()}
+        )
         got = _run(typed.SerializeToString(), feeds)
         for name, want in exact.items():
             # Levels of 255 may round either way; values within twice the spacing of the type, over a few sums.
-            bound = 1.01 if want.dtype == np.uint8 else (2e-2 if own == "fp16" else 2e-3 if precision == "fp16" else 1e-5)
+            bound = (
+                1.01
+                if want.dtype == np.uint8
+                else (2e-2 if own == "fp16" else 2e-3 if precision == "fp16" else 1e-5)
+            )
             scale = 1.0 if want.dtype == np.uint8 else max(1.0, float(np.abs(want).max()))
             error = np.abs(got[name].astype(np.float64) - want.astype(np.float64)).max() / scale
             assert error <= bound, (step.file, name, error)
@@ -136,7 +144,17 @@ def test_masks_beyond_fp16_stay_finite(tmp_path: Path) -> None:
 @needs_rtx
 def test_a_complete_plan_of_shapes_without_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`pyengine build shapes --backend tensorrt --target ...`: every part, and every engine typed as its ports."""
-    command = ["build", "shapes", "--backend", "tensorrt", "--target", "sm89", "--json", "--cache", str(tmp_path)]
+    command = [
+        "build",
+        "shapes",
+        "--backend",
+        "tensorrt",
+        "--target",
+        "sm89",
+        "--json",
+        "--cache",
+        str(tmp_path),
+    ]
     assert main(command) == 0
     made = json.loads(capsys.readouterr().out)
     bundle = Bundle.load("shapes")
@@ -199,10 +217,14 @@ def test_a_block_of_a_wide_model_for_two_cards(tmp_path: Path) -> None:
         working=["text_key", "text_value", "text_vector"],
     )
     store.write(folder)
-    bundle = write_manifest(folder, name="wide", family="shapes", version="1", components={"denoiser": component})
+    bundle = write_manifest(
+        folder, name="wide", family="shapes", version="1", components={"denoiser": component}
+    )
     variant = Variant.of("denoiser", frames=frames)
     for target in ("sm89", "sm120"):
-        made = build(bundle, variants=[variant], backend="tensorrt", target=target, cache_dir=tmp_path / "plans")
+        made = build(
+            bundle, variants=[variant], backend="tensorrt", target=target, cache_dir=tmp_path / "plans"
+        )
         part = made.part(variant)
         _check_engines(bundle, variant, "cut", part)
         assert part.seconds == {"cut": None}  # nothing could be timed
@@ -255,7 +277,9 @@ def test_engines_of_another_version_or_card_are_refused(tmp_path: Path) -> None:
     part = made.part(toy.TEXT_ENCODER)
     other = backends.get("tensorrt", target="sm120")
     path = part.folder / str(part.engines[0])
-    with pytest.raises(PlanError, match=r"is for tensorrt_rtx .* on sm89 but here is .* on sm120; build the plan again"):
+    with pytest.raises(
+        PlanError, match=r"is for tensorrt_rtx .* on sm89 but here is .* on sm120; build the plan again"
+    ):
         other.load(path, "bf16", None)
     path.with_suffix(".json").write_text("{")
     with pytest.raises(PlanError, match=r"is corrupt .*; build the plan again"):
@@ -317,5 +341,7 @@ def test_without_a_card_loading_says_so() -> None:
 def test_onnxruntime_without_its_cuda_provider_says_so() -> None:
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
-    with pytest.raises(BackendUnavailable, match=r"needs CUDAExecutionProvider, .* pip install 'pyengine-video\[cuda\]'"):
+    with pytest.raises(
+        BackendUnavailable, match=r"needs CUDAExecutionProvider, .* pip install 'pyengine-video\[cuda\]'"
+    ):
         backends.get("onnxruntime", "cuda")

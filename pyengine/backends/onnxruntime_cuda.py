@@ -88,7 +88,9 @@ class ONNXRuntimeCuda:
             return "fp16" if _typed_graph() else "fp32"
         if wanted == "fp16" or wanted == "fp32":
             return wanted  # type: ignore[return-value]
-        raise ConfigError(f"ONNX Runtime on CUDA runs precision fp16 or fp32 but got {wanted!r}; bf16 needs tensorrt")
+        raise ConfigError(
+            f"ONNX Runtime on CUDA runs precision fp16 or fp32 but got {wanted!r}; bf16 needs tensorrt"
+        )
 
     def compile(
         self,

@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..device_array import DeviceArray
-from ..errors import PlanError
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, PlanError
 from ..walk import Arrays, Call
 from .memory import CudaMemory
 
