@@ -107,11 +107,13 @@ class Clips:
         self._sample, self._condition = state["sample"].copy(), state["condition"].copy()
 
     def _wanted(self, step: ClipStep) -> range:
-        """Intervals of the batch that are to be made: the last ones of a video may not be."""
-        made = self._config.made_intervals
-        return range(
-            step.intervals.start, step.intervals.stop if made is None else min(step.intervals.stop, made)
-        )
+        """Intervals of the batch that are to be made. A windowed decoder sees the whole round, also past the end of the video,
+        so that a short video is the head of a longer one; only whole decoding and the released loop stop at the end.
+        """
+        config = self._config
+        if config.made_intervals is None or (config.decode == "windowed" and config.behaviour == "intended"):
+            return step.intervals
+        return range(step.intervals.start, min(step.intervals.stop, config.made_intervals))
 
     def _numbers(self, step: ClipStep) -> list[int]:
         """The clips of a batch, as the noise knows them."""

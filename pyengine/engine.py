@@ -11,18 +11,18 @@ import numpy as np
 
 from pyengine.build import Progress, build
 from pyengine.bundle import Bundle
-from pyengine.chunks import decoder_variants, encode_chunk, encoder_variants
+from pyengine.chunks import encode_chunk, encoder_variants
 from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
 from pyengine.executor import Executor, Program, load_program
-from pyengine.methods import Hierarchical, Method, make_method
+from pyengine.methods import Method, make_method
 from pyengine.plan import Plan, Variant
 from pyengine.stream import Stream, check_length
 from pyengine.t5 import T5Prompts
 from pyengine.text import PromptTokenizer, prompts_of
+from pyengine.variants import TEXT, stream_variants
 
 __all__ = ["Engine", "load"]
 
-TEXT = Variant.of("text_encoder")
 NOT_OVERRIDABLE = ("name", "context")
 
 
@@ -171,22 +171,10 @@ class Engine:
 
     def program(self, method: Method, guidance: float | None = None) -> Program:
         """The compiled denoiser and decoder that a method's windows need, built the first time."""
-        variants: list[Variant] = []
-        if isinstance(method, Hierarchical):
-            scale = float(self.bundle.method["guidance"]) if guidance is None else guidance
-            variants += method.denoiser_variants(len(method.guidance_weights(scale))).values()
-            variants += method.embedding_variants().values()
-        else:
-            variants += [
-                Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts
-            ]
         with self._lock:
             if self._tokenizer is not None:
                 self._program((TEXT,))
-            sizes = method.decoder_sizes if isinstance(method, Hierarchical) else (method.chunk_frames,)
-            for size in sizes:
-                variants += decoder_variants(self.bundle, size)
-            return self._program(tuple(dict.fromkeys(variants)))
+            return self._program(stream_variants(self.bundle, method, guidance))
 
     @property
     def plans(self) -> list[Plan]:

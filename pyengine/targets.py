@@ -9,10 +9,10 @@ from typing import Any
 from .build import build
 from .bundle import Bundle
 from .errors import ConfigError
-from .methods import make_method
-from .plan import Plan, Variant
+from .plan import Plan
+from .variants import all_variants
 
-__all__ = ["build_targets", "variants_of"]
+__all__ = ["build_targets"]
 
 
 def build_targets(bundle: str | Path, targets: Sequence[str], **options: Any) -> list[Plan]:
@@ -29,20 +29,7 @@ def build_targets(bundle: str | Path, targets: Sequence[str], **options: Any) ->
             f"expected one or more different targets such as sm89,sm120 but got {','.join(targets)!r}"
         )
     loaded = Bundle.load(bundle)
-    variants = variants_of(loaded)
+    variants = all_variants(loaded)
     return [
         build(loaded, variants=variants, backend="tensorrt", target=target, **options) for target in targets
     ]
-
-
-def variants_of(bundle: Bundle) -> list[Variant]:
-    """What streams by the bundle's own method run: text, the window sizes, decoder, and encoder where there is one."""
-    method = make_method(bundle.method, None, 0)
-    chunk = method.chunk_frames
-    wanted = [
-        Variant.of("text_encoder"),
-        *(Variant.of("denoiser", frames=count, ring=method.ring_frames) for count in method.row_counts),
-        Variant.of("decoder", chunk=chunk),
-        Variant.of("encoder", chunk=chunk),
-    ]
-    return [variant for variant in wanted if variant.component in bundle.components]

@@ -13,6 +13,7 @@ import torch
 from pyengine import window as window_module
 from pyengine.bundle import Latent
 from pyengine.errors import ConfigError
+from pyengine.latents import HostLatents
 from pyengine.methods import make_method
 from pyengine.methods.progressive import Progressive
 from pyengine.plan import Variant
@@ -41,6 +42,12 @@ class TorchlessExecutor:
                 "velocity": np.zeros((2, rows, *self.frame_shape), np.float32),
             }
         return {name: array for name, array in self.buffers[variant].items() if name != "velocity"}
+
+    def input(self, variant: Variant, name: str) -> np.ndarray:
+        return self.inputs(variant)[name]
+
+    def latents(self, frame_shape: tuple[int, ...], rows: int) -> HostLatents:
+        return HostLatents(self, frame_shape, rows)  # type: ignore[arg-type]
 
     def run(self, variant: Variant) -> None:
         arrays = self.buffers[variant]

@@ -190,7 +190,9 @@ def test_missing_backend_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_bad_settings_are_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a backend out of openvino, onnxruntime but got 'tpu'"):
+    with pytest.raises(
+        ConfigError, match="expected a backend out of openvino, onnxruntime, tensorrt but got 'tpu'"
+    ):
         make(tmp_path, backend="tpu")
     with pytest.raises(ConfigError, match="expected precision auto, bf16 or fp32 but got 'int3'"):
         make(tmp_path, precision="int3")

@@ -27,7 +27,7 @@ from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
 from pyengine.export.weights import WeightStore
 from pyengine.plan import Plan, Variant
-from pyengine.targets import variants_of
+from pyengine.variants import all_variants
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -158,8 +158,8 @@ def test_a_complete_plan_of_shapes_without_a_card(tmp_path: Path, capsys: pytest
     assert main(command) == 0
     made = json.loads(capsys.readouterr().out)
     bundle = Bundle.load("shapes")
-    assert [part["variant"] for part in made["parts"]] == [str(variant) for variant in variants_of(bundle)]
-    for variant, entry in zip(variants_of(bundle), made["parts"], strict=True):
+    assert [part["variant"] for part in made["parts"]] == [str(variant) for variant in all_variants(bundle)]
+    for variant, entry in zip(all_variants(bundle), made["parts"], strict=True):
         part = plan.read(variant, Path(entry["folder"]))
         assert part.choice == ("cut" if variant.component == "denoiser" else "inline")
         assert entry["device"] == "sm89"
@@ -168,7 +168,7 @@ def test_a_complete_plan_of_shapes_without_a_card(tmp_path: Path, capsys: pytest
     said: list[str] = []
     again = build(
         bundle,
-        variants=variants_of(bundle),
+        variants=all_variants(bundle),
         backend="tensorrt",
         target="sm89",
         cache_dir=tmp_path,
@@ -250,7 +250,7 @@ def test_what_the_parser_sees_is_what_is_recorded(tmp_path: Path) -> None:
     import tensorrt_rtx as trt
 
     bundle = Bundle.load("shapes")
-    variant = variants_of(bundle)[1]
+    variant = all_variants(bundle)[1]
     names = {"bf16": "BF16", "float32": "FLOAT", "int64": "INT64", "uint8": "UINT8", "bool": "BOOL"}
     for step in segments(bundle, "denoiser", "cut"):
         inputs, outputs = ports(bundle, variant, "cut", step, "bf16")

@@ -11,8 +11,9 @@ namespace pyengine::bindings {
 
 namespace py = pybind11;
 
-// An argument's name, interned for good. pybind11 interns the names at every call; one that nothing else holds
-// would enter and leave Python's table of interned strings each time, until that table doubles (about 1 MB).
+// An argument's name, interned for good. pybind11 interns the names at every call; one that nothing else
+// holds would enter and leave Python's table of interned strings each time, until that table doubles (about 1
+// MB).
 inline py::arg operator""_a(const char* name, size_t) {
   PyUnicode_InternFromString(name);  // this reference is kept on purpose
   return py::arg(name);

@@ -64,7 +64,8 @@ void denoise_step(const py::array& sample, const py::array& prediction, const py
 
 void ring_append(const py::array& key, const py::array& value, const py::array& ring_key,
                  const py::array& ring_value, const py::array& append_slot) {
-  ops::RingAppend op{tensor(key), tensor(value), tensor(ring_key), tensor(ring_value), tensor(append_slot), Tensor{}, Tensor{}};
+  ops::RingAppend op{tensor(key),         tensor(value), tensor(ring_key), tensor(ring_value),
+                     tensor(append_slot), Tensor{},      Tensor{}};
   py::gil_scoped_release released;
   ops::ring_append(op);
 }

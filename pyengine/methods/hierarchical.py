@@ -103,13 +103,13 @@ class Hierarchical:
         first, later = (len(config.intervals_of(r)) * config.stride + 1 for r in (0, 1))
         return (first, later + config.left_context)
 
-    def shortened(self, frames: int | None, frames_per_latent: int) -> int | None:
+    def shortened(self, frames: int | None, frames_per_latent: float) -> int | None:
         """The length that is really made of the one asked for: less with the bug of the released loop."""
         config = self.config
         if frames is None or not config.interpolates or config.made_intervals is None:
             return frames
         latents = config.made_intervals * config.stride + (config.decode == "whole")
-        return min(frames, latents * frames_per_latent)
+        return min(frames, round(latents * frames_per_latent))
 
     def kept(self, size: int, is_first: bool) -> slice:
         """Latents of a decoder's window whose frames are shown: neither the context nor the key that opens the next window."""
