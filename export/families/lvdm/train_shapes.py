@@ -54,7 +54,7 @@ MAX_NOISE_LEVEL = 250  # exclusive, as released: the last row of label_emb is ne
 CLIP_LATENTS, FRAMES_PER_LATENT = 24, 4
 SHARD_CLIPS = 256
 CONDITIONAL_SHARE = {"prediction": 0.5, "interpolation": 0.9}  # of clips, as released
-BATCH = {"prediction": 32, "interpolation": 26}  # about the same number of latents
+BATCH = {"prediction": 24, "interpolation": 20}  # about the same number of latents
 
 
 def plain_scene(rng: np.random.Generator) -> Scene:
