@@ -110,7 +110,10 @@ def draw(latents: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 def clip_loss(model: UNet, clean: Tensor, mask: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Squared error of the noise. Known frames keep their own level and their own noise, which is the target there."""
+    """Squared error of the noise. Known frames keep their own level and their own noise, which is the target there.
+
+    A clip of which nothing is known gets no level either, as when sampling; the released training gives it a random one.
+    """
     batch = len(clean)
     t, s = torch.randint(TIMESTEPS, (batch,)), torch.randint(MAX_NOISE_LEVEL, (batch,))
     levels = [alpha_bar[step].reshape(-1, 1, 1, 1, 1) for step in (s, t)]
@@ -118,7 +121,9 @@ def clip_loss(model: UNet, clean: Tensor, mask: Tensor, alpha_bar: Tensor) -> Te
     noise = torch.randn_like(clean)
     noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = model(torch.cat([noisy, mask], 1), t, s)
+        given = mask.amax((1, 2, 3, 4))[:, None]  # [B, 1], 1 where something is known
+        embedding = model.embed(t) + given * model.label_emb(s)
+        predicted = model.denoise(torch.cat([noisy, mask], 1), model.project(embedding))
     return (predicted.float() - noise).square().mean()
 
 
