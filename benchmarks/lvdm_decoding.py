@@ -68,7 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one kind of video, one context; nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="one kind of video, one context; nothing written"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     contexts = CONTEXTS[1:2] if arguments.quick else CONTEXTS

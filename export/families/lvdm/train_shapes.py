@@ -166,7 +166,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="encoded clips; FOLDER/corpus unless given")
     parser.add_argument("--bundle", default="shapes", help="whose autoencoder makes the latents")
     parser.add_argument(
-        "--shards", type=int, nargs=2, default=(0, 32), metavar=("FIRST", "END"), help="of 256 clips, to encode"
+        "--shards",
+        type=int,
+        nargs=2,
+        default=(0, 32),
+        metavar=("FIRST", "END"),
+        help="of 256 clips, to encode",
     )
     parser.add_argument("--minutes", type=float, default=70, help="of training, since its first start")
     parser.add_argument("--stages", nargs="+", choices=("corpus", "train"), default=("corpus", "train"))
