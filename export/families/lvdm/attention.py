@@ -56,7 +56,7 @@ class STAttentionBlock(nn.Module):
         _, channels, frames, height, width = x.shape
         rows = x.transpose(1, 2).reshape(-1, channels, height * width)  # [B T, C, H W]
         h = linear(self.norm_s(rows).transpose(1, 2), self.qkv_s)  # [B T, H W, 3 C]
-        # q, k and v are split first, then the heads. Not with unbind, whose Gather NNCF takes for an embedding.
+        # q, k and v are split first, then the heads.
         q, k, v = (
             part.unflatten(-1, (self.heads, channels // self.heads)).transpose(1, 2)
             for part in h.chunk(3, -1)
@@ -84,5 +84,8 @@ class STAttentionBlock(nn.Module):
 
 
 def linear(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """A kernel-1 convolution of the checkpoint on channels-last data, where it is a plain matrix product."""
-    return F.linear(x, conv.weight[:, :, 0], conv.bias)
+    """A kernel-1 convolution of the checkpoint on channels-last data, where it is a plain matrix product.
+
+    Squeezed rather than indexed: NNCF takes a Gather on weights for an embedding, and fails.
+    """
+    return F.linear(x, conv.weight.squeeze(2), conv.bias)
