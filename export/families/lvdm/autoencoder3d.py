@@ -64,7 +64,7 @@ class SamePadConv3d(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int, stride: Sequence[int] = (1, 1, 1)) -> None:
         super().__init__()
         self.pad = replicate_padding(kernel, stride)
-        self.conv = nn.Conv3d(channels, out, kernel, tuple(stride))
+        self.conv = nn.Conv3d(channels, out, kernel, (stride[0], stride[1], stride[2]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, self.pad, mode="replicate") if any(self.pad) else x)
@@ -80,7 +80,8 @@ class SamePadConvTranspose3d(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int, stride: Sequence[int]) -> None:
         super().__init__()
         self.pad = replicate_padding(kernel, stride)
-        self.convt = nn.ConvTranspose3d(channels, out, kernel, tuple(stride), padding=kernel - 1)
+        steps = (stride[0], stride[1], stride[2])
+        self.convt = nn.ConvTranspose3d(channels, out, kernel, steps, padding=kernel - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convt(F.pad(x, self.pad, mode="replicate"))
