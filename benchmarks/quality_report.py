@@ -27,10 +27,10 @@ TITLES = {
     "no_chunking": "without chunking",
     "replacement_noise": "replacement with noise",
     "replacement_clean": "replacement without noise",
-    "hierarchical": "hierarchical (as released)",
+    "hierarchical": "hierarchical (as shipped)",
     "perturbation_0": "hierarchical, perturbation level 0",
     "no_guidance": "hierarchical, no unconditional guidance",
-    "two_known_keys": "hierarchical, two known keys",
+    "as_released": "hierarchical, released guidance and one known key",
 }
 
 

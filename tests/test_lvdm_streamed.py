@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pyengine
+from pyengine.bundle import Bundle
 from pyengine.export.families.lvdm import UNet
 from pyengine.export.families.lvdm.export import Modules, components, export_bundle, long_method
 from pyengine.export.families.shapes.autoencoder import Decoder
@@ -82,3 +83,10 @@ def test_1024_frames_in_bounded_memory(engine: pyengine.Engine) -> None:
         sizes = [sum(array.nbytes for array in stream._window.state().values()) for _ in stream.clips()]
     assert len(sizes) == 1024 // INTERVAL
     assert max(sizes) == max(sizes[:6])
+
+
+def test_the_small_model_ships_below_ten_megabytes() -> None:
+    bundle = Bundle.load("shapes-lvdm")
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 10e6
+    assert (bundle.family, bundle.method["decode"]) == ("lvdm", "streamed")
+    assert bundle.method["perturbation"] == 100
