@@ -8,6 +8,7 @@ guidance and numbers of known keys. This is the table of docs/lvdm.md; minutes, 
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def sample(model: UNet, known: Tensor | None, level: int, guidance: float, chain
     if known is not None:
         known = alpha_bar[level] ** 0.5 * known + (1 - alpha_bar[level]) ** 0.5 * torch.randn_like(known)
     ladder = [*ddim_timesteps(steps), 0]
-    for now, then in zip(ladder, ladder[1:], strict=False):
+    for now, then in pairwise(ladder):
         mask = torch.zeros(chains, 1, 4, 8, 8)
         t = torch.full((chains,), now)
         labels = torch.full((chains,), level) if count else None
