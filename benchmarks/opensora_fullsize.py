@@ -54,11 +54,8 @@ def _values(name: str, shape: tuple[int, ...], block: np.ndarray) -> np.ndarray:
     if name == "rope.freqs":
         return (10000.0 ** (-np.arange(size) / size)).astype(np.float32)
     values = np.resize(block, size) * np.float32(0.02)
-    return (
-        (values + 1).astype(np.float32)
-        if name.endswith("norm.weight") or "norm" in name.split(".")[-2]
-        else values
-    )
+    gain = name == "scale" or (name.endswith(".weight") and "norm" in name.split(".")[-2])
+    return values + np.float32(1) if gain else values
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from ...deferred import Deferred
 from ...graph import Inputs, export_component
 from ...weights import WeightStore
 from . import presets
-from .checkpoint import Weights, empty
+from .checkpoint import Weights, empty, empty_autoencoder
 from .layers import Rotary
 from .stdit3 import STDiT3
 from .streaming import BRANCHES, StreamingSTDiT3, TextProjector
@@ -190,7 +190,7 @@ def export_bundle(
     target = _prepared(Path(folder))
     weights = {"denoiser": Weights.open(checkpoint), "autoencoder": Weights.open(vae)}
     model = empty(STDiT3, weights["denoiser"].config)
-    autoencoder = empty(VideoAutoencoder, weights["autoencoder"].config)
+    autoencoder = empty_autoencoder(weights["autoencoder"].config)
     weights["denoiser"].check(model)
     weights["autoencoder"].check(autoencoder)
     _check_rotary(weights["denoiser"], model)

@@ -115,7 +115,7 @@ class Decoder(nn.Module):
             for width, twice in zip(widths[1:], double, strict=True)
         )
         self.norm1 = nn.GroupNorm(groups, widths[0], EPSILON)
-        self.conv_out = CausalConv(filters, channels)
+        self.conv_out = CausalConv(widths[0], channels)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv1(z)
