@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
 import pyengine
+from pyengine.build import build
 from pyengine.captions import opensora_prompt
 from pyengine.errors import BundleError, ConfigError, PromptError
 from pyengine.export.families.opensora.export import components, modules_and_inputs
 from pyengine.export.parity import parity
+from pyengine.plan import Variant
 from pyengine.samplers import frame_noise
 from pyengine.schedule import noise_levels
 from pyengine.warp import rflow_warp
@@ -197,6 +200,18 @@ def test_torch_portable_and_plans_agree(backend: str, plan_cache: Path) -> None:
     report = parity(family.bundle(), modules, backend=backend, precisions=precisions, cache_dir=plan_cache)
     assert {row.component for row in report.rows} == set(family.bundle().components)
     report.check()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx is not installed: pip install 'pyengine-video[tensorrt]'",
+)
+def test_frames_can_be_decoded_on_a_card_that_is_not_here(plan_cache: Path) -> None:
+    """Nearest-neighbour Resize wants float32 factors in a bf16 graph."""
+    variant = Variant.of("frame_decoder")
+    options = {"backend": "tensorrt", "target": "sm89", "precision": "bf16", "cache_dir": plan_cache}
+    part = build(family.bundle(), variants=[variant], **options).part(variant)
+    assert all((part.folder / file).stat().st_size for file in part.engines)
 
 
 def test_a_ring_is_an_approximation_of_known_size(opensora: pyengine.Engine, plan_cache: Path) -> None:
