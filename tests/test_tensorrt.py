@@ -141,6 +141,20 @@ def test_masks_beyond_fp16_stay_finite(tmp_path: Path) -> None:
     assert np.isfinite(_run(typed.SerializeToString(), {"x": np.zeros(2, np.float16)})["y"]).all()
 
 
+def test_factors_of_a_resize_stay_float32(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[1, 1, 2, 2] x) => (float[1, 1, 4, 4] y)'
+        "<float[4] factors = {1.0, 1.0, 2.0, 2.0}> { y = Resize<mode = \"nearest\">(x, , factors) }"
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    ports = {"x": backends.Port((1, 1, 2, 2), "float16")}, {"y": backends.Port((1, 1, 4, 4), "float16")}
+    typed = typed_graph(tmp_path / "m.onnx", {}, *ports, "fp16")
+    kinds = {tensor.name: tensor.data_type for tensor in typed.graph.initializer}
+    assert kinds["factors"] == TensorProto.FLOAT
+    x = np.arange(4, dtype=np.float16).reshape(1, 1, 2, 2)
+    assert _run(typed.SerializeToString(), {"x": x})["y"].shape == (1, 1, 4, 4)
+
+
 @needs_rtx
 def test_a_complete_plan_of_shapes_without_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`pyengine build shapes --backend tensorrt --target ...`: every part, and every engine typed as its ports."""
