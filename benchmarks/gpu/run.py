@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,9 @@ def onnxruntime_cuda() -> str | None:
 def tensorrt() -> str | None:
     for name in ("tensorrt", "tensorrt_rtx"):
         try:
-            __import__(name).Builder  # PyPI's `tensorrt` alone is an empty shell
-            return None
-        except (ImportError, AttributeError):
+            if hasattr(import_module(name), "Builder"):  # PyPI's `tensorrt` alone is an empty shell
+                return None
+        except ImportError:
             continue
     return "neither tensorrt nor tensorrt_rtx is installed"
 
