@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,3 +195,20 @@ def test_the_table_has_every_figure_beside_its_bound() -> None:
         "| sanitizer | skipped: no tool |",
     ):
         assert part in text, part
+
+
+def test_a_machine_with_onnxruntime_alone_runs_the_engine(tmp_path: Path) -> None:
+    """As machines with a GPU often are: no OpenVINO, nothing for video, nothing for consoles and folders."""
+    code = """
+import sys
+for name in ("openvino", "av", "platformdirs", "rich", "tensorrt_rtx"):
+    sys.modules[name] = None
+import pyengine
+engine = pyengine.load("shapes", backend="onnxruntime", choice="cut")
+print(next(engine.stream("a red circle bounces over a blue background")).shape)
+"""
+    environment = {**os.environ, "PYENGINE_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "(64, 64, 3)"

@@ -211,7 +211,7 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
         script("ops", "ops.py", 90, "--check-only"),
         Step("kernel tests", tests, 90, None, has("torch", "pytest", "hypothesis"), ("build",), environment),
         *(script(f"check:{name}", "stream.py", 120, "check", name, missing=missing) for name, missing in BACKENDS.items()),
-        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python], 100, None, tool("compute-sanitizer"),
+        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "40"], 130, None, tool("compute-sanitizer"),
              ("build",), environment),
         script("op timings", "ops.py", 100, "--time-only", "--seconds", "0.1"),
         *(script(f"bench:{name}", "stream.py", 60, "bench", name, *roofline, missing=missing) for name, missing in BACKENDS.items()),
