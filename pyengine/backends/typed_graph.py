@@ -73,7 +73,9 @@ class _Typed:
         self.constants: set[str] = set()
         self.levels: set[str] = set()  # outputs of nodes that make pixels
         # Factors of a Resize are sizes rather than data, and float32 by the standard.
-        self.factors = {node.input[2] for node in model.graph.node if node.op_type == "Resize" and node.input[2]}
+        self.factors = {
+            node.input[2] for node in model.graph.node if node.op_type == "Resize" and node.input[2]
+        }
 
     def run(self, inputs: Ports, outputs: Ports) -> onnx.ModelProto:
         graph = self.model.graph
