@@ -132,6 +132,9 @@ def test_steps_fail_stop_and_are_skipped_with_a_reason(tmp_path: Path) -> None:
     assert outcome(tmp_path, "import time; time.sleep(60)", seconds=5.1).status == "timeout"
     assert outcome(tmp_path, "", missing=lambda: "no hammer").reason == "no hammer"
     assert outcome(tmp_path, "", needs=("b",)).reason == "needs the step b, which was failed"
+    tests = outcome(tmp_path, "print('3 skipped, 5 deselected in 1.92s')")
+    assert (tests.status, tests.reason) == ("skipped", "3 skipped, 5 deselected in 1.92s")
+    assert outcome(tmp_path, "print('3 passed, 1 skipped in 1.92s')").status == "ok"
     said = outcome(tmp_path, "print('ops.py: skipped, no GPU')", result=tmp_path / "none")
     assert (said.status, said.reason) == ("skipped", "no GPU")
 
@@ -158,7 +161,7 @@ def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
     assert record["steps"]["build"]["reason"] == "no nvcc on PATH"
     assert {step["status"] for step in record["steps"].values()} == {"skipped"}
     assert (
-        "| check:torch | skipped | 0 | needs the step build, which was skipped |" in capsys.readouterr().out
+        "| check:torch | skipped | 0 | needs the step import, which was skipped |" in capsys.readouterr().out
     )
 
 

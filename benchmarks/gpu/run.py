@@ -36,6 +36,13 @@ PACKAGES = (
     "triton",
 )
 TAIL = 30  # lines of a failed step that are kept
+# An editable installation comes before PYTHONPATH, and would be measured in place of what was just built.
+IMPORT = """
+import pyengine, sys
+if not pyengine.__file__.startswith({folder!r}):
+    sys.exit("another pyengine comes before the one just built: uninstall " + pyengine.__file__ + ", or use --installed")
+import pyengine._cuda
+"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,10 @@ def run_step(step: Step, done: dict[str, Outcome], left: float, log: Path) -> Ou
     said = [found[1] for line in lines if (found := re.match(r"\w+\.(?:py|sh): skipped, (.*)", line))]
     if said and result is None:
         return Outcome("skipped", seconds, said[0])
-    return Outcome("ok", seconds, "", result)
+    counted = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|skipped).* in [\d.]+s", line)]
+    if counted:  # by pytest
+        return Outcome("ok" if "passed" in counted[-1] else "skipped", seconds, counted[-1])
+    return Outcome("ok", seconds, "; ".join(line for line in lines if ": stopped after " in line), result)
 
 
 def has(*modules: str) -> Callable[[], str | None]:
@@ -191,8 +201,10 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
             missing=lambda: tool("nvcc")() or has("pip", "pybind11", "scikit_build_core")(),
         )
     ]
-    if installed:
-        found = [Step("build", [python, "-c", "import pyengine._cuda"], 30)]
+    found = [] if installed else found
+    code = IMPORT.format(folder="" if installed else str(site))
+    needs = () if installed else ("build",)
+    found.append(Step("import", [python, "-c", code], 30, needs=needs, environment=environment))
 
     def script(
         name: str, file: str, seconds: float, *arguments: str, missing: Any = None, **options: Any
@@ -200,7 +212,7 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
         result = work / f"{name.replace(':', '-')}.json"
         command = [python, str(HERE / file), *arguments, "--json", str(result)]
         return Step(
-            name, command, seconds, result, missing or has("torch"), ("build",), environment, **options
+            name, command, seconds, result, missing or has("torch"), ("import",), environment, **options
         )
 
     roofline = ("--roofline", str(work / "roofline.json"))
@@ -209,10 +221,10 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
     found += [
         script("roofline", "roofline.py", 60),
         script("ops", "ops.py", 90, "--check-only"),
-        Step("kernel tests", tests, 90, None, has("torch", "pytest", "hypothesis"), ("build",), environment),
+        Step("kernel tests", tests, 90, None, has("torch", "pytest", "hypothesis"), ("import",), environment),
         *(script(f"check:{name}", "stream.py", 120, "check", name, missing=missing) for name, missing in BACKENDS.items()),
         Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "40"], 130, None, tool("compute-sanitizer"),
-             ("build",), environment),
+             ("import",), environment),
         script("op timings", "ops.py", 100, "--time-only", "--seconds", "0.1"),
         *(script(f"bench:{name}", "stream.py", 60, "bench", name, *roofline, missing=missing) for name, missing in BACKENDS.items()),
         script("bench:torch_eager", "stream.py", 60, "bench", "torch_eager"),
@@ -242,7 +254,7 @@ def main() -> int:
         "--output", type=Path, default=HERE.parent / "results", help="where JSON and table go"
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of all steps together (default 10)")
-    parser.add_argument("--only", default="", help="these steps and build, separated by commas")
+    parser.add_argument("--only", default="", help="these steps, build and import, separated by commas")
     parser.add_argument(
         "--installed", action="store_true", help="use the installed pyengine instead of building one"
     )
@@ -261,7 +273,7 @@ def main() -> int:
         done: dict[str, Outcome] = {}
         wanted = {name for name in options.only.split(",") if name}
         for step in steps(here, work, options.installed):
-            if wanted and step.name not in {"build", *wanted}:
+            if wanted and step.name not in {"build", "import", *wanted}:
                 continue
             left = 60 * options.minutes - 5 - (time.perf_counter() - start)
             log = work / f"{step.name.replace(':', '-').replace(' ', '-')}.log"
