@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import quality_report
 
-from pyengine.export.families.shapes.reader import WINDOW, Reading, parse_caption, read
+from pyengine.export.families.shapes.reader import WINDOW, Caption, Reading, parse_caption, read
 from pyengine.export.families.shapes.world import FPS, Scene, render, sample_shape
 
 PROMPTS = (
@@ -108,6 +108,10 @@ class EngineSource:
         """All that a result depends on beside the job."""
         return [self.engine.bundle.digest, self.own, self.settings(variant)]
 
+    def caption(self, job: Job, video: Video) -> str | Caption:
+        """What the video is read by."""
+        return job.prompt
+
     def prepare(self, variants: list[str]) -> None:
         """Build every plan once, before several processes look for them."""
         for variant in variants:
@@ -128,6 +132,9 @@ class TruthSource:
 
     def identity(self, variant: str) -> Any:
         return ["truth", variant]
+
+    def caption(self, job: Job, video: Video) -> str | Caption:
+        return job.prompt
 
     def prepare(self, variants: list[str]) -> None:
         """Nothing to build."""
@@ -151,9 +158,9 @@ def draw_scene(prompt: str, rng: np.random.Generator) -> Scene:
     return Scene(tuple(shapes), caption.background, caption.gradient)
 
 
-def measure(job: Job, video: Video) -> dict[str, Any]:
+def measure(job: Job, video: Video, caption: str | Caption) -> dict[str, Any]:
     """One line of results: rates of the whole, of each quarter, and of up to 30 parts for the plot."""
-    reading = read(job.prompt, video.frames)
+    reading = read(caption, video.frames)
     return {
         **vars(job),
         "calls": video.calls,
@@ -197,7 +204,7 @@ def _work(job: Job, name: str, work: Path) -> dict[str, Any]:
         raise RuntimeError(f"expected {job.frames} frames but the source made {len(video.frames)}")
     places = np.linspace(0, job.frames - 1, STRIP_FRAMES).round().astype(int)
     np.save(strip_path(work, name), video.frames[places])
-    return {"key": name, **measure(job, video)}
+    return {"key": name, **measure(job, video, _source.caption(job, video))}
 
 
 def run(make_source: Callable[[], Any], jobs: list[Job], work: Path, processes: int) -> list[dict[str, Any]]:

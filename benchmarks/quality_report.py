@@ -27,18 +27,22 @@ TITLES = {
     "no_chunking": "without chunking",
     "replacement_noise": "replacement with noise",
     "replacement_clean": "replacement without noise",
+    "hierarchical": "hierarchical (as released)",
+    "perturbation_0": "hierarchical, perturbation level 0",
+    "no_guidance": "hierarchical, no unconditional guidance",
+    "two_known_keys": "hierarchical, two known keys",
 }
 
 
-def write(results: list[Result], strips: dict[str, Path], folder: Path) -> str:
-    """Write quality.md, .json, .png and quality_strip.png; returns the markdown."""
+def write(results: list[Result], strips: dict[str, Path], folder: Path, stem: str = "quality") -> str:
+    """Write <stem>.md, .json, .png and <stem>_strip.png; returns the markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = summarise(results)
-    (folder / "quality.json").write_text(json.dumps({"summary": summary, "videos": results}, indent=1) + "\n")
+    (folder / f"{stem}.json").write_text(json.dumps({"summary": summary, "videos": results}, indent=1) + "\n")
     text = markdown(results, summary)
-    (folder / "quality.md").write_text(text)
-    plot(results, folder / "quality.png")
-    picture(results, strips, folder / "quality_strip.png")
+    (folder / f"{stem}.md").write_text(text)
+    plot(results, folder / f"{stem}.png")
+    picture(results, strips, folder / f"{stem}_strip.png")
     return text
 
 

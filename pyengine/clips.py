@@ -107,8 +107,8 @@ class Clips:
         self._sample, self._condition = state["sample"].copy(), state["condition"].copy()
 
     def _wanted(self, step: ClipStep) -> range:
-        """Intervals of the batch that are to be made. A windowed decoder sees the whole round, also past the end of the video,
-        so that a short video is the head of a longer one; only whole decoding and the released loop stop at the end.
+        """Intervals of the batch that are to be shown. A windowed decoder sees the whole round, also past the end of the video,
+        so that a short video is the head of a longer one; otherwise making stops at the end.
         """
         config = self._config
         if config.made_intervals is None or (config.decode == "windowed" and config.behaviour == "intended"):
@@ -204,6 +204,11 @@ class Clips:
     def _windows(self, round_index: int, made: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """What the decoder can take now. `made` ends with the key that opens the next round."""
         config, joined = self._config, np.concatenate([self._tail, made])
+        if config.decode == "streamed":
+            return [
+                (round_index, joined[start : start + config.stride])
+                for start in range(0, len(joined) - 1, config.stride)
+            ]
         if config.decode == "whole":
             self._tail = joined[:-1].copy()
             last = config.rounds is not None and round_index == config.rounds - 1

@@ -21,7 +21,7 @@ __all__ = ["ClipStep", "HierarchyConfig", "ddim_timesteps"]
 
 Network = Literal["prediction", "interpolation"]
 BEHAVIOURS = ("intended", "released")
-DECODES = ("windowed", "whole")
+DECODES = ("windowed", "whole", "streamed")
 
 
 def ddim_timesteps(steps: int, timesteps: int = 1000) -> tuple[int, ...]:
@@ -47,6 +47,8 @@ class HierarchyConfig:
     """`intervals` to make, None = endless. `clip_frames` T of a prediction clip, `known` of them given by the clip before.
 
     `stride` 1 means that there is no second level: one clip and no more (short models, text to video).
+    `decode`: "whole" in one call as published; "windowed" a round at a time, with some of the round before and the key behind it;
+    "streamed" each interval once and in order, for a causal decoder that remembers.
     `behaviour` "released" keeps two bugs of the published loops: the mask of the prediction is 1 on all frames, and of the n
     prediction steps' intervals only the first n + 1 are interpolated, so the video is shorter than asked.
     """

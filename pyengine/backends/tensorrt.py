@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -33,7 +34,10 @@ log = logging.getLogger("pyengine")
 
 @cache
 def library(name: str | None = None) -> ModuleType:
-    """TensorRT, or TensorRT for RTX where that is what is installed. Raises BackendUnavailable."""
+    """TensorRT, or TensorRT for RTX where that is what is installed or PYENGINE_TENSORRT names. Raises BackendUnavailable."""
+    name = name or os.environ.get("PYENGINE_TENSORRT")
+    if name is not None and name not in LIBRARIES:
+        raise ConfigError(f"expected PYENGINE_TENSORRT to be one of {', '.join(LIBRARIES)} but got {name!r}")
     for known in (name,) if name else LIBRARIES:
         try:
             module = import_module(known)

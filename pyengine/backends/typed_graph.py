@@ -72,6 +72,8 @@ class _Typed:
         self.casts: dict[tuple[str, int], str] = {}
         self.constants: set[str] = set()
         self.levels: set[str] = set()  # outputs of nodes that make pixels
+        # Factors of a Resize are sizes rather than data, and float32 by the standard.
+        self.factors = {node.input[2] for node in model.graph.node if node.op_type == "Resize" and node.input[2]}
 
     def run(self, inputs: Ports, outputs: Ports) -> onnx.ModelProto:
         graph = self.model.graph
@@ -120,8 +122,9 @@ class _Typed:
             if len(casts) < len(readers.get(tensor.name, [])):
                 names.add(tensor.name)
             for name in sorted(names):
-                kept.append(_tensor(name, array, self.working))
-                self.types[name] = self.working
+                kind = FLOAT if name in self.factors else self.working
+                kept.append(_tensor(name, array, kind))
+                self.types[name] = kind
                 self.constants.add(name)
         del graph.initializer[:]
         graph.initializer.extend(kept)
@@ -161,7 +164,7 @@ class _Typed:
         made = self.working
         if (
             node.op_type in PRECISE
-            or node.output[0] in self.levels
+            or node.output[0] in self.levels | self.factors
             or (node.op_type in FOLLOWING and moving and all(kind == FLOAT for kind in moving))
         ):
             made = FLOAT
@@ -172,7 +175,7 @@ class _Typed:
                 attribute.t.CopyFrom(_tensor("", numpy_helper.to_array(attribute.t).astype(np.float32), made))
         if node.op_type != "Cast":
             for index, name in enumerate(node.input):
-                if name in floats:
+                if name in floats and name not in self.factors:
                     node.input[index] = self._as(name, made)
         self.nodes.append(node)
         for name, kind in zip(node.output, _output_types(node, made, self.types), strict=True):

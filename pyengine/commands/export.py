@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lvdm.add_argument("--output", required=True, help="folder of the bundle to make")
     lvdm.add_argument("--training", default=None, help="training folder of lvdm.train_shapes")
     lvdm.add_argument(
+        "--autoencoder", default="shapes", help="with --training: bundle on whose latents it was trained"
+    )
+    lvdm.add_argument(
         "--configuration", default=None, help="sky, taichi, ucf, text2video, or long (two levels)"
     )
     lvdm.add_argument(

@@ -93,13 +93,15 @@ class Hierarchical:
 
     @property
     def decoder_sizes(self) -> tuple[int, ...]:
-        """Latents in a decoder's window: the first round's, and that of the others with what they see to the left."""
+        """Latents in a decoder's window: of windowed decoding the first round's, and that of the others with what they see to the left."""
         config = self.config
         if not config.interpolates:
             return (config.clip_frames,)
         if config.decode == "whole":
             assert config.made_intervals is not None  # HierarchyConfig refuses others
             return (config.made_intervals * config.stride + 1,)
+        if config.decode == "streamed":
+            return (config.stride,)
         first, later = (len(config.intervals_of(r)) * config.stride + 1 for r in (0, 1))
         return (first, later + config.left_context)
 
@@ -113,6 +115,6 @@ class Hierarchical:
 
     def kept(self, size: int, is_first: bool) -> slice:
         """Latents of a decoder's window whose frames are shown: neither the context nor the key that opens the next window."""
-        if not self.config.interpolates or self.config.decode == "whole":
+        if not self.config.interpolates or self.config.decode != "windowed":
             return slice(0, size)
         return slice(0 if is_first else self.config.left_context, size - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from pyengine.errors import ConfigError
 
 from ...graph import Inputs, export_component, round_weights
 from ...weights import WeightStore
+from ..shapes import autoencoder as causal
+from ..shapes.modules import load_modules
 from ..shapes.world import FPS, HEIGHT, WIDTH
 from .autoencoder2d import AutoencoderKL
 from .autoencoder3d import Autoencoder3D
@@ -33,10 +34,13 @@ CLIP_TOKENS = 77
 
 @dataclass
 class Modules:
-    """The networks of one bundle. `unets` by level: prediction, and interpolation for two-level models."""
+    """The networks of one bundle. `unets` by level: prediction, and interpolation for two-level models.
+
+    `autoencoder`: a published one or, for the small model, the causal decoder of `shapes`, which remembers.
+    """
 
     unets: dict[str, UNet]
-    autoencoder: Autoencoder3D | AutoencoderKL
+    autoencoder: Autoencoder3D | AutoencoderKL | causal.Decoder
     clip_frames: dict[str, int]
     latent_size: tuple[int, int]  # height, width
     scale_factor: float
@@ -57,6 +61,8 @@ class Modules:
 
     @property
     def frames_per_latent(self) -> int:
+        if isinstance(self.autoencoder, causal.Decoder):
+            return causal.FRAMES_PER_LATENT
         return self.autoencoder.factors[0] if isinstance(self.autoencoder, Autoencoder3D) else 1
 
     @property
@@ -96,8 +102,13 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
         parts[name] = (Denoiser(unet), inputs)
     chunk = max(2, modules.clip_frames["prediction"])
     channels = modules.unets["prediction"].out_channels
-    decoder = VideoDecoder(modules.autoencoder, modules.scale_factor, modules.shift_factor)
-    parts["decoder"] = (decoder, {"latents": normal(chunk, channels, *modules.latent_size)})
+    latents = {"latents": normal(chunk, channels, *modules.latent_size)}
+    if isinstance(modules.autoencoder, causal.Decoder):
+        memory = {name: normal(*shape) for name, shape in modules.autoencoder.memory_shapes.items()}
+        parts["decoder"] = (causal.FrameDecoder(modules.autoencoder), latents | memory)
+    else:
+        decoder = VideoDecoder(modules.autoencoder, modules.scale_factor, modules.shift_factor)
+        parts["decoder"] = (decoder, latents)
     if modules.text is not None and modules.empty_prompt is not None:
         encoder = TextEncoder(modules.text, modules.unets["prediction"], modules.empty_prompt)
         parts["text_encoder"] = (encoder, {"ids": modules.empty_prompt.flip(0)})
@@ -147,7 +158,13 @@ def export_bundle(
 def _axes(component: str, inputs: Inputs, layers: int) -> dict[str, Any]:
     """Names of the outputs, and the axes that a build chooses."""
     if component == "decoder":
-        return {"outputs": ["frames"], "dynamic": {"latents": {0: "chunk"}}}
+        memory = [name for name in inputs if name != "latents"]
+        return {
+            "outputs": ["frames", *(f"{name}.next" for name in memory)],
+            "dynamic": {"latents": {0: "chunk"}},
+            "state": {name: f"{name}.next" for name in memory},
+            "working": [f"{name}*" for name in memory],
+        }
     if component == "text_encoder":
         pairs = [name for i in range(layers) for name in (f"text_key.{i}", f"text_value.{i}")]
         return {"outputs": pairs, "working": pairs}
@@ -179,6 +196,8 @@ def long_method(modules: Modules, guidance: float = 0.1, perturbation: int | Non
         "guidance": guidance,
         "guidance_form": "original",
         "perturbation": perturbation,
+        # A decoder with a memory takes each latent once, in order: exact, and bounded however long the video is.
+        "decode": "streamed" if isinstance(modules.autoencoder, causal.Decoder) else "windowed",
     }
 
 
@@ -223,21 +242,20 @@ def random_modules(
     )
 
 
-def trained_modules(folder: Path) -> Modules:
-    """The networks of a training folder of `train_shapes`."""
-    from .train_shapes import BETAS, INTERPOLATION, PREDICTION, load_autoencoder
+def trained_modules(folder: Path, source: Bundle) -> Modules:
+    """The networks of a training folder of `train_shapes`, and the decoder of the bundle whose latents they were trained on."""
+    from .train_shapes import BETAS, INTERPOLATION, PREDICTION
 
-    numbers = json.loads((folder / "latent.json").read_text())
     unets = {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)}
     for name, unet in unets.items():
         unet.load_state_dict(load_file(folder / name / "average.safetensors"))
     return Modules(
         unets,
-        load_autoencoder(folder),
+        load_modules(source).decoder,
         {"prediction": 4, "interpolation": 5},
-        (HEIGHT // 8, WIDTH // 8),
-        numbers["scale_factor"],
-        numbers["shift_factor"],
+        (HEIGHT // causal.SPATIAL_FACTOR, WIDTH // causal.SPATIAL_FACTOR),
+        1.0,
+        0.0,
         BETAS,
         FPS,
     )
@@ -249,7 +267,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.training is None) == (arguments.configuration is None):
         raise ConfigError("expected --training or --configuration but got both or neither")
     if arguments.training is not None:
-        modules = trained_modules(Path(arguments.training))
+        modules = trained_modules(Path(arguments.training), Bundle.load(arguments.autoencoder))
     else:
         levels = (
             {"prediction": "sky_pred", "interpolation": "sky_interp"}

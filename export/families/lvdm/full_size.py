@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", action="store_true", help="keep the bundles instead of deleting each after it is measured"
     )
+    parser.add_argument("--json", type=Path, help="collect the numbers in this file")
     parser.add_argument("--here", action="store_true", help="in this process: one configuration")
     arguments = parser.parse_args()
     if arguments.here:
@@ -66,7 +67,11 @@ def main() -> None:
             "--configurations",
             name,
         ]
-        subprocess.run(command, check=True)
+        line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        print(line, flush=True)
+        if arguments.json is not None:
+            known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+            arguments.json.write_text(json.dumps(known | {name: json.loads(line)}, indent=1) + "\n")
         if not arguments.keep:
             shutil.rmtree(folder)
 

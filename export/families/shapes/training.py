@@ -27,7 +27,8 @@ def learning_rate(progress: float, step: int) -> float:
 class Trainer:
     """An optimiser, a moving average of the weights, a CSV log, and checkpoints in `folder` from which a new run resumes.
 
-    AdamW throughout or, with `muon`, Muon for the matrices (Jordan 2024; update scaled to AdamW's size) and AdamW for the rest.
+    AdamW throughout or, with `muon`, Muon for the matrices (Jordan 2024; update scaled to AdamW's size) and AdamW for the rest. A
+    kernel of a convolution is a matrix of its output channels.
 
     The folder holds `model.safetensors` (raw), `average.safetensors` (what is shipped), `optimiser.safetensors` and `loss.csv`.
     """
@@ -37,13 +38,15 @@ class Trainer:
     ) -> None:
         self.model, self.folder, self.peak_rate, self.ema = model, folder, peak_rate, ema
         self.average = copy.deepcopy(model).requires_grad_(False)
-        matrices = [
+        kernels = [
             p
             for name, p in model.named_parameters()
-            if p.ndim == 2 and "table" not in name and "place" not in name
+            if muon and p.ndim >= 2 and not any(word in name for word in ("table", "place", "label"))
         ]
-        matrices = matrices if muon else []
-        rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
+        rest = [p for p in model.parameters() if all(p is not kernel for kernel in kernels)]
+        # Muon takes matrices only: views that share their storage with the kernels.
+        matrices = [p if p.ndim == 2 else nn.Parameter(p.data.flatten(1)) for p in kernels]
+        self._kernels = list(zip(kernels, matrices, strict=True))
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(rest, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
         ]
@@ -62,6 +65,9 @@ class Trainer:
         """One optimiser step at `rate` times the peak rate; logs every 20 steps, saves every two minutes."""
         self.model.zero_grad()
         loss.backward()
+        for kernel, matrix in self._kernels:
+            assert kernel.grad is not None
+            matrix.grad = kernel.grad.reshape(matrix.shape)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
