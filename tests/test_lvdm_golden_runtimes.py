@@ -16,7 +16,6 @@ from pyengine.executor import Executor, Program
 from pyengine.export.families.lvdm.export import Modules, clip_method, export_bundle
 from pyengine.plan import Variant
 
-
 slow = pytest.mark.skipif(
     "PYENGINE_SLOW_TESTS" not in os.environ, reason="takes half a minute: set PYENGINE_SLOW_TESTS=1"
 )

@@ -150,7 +150,7 @@ def test_masks_beyond_fp16_stay_finite(tmp_path: Path) -> None:
 def test_factors_of_a_resize_stay_float32(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 21]> g (float[1, 1, 2, 2] x) => (float[1, 1, 4, 4] y)'
-        "<float[4] factors = {1.0, 1.0, 2.0, 2.0}> { y = Resize<mode = \"nearest\">(x, , factors) }"
+        '<float[4] factors = {1.0, 1.0, 2.0, 2.0}> { y = Resize<mode = "nearest">(x, , factors) }'
     )
     onnx.save(model, tmp_path / "m.onnx")
     ports = {"x": backends.Port((1, 1, 2, 2), "float16")}, {"y": backends.Port((1, 1, 4, 4), "float16")}

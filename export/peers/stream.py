@@ -131,8 +131,8 @@ class TorchStream:
         seen = visible(level, frame, torch.tensor(step.chunk), ring)
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, MASKED)
         self._begin()
-        small = (self._there(tensor) for tensor in (level, cosine, sine, mask))
-        velocity = self._denoise(sample.to(dtype), *small, self._text)
+        level, cosine, sine, mask = (self._there(tensor) for tensor in (level, cosine, sine, mask))
+        velocity = self._denoise(sample.to(dtype), level, cosine, sine, mask, self._text)
         rows = [row for row, slot in enumerate(step.append_slot) if slot >= 0]
         if rows:
             self._network.append(rows[0], [step.append_slot[row] for row in rows])

@@ -89,13 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     first_frame = None
     upscale = arguments.upscale if arguments.upscale is not None else (4 if video.height <= SMALL else 1)
-    size: dict[str, Any] = {
-        "height": video.height,
-        "width": video.width,
-        "fps": video.fps,
-        "upscale": upscale,
-    }
-    with VideoWriter(arguments.output, **size) as writer, _progress(arguments) as bar:
+    writer = VideoWriter(
+        arguments.output, height=video.height, width=video.width, fps=video.fps, upscale=upscale
+    )
+    with writer, _progress(arguments) as bar:
         task = bar.add_task("", total=total)
         for frame in start if start is not None else ():
             writer.write(frame)

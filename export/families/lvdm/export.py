@@ -304,10 +304,10 @@ def _fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None
 
 def _add_clip(modules: Modules, folder: Path) -> Path:
     """The text tower and tokenizer of a local CLIP folder; returns the tokenizer's file."""
-    from transformers import CLIPTextModel, CLIPTokenizerFast
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     modules.text = CLIPTextModel.from_pretrained(folder, local_files_only=True)
-    tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer("", padding="max_length", max_length=CLIP_TOKENS, truncation=True)["input_ids"]
     modules.empty_prompt = torch.tensor(ids)
     return folder / "tokenizer.json"

@@ -116,8 +116,8 @@ def clip_loss(model: UNet, clean: Tensor, mask: Tensor, alpha_bar: Tensor) -> Te
     """
     batch = len(clean)
     t, s = torch.randint(TIMESTEPS, (batch,)), torch.randint(MAX_NOISE_LEVEL, (batch,))
-    levels = [alpha_bar[step].reshape(-1, 1, 1, 1, 1) for step in (s, t)]
-    level = torch.where(mask > 0, *levels)
+    known_level, level = (alpha_bar[step].reshape(-1, 1, 1, 1, 1) for step in (s, t))
+    level = torch.where(mask > 0, known_level, level)
     noise = torch.randn_like(clean)
     noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
     with torch.autocast("cpu", torch.bfloat16):
@@ -166,7 +166,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="encoded clips; FOLDER/corpus unless given")
     parser.add_argument("--bundle", default="shapes", help="whose autoencoder makes the latents")
     parser.add_argument(
-        "--shards", type=int, nargs=2, default=(0, 32), metavar=("FIRST", "END"), help="of 256 clips, to encode"
+        "--shards",
+        type=int,
+        nargs=2,
+        default=(0, 32),
+        metavar=("FIRST", "END"),
+        help="of 256 clips, to encode",
     )
     parser.add_argument("--minutes", type=float, default=70, help="of training, since its first start")
     parser.add_argument("--stages", nargs="+", choices=("corpus", "train"), default=("corpus", "train"))

@@ -33,7 +33,7 @@ class SpatialTemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        keys = [key for block in self.transformer_blocks for key in block.attn2.keys(context)]  # type: ignore[union-attr]
+        keys = [key for block in self.transformer_blocks for key in block.attn2.keys(context)]  # type: ignore[union-attr, operator]
         return self.with_keys(x, iter(keys))
 
     def with_keys(self, x: Tensor, keys: Iterator[Tensor]) -> Tensor:

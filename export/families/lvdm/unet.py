@@ -133,7 +133,7 @@ class UNet(nn.Module):
 
     def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The embedding that every ResBlock reads, which depends on nothing else. [B, 4 * model_channels]"""
-        weight = self.time_embed[0].weight
+        weight = self.time_embed[0].get_parameter("weight")
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(weight.dtype))
         return emb if y is None else emb + self.label_emb(y)
 
@@ -159,7 +159,7 @@ class UNet(nn.Module):
     def denoise(self, x: Tensor, projected: Tensor, texts: Sequence[Tensor] | None = None) -> Tensor:
         """The network behind what is constant per timestep and per prompt."""
         widths = [block.emb_layers[1].out_features for block in self.residual_blocks()]
-        given = _Given(iter(projected.split(widths, -1)), iter(texts or ()))  # type: ignore[arg-type]
+        given = _Given(iter(projected.split(widths, -1)), iter(texts or ()))
         skips = []
         h = x
         for block in self.input_blocks:
@@ -210,6 +210,7 @@ class ResBlock(nn.Module):
         h = self.in_layers(x)
         e = projected[:, :, None, None, None]
         norm, silu, _, conv = self.out_layers
+        assert isinstance(norm, nn.GroupNorm)
         if self.film:
             scale, shift = e.chunk(2, 1)
             weight, bias = (value[None, :, None, None, None] for value in (norm.weight, norm.bias))
