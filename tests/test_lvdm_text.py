@@ -34,7 +34,11 @@ def clip_folder(folder: Path) -> Path:
         single=f"{WORDS[0]} $A {WORDS[1]}", special_tokens=[(WORDS[0], 0), (WORDS[1], 1)]
     )
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=WORDS[0], eos_token=WORDS[1], pad_token=WORDS[1], unk_token=WORDS[1]
+        tokenizer_object=tokenizer,
+        bos_token=WORDS[0],
+        eos_token=WORDS[1],
+        pad_token=WORDS[1],
+        unk_token=WORDS[1],
     )
     fast.save_pretrained(folder)
     torch.manual_seed(2)
@@ -55,7 +59,9 @@ def test_a_prompt_becomes_the_frames_of_a_torch_loop(tmp_path: Path, plan_cache:
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.05)
     betas = (0.00085, 0.012)
-    modules = Modules({"prediction": unet}, autoencoder, {"prediction": FRAMES}, (SIZE, SIZE), SCALE, 0.0, betas, 8.0)
+    modules = Modules(
+        {"prediction": unet}, autoencoder, {"prediction": FRAMES}, (SIZE, SIZE), SCALE, 0.0, betas, 8.0
+    )
     folder = clip_folder(tmp_path / "clip")
     tokenizer = add_clip(modules, folder)
     method = clip_method(modules, GUIDANCE) | {"steps": STEPS}
