@@ -186,9 +186,7 @@ def clip_method(modules: Modules, guidance: float) -> dict[str, Any]:
     }
 
 
-def long_method(
-    modules: Modules, guidance: float = 0.1, perturbation: int | None = 100
-) -> dict[str, Any]:
+def long_method(modules: Modules, guidance: float = 0.1, perturbation: int | None = 100) -> dict[str, Any]:
     """Two levels, with the released guidance and perturbation."""
     stride = modules.clip_frames["interpolation"] - 1
     return _method(modules) | {
