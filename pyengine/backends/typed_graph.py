@@ -108,12 +108,7 @@ class _Typed:
             for tensor in node.input:
                 readers.setdefault(tensor, []).append(node)
         kept: list[TensorProto] = []
-        for name in _factors(graph):
-            kept.extend(tensor for tensor in graph.initializer if tensor.name == name)
-            self.types[name] = FLOAT
         for tensor in graph.initializer:
-            if tensor.name in self.types:
-                continue
             if tensor.data_type not in FLOATS:
                 kept.append(tensor)
                 self.types[tensor.name] = tensor.data_type
@@ -160,8 +155,7 @@ class _Typed:
                         pending.extend(maker.input)
 
     def _node(self, node: NodeProto) -> None:
-        read = node.input[:1] if node.op_type == "Resize" else node.input
-        floats = [name for name in read if name and self.types[name] in FLOATS]
+        floats = [name for name in node.input if name and self.types[name] in FLOATS]
         moving = [self.types[name] for name in floats if name not in self.constants]
         made = self.working
         if (
@@ -200,23 +194,6 @@ class _Typed:
                 for index, tensor in enumerate(names):
                     if tensor == name:
                         names[index] = f"{name}.inner"
-
-
-def _factors(graph: onnx.GraphProto) -> list[str]:
-    """Gives the factors of every Resize a constant of their own, which stays float32: compilers read no other. Its names."""
-    known = {tensor.name: tensor for tensor in graph.initializer}
-    names: list[str] = []
-    for node in graph.node:
-        for index in range(1, len(node.input)) if node.op_type == "Resize" else ():
-            source = known.get(node.input[index])
-            if source is not None and source.data_type in FLOATS:
-                name = f"{source.name}.factors"
-                if name not in names:
-                    array = numpy_helper.to_array(source).astype(np.float32)
-                    graph.initializer.append(numpy_helper.from_array(array, name))
-                    names.append(name)
-                node.input[index] = name
-    return names
 
 
 def weights(model: onnx.ModelProto) -> Iterator[tuple[str, bytes]]:
