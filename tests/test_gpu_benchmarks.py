@@ -155,6 +155,7 @@ def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
     monkeypatch.setattr(run, "tool", lambda name: lambda: f"no {name} on PATH")
     monkeypatch.setattr(run, "has", lambda *names: lambda: f"no {names[0]}")
     monkeypatch.setattr(run, "BACKENDS", {"torch": lambda: "no torch"})
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # which it extends
     monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path)])
     assert run.main() == 0
     record = json.loads((tmp_path / "gpu-nvidia-example-9000.json").read_text())

@@ -266,6 +266,8 @@ def main() -> int:
     if isinstance(here, str):
         print(f"run.sh: every step skipped: {here}. Nothing was written.")
         return 0
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
+    os.environ["PATH"] += os.pathsep + str(toolkit)  # often installed, and on nobody's PATH
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pyengine-gpu-") as scratch:
         work = (options.work or Path(scratch)).resolve()
