@@ -5,7 +5,7 @@ build found faster; and with INT8 segments) and in PyTorch eager and torch.compi
 in one process, so that a disturbance meets all. A call is one network evaluation with guidance: two rows.
 
 `--size full` is the released configuration (0.55 G parameters; about 10 GB of memory and 10 minutes on two cores), `small` the same
-topology at a quarter of the width.
+topology at a quarter of the width. `--quick`: two rounds, without torch.compile, nothing written.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def in_turns(runners: dict[str, Runner], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def measure(name: str, size: str, rounds: int, folder: Path, with_int8: bool) -> dict[str, Any]:
+def measure(
+    name: str, size: str, rounds: int, folder: Path, with_int8: bool, with_compile: bool
+) -> dict[str, Any]:
     modules = small(name) if size == "small" else random_modules({"prediction": configuration(name)})
     modules.rounded()
     for part in modules.parts():
@@ -126,7 +128,8 @@ def measure(name: str, size: str, rounds: int, folder: Path, with_int8: bool) ->
         lean = quantise(bundle, "prediction", variant, calls, folder / "int8", cache_dir=folder / "cache")
         runners["pyengine int8"] = engine_runner(lean, modules, precision, folder / "cache", "cut")[0]
     runners[f"torch eager {precision}"] = torch_runner(modules, precision, compiled=False)
-    runners[f"torch.compile {precision}"] = torch_runner(modules, precision, compiled=True)
+    if with_compile:
+        runners[f"torch.compile {precision}"] = torch_runner(modules, precision, compiled=True)
     exact = torch_runner(modules, "fp32", compiled=False)()
     seconds = in_turns(runners, rounds)
     scale = float(np.abs(exact).max())
@@ -177,13 +180,22 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "full"), default="small")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-int8", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    rounds = 2 if arguments.quick else arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
         result = measure(
-            arguments.configuration, arguments.size, arguments.rounds, Path(folder), not arguments.no_int8
+            arguments.configuration,
+            arguments.size,
+            rounds,
+            Path(folder),
+            not arguments.no_int8,
+            not arguments.quick,
         )
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))
+    if arguments.quick:
+        return
     known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     known[f"{arguments.configuration}.{arguments.size}"] = result
     arguments.output.write_text(json.dumps(known, indent=1) + "\n")

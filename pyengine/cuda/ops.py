@@ -84,7 +84,7 @@ class CudaOps:
         return scales
 
     def relative_attention(self, *arrays: DeviceArray, **attributes: Any) -> Call:
-        raise PlanError("RelativeAttention has no CUDA kernel yet; build with choice 'inline'")
+        raise PlanError("RelativeAttention has no CUDA kernel yet; build the plan again, which inlines it")
 
     def denoise_step(
         self, *arrays: DeviceArray, noise: DeviceArray | None, out: DeviceArray

@@ -9,13 +9,17 @@
 
 namespace pyengine::ops::cuda {
 
+// Blocks per processor that registers have to leave room for.
+template <int D>
+constexpr int kBlocks = D > 72 ? 2 : 3;
+
 template <class T, int D>
 struct Temporal {
   static constexpr int kRow = kStride<D>;
   static constexpr int kUnits = D / 8;
-  // Keys of one softmax step. With heads of 72 the scores of 64 do not fit into the 168 registers that three
-  // blocks per processor leave a thread.
-  static constexpr int kStep = D == 72 ? kChunk / 2 : kChunk;
+  // Keys of one softmax step. The scores of 64 do not fit into the 168 registers that three blocks per
+  // processor leave a thread.
+  static constexpr int kStep = kBlocks<D> == 3 ? kChunk / 2 : kChunk;
 
   const AttentionParams& p;
   const TemporalLayout layout;
@@ -255,7 +259,7 @@ struct Temporal {
 };
 
 template <class T, int D>
-PYENGINE_KERNEL(kBlockThreads, D > 72 ? 2 : 3)
+PYENGINE_KERNEL(kBlockThreads, kBlocks<D>)
 temporal_kernel(const AttentionParams p) {
   Temporal<T, D>(p).run();
 }

@@ -57,8 +57,10 @@ class STAttentionBlock(nn.Module):
         rows = x.transpose(1, 2).reshape(-1, channels, height * width)  # [B T, C, H W]
         h = linear(self.norm_s(rows).transpose(1, 2), self.qkv_s)  # [B T, H W, 3 C]
         # q, k and v are split first, then the heads.
-        h = h.reshape(-1, height * width, 3, self.heads, channels // self.heads)
-        q, k, v = (part.transpose(1, 2) for part in h.unbind(2))  # [B T, heads, H W, d]
+        q, k, v = (
+            part.unflatten(-1, (self.heads, channels // self.heads)).transpose(1, 2)
+            for part in h.chunk(3, -1)
+        )  # [B T, heads, H W, d]
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         h = linear(h.reshape(-1, height * width, channels), self.proj_out_s)
         h = h.reshape(-1, frames, height, width, channels)
@@ -82,5 +84,8 @@ class STAttentionBlock(nn.Module):
 
 
 def linear(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """A kernel-1 convolution of the checkpoint on channels-last data, where it is a plain matrix product."""
-    return F.linear(x, conv.weight[:, :, 0], conv.bias)
+    """A kernel-1 convolution of the checkpoint on channels-last data, where it is a plain matrix product.
+
+    Squeezed rather than indexed: NNCF takes a Gather on weights for an embedding, and fails.
+    """
+    return F.linear(x, conv.weight.squeeze(2), conv.bias)

@@ -120,10 +120,10 @@ def export_bundle(
     folder: Path,
     name: str,
     method: Mapping[str, Any],
-    tokenizer: Path | None = None,
+    tokenizer: str | None = None,
     only: tuple[str, ...] | None = None,
 ) -> Bundle:
-    """Write the bundle into an empty or new folder. `only`: leave out other components."""
+    """Write the bundle into an empty or new folder. `tokenizer`: its JSON. `only`: leave out other components."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -139,7 +139,7 @@ def export_bundle(
     store.write(folder)
     text = None
     if modules.text is not None and tokenizer is not None:
-        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+        (folder / "tokenizer.json").write_text(tokenizer)
         text = Text("tokenizer.json", CLIP_TOKENS)
     height, width = (size * modules.shrinks for size in modules.latent_size)
     return write_manifest(
@@ -277,7 +277,7 @@ def run(arguments: argparse.Namespace) -> int:
         modules = random_modules({level: configuration(which) for level, which in levels.items()})
         _fill(modules, arguments.checkpoint, arguments.weights)
         if arguments.clip is not None:
-            tokenizer = _add_clip(modules, Path(arguments.clip))
+            tokenizer = add_clip(modules, Path(arguments.clip))
     method = (
         long_method(modules)
         if len(modules.unets) == 2
@@ -302,12 +302,17 @@ def _fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None
             load_part(modules.autoencoder, state, "autoencoder", "raw")
 
 
-def _add_clip(modules: Modules, folder: Path) -> Path:
-    """The text tower and tokenizer of a local CLIP folder; returns the tokenizer's file."""
-    from transformers import CLIPTextModel, CLIPTokenizer
+def add_clip(modules: Modules, folder: Path) -> str:
+    """The text tower of a local CLIP folder. Returns the tokenizer as JSON, which pads to 77 tokens with CLIP's own pad token."""
+    from transformers import AutoTokenizer, CLIPTextModel
 
     modules.text = CLIPTextModel.from_pretrained(folder, local_files_only=True)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer("", padding="max_length", max_length=CLIP_TOKENS, truncation=True)["input_ids"]
     modules.empty_prompt = torch.tensor(ids)
-    return folder / "tokenizer.json"
+    rules = tokenizer.backend_tokenizer
+    rules.no_truncation()  # a prompt that is too long is refused rather than cut
+    rules.enable_padding(
+        length=CLIP_TOKENS, pad_id=tokenizer.pad_token_id, pad_token=str(tokenizer.pad_token)
+    )
+    return str(rules.to_str())

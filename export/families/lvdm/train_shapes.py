@@ -116,8 +116,8 @@ def clip_loss(model: UNet, clean: Tensor, mask: Tensor, alpha_bar: Tensor) -> Te
     """
     batch = len(clean)
     t, s = torch.randint(TIMESTEPS, (batch,)), torch.randint(MAX_NOISE_LEVEL, (batch,))
-    known_level, level = (alpha_bar[step].reshape(-1, 1, 1, 1, 1) for step in (s, t))
-    level = torch.where(mask > 0, known_level, level)
+    of_known, of_others = (alpha_bar[step].reshape(-1, 1, 1, 1, 1) for step in (s, t))
+    level = torch.where(mask > 0, of_known, of_others)
     noise = torch.randn_like(clean)
     noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
     with torch.autocast("cpu", torch.bfloat16):

@@ -148,4 +148,4 @@ class FeedForward(nn.Module):
 
 def pointwise(x: Tensor, conv: nn.Conv3d) -> Tensor:
     """A 1x1x1 convolution of the checkpoint on channels-last data."""
-    return F.linear(x, conv.weight[:, :, 0, 0, 0], conv.bias)
+    return F.linear(x, conv.weight.flatten(1), conv.bias)

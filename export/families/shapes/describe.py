@@ -3,8 +3,8 @@
     caption = describe(frames[:24])  # the first second
     reading = read(caption, frames)
 
-One shape over a plain background is assumed. Whatever is shown, the nearest caption is returned: reading the
-same frames by it says how near.
+One shape over a plain background is assumed. Whatever is shown, the nearest caption is returned: reading the same frames by it says
+how near.
 """
 
 from __future__ import annotations
