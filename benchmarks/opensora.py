@@ -2,8 +2,8 @@
 
 STDiT3 at its real widths with random weights, a full window of PA-VDM (35 latent frames, prompt and null text), at 120x214 and 240x426:
 pyengine's bf16 and INT8 plans, the same module in PyTorch eager bf16 and torch.compile bf16, and the bf16 matrix rate, taken in turns in
-one process. Two pairs of blocks by default; `--depth 28` is the whole model (about 14 GB and half an hour). `--quick` is the small size
-without torch.compile.
+one process. Two pairs of blocks by default; `--depth 28` is the whole model (by arithmetic about 15 GB; `--no-int8 --steps 0` spares
+time). `--quick` is the small size without torch.compile.
 
   share         products of a call over its time, over the matrix rate: linear layers alone, the better of PyTorch and OpenVINO
   error         relative L2 of the velocity to the float32 plan
