@@ -72,7 +72,7 @@ def simplify(model: ir.Model, sources: Mapping[str, str]) -> dict[str, tuple[str
     optimizer.optimize_ir(model)
     found: dict[str, tuple[str, tuple[int, ...] | None]] = {}
     for value in graph.inputs:
-        if value.name in sources:
+        if value.name is not None and value.name in sources:
             found[value.name] = (sources[value.name], _transposed(value, graph))
     return found
 

@@ -72,9 +72,11 @@ class Probe:
 
     def overhead(self) -> dict[str, float]:
         """Percent of time outside segments and kernels: `executor` of plan runs, `call` of whole calls;
-        `stream`: of wall time, outside calls.
+        `stream`: of wall time, outside calls. Empty on a card, where the host only enqueues.
         """
         spent, calls = self._spent, sum(self.calls)
+        if not spent["segments"]:
+            return {}
         executor = (spent["runs"] - spent["segments"] - spent["ops"]) / spent["runs"]
         call = (calls - (1 - executor) * spent["denoiser"]) / calls
         shares = {"executor": executor, "call": call, "stream": (self.wall - calls) / self.wall}

@@ -29,6 +29,10 @@ from .plan import Choice, Part, Plan, Variant
 
 Progress = Callable[[int, int, str], None]
 CHOICES = ("auto", "cut", "inline")
+RINGS = ("auto", "fp8")
+WITHOUT_CUDA = {
+    "RelativeAttention"
+}  # ops that have no CUDA kernel yet: a card's compiler takes their ONNX bodies
 TRIAL_SECONDS = 0.4  # per choice: enough runs to tell a 5 % difference, few enough for a cold start
 TRIAL_RUNS = 20
 log = logging.getLogger("pyengine")
@@ -46,6 +50,7 @@ def build(
     threads: int | None = None,
     target: str | None = None,
     refit: bool = False,
+    ring: str = "auto",
     progress: Progress | None = None,
 ) -> Plan:
     """Finds or builds the part of every variant. `progress(done, total, what)` is called as engines are
@@ -53,15 +58,25 @@ def build(
 
     `choice`: `cut` runs our kernels between segments, `inline` lets the backend compile their ONNX bodies,
     `auto` times both. `target` builds for a card that is not here, as `sm89`: such a plan is only written, for the
-    machine that has one. `refit` makes engines that take new weights without a rebuild. Raises BackendUnavailable, ConfigError, PlanError.
+    machine that has one. `refit` makes engines that take new weights without a rebuild. `ring="fp8"` keeps keys and values in 8 bits,
+    which our CUDA kernels alone can read. Raises BackendUnavailable, ConfigError, PlanError.
     """
     if choice not in CHOICES:
         raise ConfigError(f"expected a choice out of {', '.join(CHOICES)} but got {choice!r}")
+    if ring not in RINGS:
+        raise ConfigError(f"expected a ring out of {', '.join(RINGS)} but got {ring!r}")
     compiler = backends.get(backend, device, target=target, refit=refit)
+    if ring == "fp8":
+        if compiler.kind != "cuda" or choice == "inline":
+            where = f"choice {choice}" if compiler.kind == "cuda" else f"device {compiler.kind}"
+            raise ConfigError(f"a ring in fp8 needs device cuda and our kernels (choice cut) but got {where}")
+        choice = "cut"  # engines are those of any other ring: they never see it
     builder = _Builder(
         bundle, compiler, compiler.precision(precision), choice, threads, plan.cache_folder(cache_dir)
     )
-    return builder.run(list(dict.fromkeys(variants)), progress or (lambda done, total, what: None))
+    made = builder.run(list(dict.fromkeys(variants)), progress or (lambda done, total, what: None))
+    made.ring = ring  # type: ignore[assignment]
+    return made
 
 
 @dataclass
@@ -82,7 +97,7 @@ class _Builder:
                 missing.append(variant)
             else:
                 result.parts[variant] = part
-        if any(self._is_stale(variant) for variant in missing):
+        if not self.backend.remote and any(self._is_stale(variant) for variant in missing):
             log.warning(
                 "the plan of %s in %s is of another version or machine: building a new one",
                 self.bundle.name,
@@ -157,7 +172,8 @@ class _Builder:
         return False
 
     def _choices(self, variant: Variant) -> list[Choice]:
-        if self.bundle.component(variant.component).cut is None:
+        cut = self.bundle.component(variant.component).cut
+        if cut is None or (self.backend.kind == "cuda" and WITHOUT_CUDA & {step.op for step in cut.steps}):
             return ["inline"]
         if self.choice != "auto":
             return ["cut" if self.choice == "cut" else "inline"]

@@ -6,7 +6,8 @@ Which it is, how many frames a run takes, and whether it takes them in tiles, th
                                             or planes [frames, c, h, w], with
     frame_decoder  planes [batch, c, h', w'] -> frames [batch, 8 h', 8 w', 3] uint8; h' < h or w' < w: in tiles, blended where they overlap
 
-`encoder` and `frame_encoder` (never tiled) are the reverse.
+`encoder` and `frame_encoder` (never tiled) are the reverse. What passes between two networks passes through the host, on a card too:
+planes are a twelfth of the pixels' bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from pyengine.plan import Variant
 if TYPE_CHECKING:
     from pyengine.executor import Executor
 
-__all__ = ["decode_chunk", "decoder_variants", "encode_chunk", "encoder_variants", "tile_starts"]
+__all__ = [
+    "FRAME_DECODER",
+    "decode_chunk",
+    "decoder_variants",
+    "encode_chunk",
+    "encoder_variants",
+    "tile_starts",
+]
 
 FRAME_DECODER, FRAME_ENCODER = Variant.of("frame_decoder"), Variant.of("frame_encoder")
 OVERLAP = 0.25  # least share of a tile that the next one repeats
@@ -49,13 +57,13 @@ def decode_chunk(
     video = bundle.video
     assert video is not None
     if not per_frame:
-        return executor.output(decoder, "frames")[kept].reshape(-1, video.height, video.width, 3).copy()
-    planes = executor.output(decoder, "planes")
+        return executor.output(decoder, "frames").copy()[kept].reshape(-1, video.height, video.width, 3)
+    planes = executor.output(decoder, "planes").copy()
     frames = np.empty((len(planes), video.height, video.width, 3), np.uint8)
     rows, columns = executor.input(FRAME_DECODER, "planes").shape[2:]
     if (rows, columns) == planes.shape[2:]:
         for start, batch in _batches(executor, FRAME_DECODER, "planes", planes):
-            frames[start : start + batch] = executor.output(FRAME_DECODER, "frames")[:batch]
+            frames[start : start + batch] = executor.output(FRAME_DECODER, "frames")[:batch].copy()
     else:
         _decode_tiles(executor, planes, frames)
     return frames
@@ -70,7 +78,7 @@ def encode_chunk(executor: Executor, bundle: Bundle, frames: np.ndarray, chunk_f
     else:
         planes = executor.input(encoder, "planes")
         for start, batch in _batches(executor, FRAME_ENCODER, "frames", frames):
-            planes[start : start + batch] = executor.output(FRAME_ENCODER, "planes")[:batch]
+            planes[start : start + batch] = executor.output(FRAME_ENCODER, "planes")[:batch].copy()
     executor.run(encoder)
     return executor.output(encoder, "latents").copy()
 
@@ -97,7 +105,7 @@ def _decode_tiles(executor: Executor, planes: np.ndarray, frames: np.ndarray) ->
         total[area] += weight
         tile = planes[:, :, top : top + rows, left : left + columns]
         for start, batch in _batches(executor, FRAME_DECODER, "planes", tile):
-            pixels = executor.output(FRAME_DECODER, "frames")[:batch]
+            pixels = executor.output(FRAME_DECODER, "frames")[:batch].copy()
             sums[(slice(start, start + batch), *area)] += weight * pixels
     frames[...] = np.rint(sums / total)
 

@@ -67,7 +67,7 @@ class Clips:
         """Keys and values of the text, [branches, ...] each, in place."""
         for variant in self.variants:
             for name, value in features.items():
-                self._executor.input(variant, name)[...] = value[: len(self._weights)]
+                self._executor.input(variant, name)[...] = np.ascontiguousarray(value[: len(self._weights)])
 
     def recache(self) -> None:
         if self.call:
@@ -153,22 +153,25 @@ class Clips:
             )  # it stays there for both branches and for the update, as released
         variant = self._variants[step.network, clips]
         inputs = self._executor.inputs(variant)
-        inputs["latents"].reshape(branches, *sample.shape)[...] = sample
+        # Made here and given as wholes: on a card an input is written, not read.
+        given = {"latents": np.concatenate([sample] * branches)}
         if "mask" in inputs:
-            mask = inputs["mask"].reshape(branches, clips, -1)
-            mask[...] = 0
+            mask = np.zeros((branches, clips, sample.shape[2]), np.float32)
             if known and self._config.behaviour == "released" and not ends:
                 mask[0] = 1  # the published loop forgets how many frames are known
             elif known:
                 mask[0][:, places] = 1
+            given["mask"] = mask
         table = self._tables[step.network]
         labelled = known > 0 and self._method.perturbation is not None
-        embedding = inputs["embedding"].reshape(branches, clips, -1)
-        embedding[...] = table[-1, step.index]
+        rows = np.repeat(table[-1, step.index][None], branches, 0)
         if labelled:
-            embedding[0] = table[0, step.index]
+            rows[0] = table[0, step.index]
+        given["embedding"] = np.repeat(rows, clips, 0)
+        for name, value in given.items():
+            inputs[name][...] = value.reshape(inputs[name].shape)
         self._executor.run(variant)
-        predicted = self._executor.output(variant, "noise").reshape(branches, *sample.shape)
+        predicted = self._executor.output(variant, "noise").copy().reshape(branches, *sample.shape)
         scale = self._config.timesteps
         now = np.full(clips, (step.timestep + 1) / scale)
         then = np.full(clips, (step.timestep_next + 1) / scale)

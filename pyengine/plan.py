@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
-
 from . import backends
 from .backends import Backend, Engine, Port, Precision
 from .bundle import Bundle, Component, Graph, Step, TensorSpec, sha256
@@ -33,6 +31,7 @@ FILE = "plan.json"
 KEPT_DAYS = 60  # a part that no stream has asked for in so long is deleted by the next build
 WORKERS = min(4, os.cpu_count() or 1)  # a compiler of small graphs uses about one core
 Choice = Literal["cut", "inline"]
+Ring = Literal["auto", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ class Plan:
     loaded: dict[Variant, list[Engine]] = field(default_factory=dict, repr=False)
     device: str = "cpu"  # or "cuda"
     target: str = ""  # the processor or card that it is compiled for
+    ring: Ring = "auto"  # what keys and values are kept in; `auto`: the type of `working` tensors
 
     def engines(self, variant: Variant) -> list[Engine]:
         """The engines of a variant in the order of its segments, loaded once."""
@@ -104,6 +104,11 @@ class Plan:
         """The static shape of a tensor, and the dtype that it has in this plan."""
         dtype = backends.WORKING[self.precision] if spec.dtype == "working" else spec.dtype
         return Port(spec.resolve(variant.symbols), dtype)
+
+    def ring_port(self, variant: Variant, spec: TensorSpec) -> Port:
+        """The same of a ring of keys or values, which may be kept in less."""
+        port = self.port(variant, spec)
+        return Port(port.shape, "float8_e4m3") if self.ring == "fp8" else port
 
     def _load(self, part: Part) -> list[Engine]:
         backend = backends.get(self.backend, self.device)
@@ -157,7 +162,11 @@ def step_precision(step: Step, wanted: Precision) -> Precision:
 
 def cache_folder(given: str | Path | None) -> Path:
     """Where plans live: the argument, else PYENGINE_CACHE, else the user's cache folder."""
-    return Path(given or os.environ.get("PYENGINE_CACHE") or platformdirs.user_cache_dir("pyengine"))
+    if folder := given or os.environ.get("PYENGINE_CACHE"):
+        return Path(folder)
+    import platformdirs  # here, so that a machine that names its folder can do without
+
+    return Path(platformdirs.user_cache_dir("pyengine"))
 
 
 def key(facts: Mapping[str, Any]) -> str:

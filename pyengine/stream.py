@@ -260,10 +260,6 @@ def _open_window(
     """What obeys the method's schedule."""
     guidance, seed = settings["guidance"], settings["seed"]
     if isinstance(method, Hierarchical):
-        if executor.device != "cpu":
-            raise ConfigError(
-                f"expected device cpu for two-level generation but got {executor.device}; it is not built for cards yet"
-            )
         return Clips(executor, latent, method, guidance=guidance, seed=seed)
     sampler = make_sampler(settings["method"]["sampler"])
     return Window(executor, latent, method, sampler, guidance=guidance, seed=seed)

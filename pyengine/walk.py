@@ -96,7 +96,8 @@ class Walk:
         arrays: dict[str, Any] = {}
         for name in component.inputs:
             if name in component.ring:
-                arrays[name] = memory.ring(name, self._port(name))
+                port = self._program.plan.ring_port(self._variant, self._specs[name])
+                arrays[name] = memory.ring(name, port)
             elif name not in component.state:
                 arrays[name] = memory.named(name, self._port(name))
         if component.append_spec is not None:

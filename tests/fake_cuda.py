@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -61,9 +62,10 @@ class _Stream:
 
 
 class FakeCuda:
-    """cuda-python's runtime module: every function returns (error, results...)."""
+    """cuda-python's runtime module: every function returns (error, results...). Safe to call from several threads."""
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self._handles = itertools.count(0x1000)
         self._memory: dict[int, np.ndarray] = {}
         self.pinned: dict[int, int] = {}
@@ -73,6 +75,17 @@ class FakeCuda:
         self._graphs: dict[int, list[Work]] = {}
         self.allocations = self.launches = self.graphs_made = 0
         self.capability = (9, 0)
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if not name.startswith("cuda"):
+            return found
+
+        def locked(*arguments: Any) -> Any:
+            with self.lock:
+                return found(*arguments)
+
+        return locked
 
     # Device
     def cudaGetDeviceCount(self) -> tuple[int, int]:
@@ -256,7 +269,8 @@ class FakeKernels(ModuleType):
     ) -> None:
         numbers = {name: on_host(v) if isinstance(v, DeviceArray) else v for name, v in named.items()}
         hosts = [on_host(array) for array in arrays]
-        self._cuda.streams[stream].add(lambda: op(*hosts, **numbers))
+        with self._cuda.lock:
+            self._cuda.streams[stream].add(lambda: op(*hosts, **numbers))
 
 
 class FakeEngine:
@@ -286,7 +300,8 @@ class FakeEngine:
             if queue.recording is not None and not self._runs:
                 raise AssertionError("an engine must have run once before it is captured")
             self._runs += 1
-            queue.add(work)
+            with self._cuda.lock:
+                queue.add(work)
 
         return call
 

@@ -105,8 +105,9 @@ def checkpoints() -> dict[str, Path]:
 
 
 @functools.cache
-def bundle(options: Options = OPTIONS) -> Bundle:
-    """The exported family, made once for each set of options."""
+def bundle(options: Options = OPTIONS, only: tuple[str, ...] | None = None) -> Bundle:
+    """The exported family, or these of its networks, made once for each set of options."""
     folders = checkpoints()
-    target = Path(_home().name) / f"bundle{abs(hash(options))}"
-    return export_bundle(folders["checkpoint"], folders["vae"], str(folders["text_encoder"]), target, options)
+    target = Path(_home().name) / f"bundle{abs(hash((options, only)))}"
+    text = str(folders["text_encoder"])
+    return export_bundle(folders["checkpoint"], folders["vae"], text, target, options, only=only)

@@ -3,64 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import lvdm_family as family
 import numpy as np
 import pytest
 
 import pyengine
-from pyengine.bundle import Bundle
 from pyengine.errors import ConfigError, PromptError, ShapeError
-from pyengine.export.families.lvdm.export import (
-    Modules,
-    components,
-    export_bundle,
-    long_method,
-    random_modules,
-)
-from pyengine.export.families.lvdm.released import Configuration
+from pyengine.export.families.lvdm.export import components
 from pyengine.export.parity import parity
 
-UNET = {
-    "in_channels": 5, "out_channels": 4, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1,
-    "attention_resolutions": [1], "num_heads": 2, "num_classes": 251, "use_scale_shift_norm": True,
-    "padding_t": 0, "temporal_length": 4, "use_relative_position": True,
-}  # fmt: skip
-AUTOENCODER = {"n_hiddens": 16, "downsample": [2, 2, 2]}
-LATENT_SIZE = (4, 4)
-PER_LATENT, STRIDE = 2, 4
+PER_LATENT, STRIDE = family.PER_LATENT, family.STRIDE
 
 
 @pytest.fixture(scope="module")
-def modules() -> Modules:
-    short = Configuration(UNET, AUTOENCODER, 0.5, 0.1)
-    levels = {
-        "prediction": short,
-        "interpolation": replace(short, unet=UNET | {"temporal_length": 5}, clip_frames=5),
-    }
-    made = random_modules(levels, LATENT_SIZE)
-    made.autoencoder.decoder.conv_out.conv.weight.data *= 4  # so that pixels fill their range
-    return made.rounded()
-
-
-@pytest.fixture(scope="module")
-def bundle(modules: Modules, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("lvdm") / "bundle"
-    return export_bundle(modules, folder, "lvdm-tiny", long_method(modules) | {"steps": 2})
-
-
-@pytest.fixture(scope="module")
-def tiny(bundle: Bundle, plan_cache: Path) -> Iterator[pyengine.Engine]:
-    engine = pyengine.load(bundle.folder, cache_dir=plan_cache, choice="cut", precision="fp32")
+def tiny(plan_cache: Path) -> Iterator[pyengine.Engine]:
+    engine = pyengine.load(family.bundle().folder, cache_dir=plan_cache, choice="cut", precision="fp32")
     yield engine
     engine.close()
 
 
-def test_parity_in_every_runtime(bundle: Bundle, modules: Modules) -> None:
+def test_parity_in_every_runtime() -> None:
+    bundle = family.bundle()
     for name in ("prediction", "interpolation", "decoder"):
         assert (bundle.component(name).cut is not None) == (name != "decoder")
-    report = parity(bundle, components(modules))
+    report = parity(bundle, components(family.modules()))
     report.check()
     runners = {row.runner for row in report.rows if row.component == "prediction"}
     assert {name.split()[0] for name in runners} == {"onnxruntime", "openvino"}

@@ -110,6 +110,31 @@ def test_encoding_equals_the_original(name: str) -> None:
     np.testing.assert_allclose(out.numpy(), case["out_mean"], rtol=0, atol=5e-5)
 
 
+def test_other_autoencoders_have_the_shapes_of_their_config() -> None:
+    spatial = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "act_fn": "silu"}
+    temporal = {"type": "VAE_Temporal", "filters": 8, "num_res_blocks": 1, "num_groups": 4}
+    vae = VideoAutoencoder(
+        spatial=spatial,
+        temporal={**temporal, "channel_multipliers": [2, 2, 4], "temporal_downsample": [True, False]},
+        micro_frame_size=None,
+        shift=0.0,
+        scale=1.0,
+    )
+    golden.fill(vae)
+    assert vae.temporal_vae.decoder.conv_out.conv.weight.shape[:2] == (4, 16)
+    z = vae.encode(torch.rand(1, 3, 7, 16, 12))
+    assert z.shape == (1, 4, 4, 8, 6)
+    assert vae.decode(z, 7).shape == (1, 3, 7, 16, 12)
+    assert VideoAutoencoder(spatial=spatial, temporal=temporal).latents(17) == 5
+    for stage, key, value in (
+        ("spatial", "act_fn", "gelu"),
+        ("temporal", "activation_fn", "relu"),
+        ("spatial", "up_block_types", ["AttnUpDecoderBlock2D"]),
+    ):
+        with pytest.raises(ConfigError, match=f"autoencoder with {key} .* but got"):
+            VideoAutoencoder(**{"spatial": spatial, "temporal": temporal, stage: {key: value}})
+
+
 def test_latents_of_any_number_of_frames() -> None:
     vae = golden.autoencoder()
     assert [vae.latents(frames) for frames in (1, 4, 16, 17, 18, 34, 51, 119, 1445)] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
 import pyengine
+from pyengine.build import build
 from pyengine.captions import opensora_prompt
+from pyengine.chunks import decode_chunk, decoder_variants
 from pyengine.errors import BundleError, ConfigError, PromptError
+from pyengine.executor import load_program
 from pyengine.export.families.opensora.export import components, modules_and_inputs
 from pyengine.export.parity import parity
+from pyengine.plan import Variant
 from pyengine.samplers import frame_noise
 from pyengine.schedule import noise_levels
 from pyengine.warp import rflow_warp
@@ -199,12 +204,23 @@ def test_torch_portable_and_plans_agree(backend: str, plan_cache: Path) -> None:
     report.check()
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx is not installed: pip install 'pyengine-video[tensorrt]'",
+)
+def test_frames_can_be_decoded_on_a_card_that_is_not_here(plan_cache: Path) -> None:
+    """Nearest-neighbour Resize wants float32 factors in a bf16 graph."""
+    variant = Variant.of("frame_decoder")
+    options = {"backend": "tensorrt", "target": "sm89", "precision": "bf16", "cache_dir": plan_cache}
+    part = build(family.bundle(), variants=[variant], **options).part(variant)
+    assert all((part.folder / file).stat().st_size for file in part.engines)
+
+
 def test_a_ring_is_an_approximation_of_known_size(opensora: pyengine.Engine, plan_cache: Path) -> None:
     """The first clip is the same; later ones differ, because cached keys were made beside other frames."""
     options = dataclasses.replace(family.OPTIONS, context="ring")
-    cached = pyengine.load(
-        family.bundle(options).folder, precision="fp32", choice="cut", cache_dir=plan_cache
-    )
+    bundle = family.bundle(options, ("text_encoder", "denoiser", "decoder", "frame_decoder"))
+    cached = pyengine.load(bundle.folder, precision="fp32", choice="cut", cache_dir=plan_cache)
     videos = []
     for engine in (opensora, cached):
         with engine.stream(PROMPT, seed=SEED, frames=51) as stream:
@@ -214,13 +230,15 @@ def test_a_ring_is_an_approximation_of_known_size(opensora: pyengine.Engine, pla
     assert 0 < apart < 30  # levels of 255, on random weights
 
 
-def test_tiles_blend_into_the_frame(opensora: pyengine.Engine, plan_cache: Path) -> None:
+def test_tiles_blend_into_the_frame(plan_cache: Path) -> None:
     """Two tiles side by side; the difference is what a tile cannot see."""
-    options = dataclasses.replace(family.OPTIONS, tile=(40, 40), decode_batch=4)
-    tiled = pyengine.load(family.bundle(options).folder, precision="fp32", choice="cut", cache_dir=plan_cache)
+    tiles = dataclasses.replace(family.OPTIONS, tile=(40, 40), decode_batch=4)
+    latents = frame_noise(SEED, 0, (CHUNK, 4, 5, 7))
     videos = []
-    for engine in (opensora, tiled):
-        with engine.stream(PROMPT, seed=SEED, frames=17) as stream:
-            videos.append(np.stack(list(stream)).astype(float))
+    for bundle in (family.bundle(), family.bundle(tiles, ("decoder", "frame_decoder"))):
+        variants = decoder_variants(bundle, CHUNK)
+        plan = build(bundle, variants=variants, precision="fp32", cache_dir=plan_cache)
+        videos.append(decode_chunk(load_program(plan).executor(), bundle, latents).astype(float))
+    assert videos[0].shape == (17, *family.SIZE, 3)
     apart = np.abs(videos[0] - videos[1])
     assert 0 < apart.mean() < 0.3 * videos[0].std()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_cuda
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -16,11 +18,15 @@ import torch
 import toy_family as toy
 from onnx import TensorProto
 
+import pyengine
 from pyengine import backends, plan
+from pyengine.backends.tensorrt import TensorRT, library
 from pyengine.backends.typed_graph import typed_graph
 from pyengine.build import build
 from pyengine.bundle import Bundle, Step, write_manifest
+from pyengine.chunks import encoder_variants
 from pyengine.cli import main
+from pyengine.cuda import runtime
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
@@ -156,7 +162,9 @@ def test_factors_of_a_resize_stay_float32(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_complete_plan_of_shapes_without_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_plan_of_shapes_without_a_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`pyengine build shapes --backend tensorrt --target ...`: every part, and every engine typed as its ports."""
     command = [
         "build",
@@ -189,7 +197,28 @@ def test_a_complete_plan_of_shapes_without_a_card(tmp_path: Path, capsys: pytest
         progress=lambda done, total, what: said.append(what),
     )
     assert not said
-    assert {str(part.folder) for part in again.parts.values()} == {entry["folder"] for entry in made["parts"]}
+    folders = {entry["folder"] for entry in made["parts"]}
+    assert {str(part.folder) for part in again.parts.values()} == folders
+    _loads_on_such_a_card(tmp_path, folders, monkeypatch)
+
+
+def _loads_on_such_a_card(cache: Path, folders: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine beside a card of that kind asks for its networks stream by stream, and finds every part."""
+    card = fake_cuda.FakeCuda()
+    card.capability = (8, 9)
+    monkeypatch.setattr(runtime, "_api", lambda: card)
+    runtime.runtime.cache_clear()
+    try:
+        monkeypatch.setattr(TensorRT, "_build", lambda *_: pytest.fail("compiled again"))
+        engine = pyengine.load("shapes", backend="tensorrt", cache_dir=cache)
+        chunk_frames = engine.bundle.method["chunk_frames"]
+        engine._program(encoder_variants(engine.bundle, chunk_frames))  # as a stream with start frames does
+        found = {str(part.folder) for plan in engine.plans for part in plan.parts.values()}
+        assert found == folders
+        engine.close()
+        gc.collect()
+    finally:
+        runtime.runtime.cache_clear()
 
 
 @needs_rtx
@@ -303,8 +332,6 @@ def test_engines_of_another_version_or_card_are_refused(tmp_path: Path) -> None:
 @needs_rtx
 def test_equal_segments_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that is gone is put together again from engines that are still known."""
-    from pyengine.backends.tensorrt import TensorRT
-
     options: dict[str, Any] = {"variants": [toy.TEXT_ENCODER], "backend": "tensorrt", "target": "sm89"}
     first = build(toy.bundle(), cache_dir=tmp_path, **options).part(toy.TEXT_ENCODER)
     data = (first.folder / str(first.engines[0])).read_bytes()
@@ -340,6 +367,15 @@ def test_bad_targets_and_options_get_one_sentence(tmp_path: Path, capsys: pytest
         backends.get("openvino", "cuda")
     assert main(["build", "shapes", "--target", "sm89", "--cache", str(tmp_path)]) == 2
     assert "--target needs --backend tensorrt but got openvino" in capsys.readouterr().err
+
+
+def test_which_tensorrt_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYENGINE_TENSORRT", "trtexec")
+    library.cache_clear()
+    with pytest.raises(
+        ConfigError, match="PYENGINE_TENSORRT to be one of tensorrt, tensorrt_rtx but got 'trtexec'"
+    ):
+        library()
 
 
 @needs_rtx

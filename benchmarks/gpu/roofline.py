@@ -1,4 +1,4 @@
-"""What this card can do at most, measured: copy bandwidth and matrix rate. `python benchmarks/gpu/roofline.py [--json]`.
+"""What this card can do at most, measured: copy bandwidth and matrix rate. `python benchmarks/gpu/roofline.py [--json FILE]`.
 
 Needs a PyTorch with CUDA. Every figure that a GPU benchmark reports stands beside these.
 """
@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -87,14 +88,14 @@ def _driver() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.add_argument("--json", type=Path, help="also write it there")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("roofline.py expected a GPU and a PyTorch with CUDA but found none")
+        print("roofline.py: skipped, no GPU or a PyTorch without CUDA")
+        return
     found = measure()
     if options.json:
-        print(json.dumps(asdict(found), indent=1))
-        return
+        options.json.write_text(json.dumps(asdict(found), indent=1) + "\n")
     print(f"{found.card}, driver {found.driver}, compute capability {found.capability}")
     print(f"copy      {found.copy_bytes_per_second / 1e9:8.0f} GB/s")
     print(f"bf16      {found.matrix_bf16_per_second / 1e12:8.1f} TFLOP/s")

@@ -1,7 +1,7 @@
 """What ptxas says about kernels.
 
 ptxas_report.py compile FOLDER nvcc ARGS...   runs nvcc with -Xptxas -v, keeps its report in FOLDER, fails on spills
-ptxas_report.py print FOLDER                  one line per kernel: the most registers on any architecture
+ptxas_report.py print FOLDER                  one line per kernel: registers on each architecture
 """
 
 from __future__ import annotations
@@ -69,13 +69,15 @@ def compile_and_check(folder: Path, command: list[str]) -> int:
 def print_table(folder: Path) -> int:
     records = [record for path in sorted(folder.glob("*.json")) for record in json.loads(path.read_text())]
     kernels = sorted({record["kernel"] for record in records})
+    archs = sorted({record["arch"] for record in records}, key=lambda arch: (len(arch.rstrip("a")), arch))
     print(
-        f"{'kernel':40} registers  stack  spills   (the most of {len({r['arch'] for r in records})} architectures)"
+        f"{'registers per thread':34}", *(f"{arch:>7}" for arch in archs), "  stack  spills (bytes, the most)"
     )
     for kernel in kernels:
         own = [record for record in records if record["kernel"] == kernel]
-        most = [max(record.get(key, 0) for record in own) for key in ("registers", "stack", "spills")]
-        print(f"{kernel:40} {most[0]:9} {most[1]:6} {most[2]:7}")
+        registers = {record["arch"]: record.get("registers", 0) for record in own}
+        stack, spills = (max(record.get(key, 0) for record in own) for key in ("stack", "spills"))
+        print(f"{kernel:34}", *(f"{registers.get(arch, ''):>7}" for arch in archs), f"{stack:7}{spills:8}")
     return 0
 
 

@@ -27,6 +27,8 @@ COMPILERS: dict[str, dict[str, Any]] = {
     "default": {},
     "frozen": {"freezing": True},
     "autotune": {"freezing": True, "max_autotune": True, "coordinate_descent_tuning": True},
+    # torch.compile(mode="max-autotune"), which also records CUDA graphs.
+    "max-autotune": {"max_autotune": True, "coordinate_descent_tuning": True, "triton.cudagraphs": True},
 }
 TRIALS = 5  # runs of each form of attention before the faster one is kept
 
@@ -38,11 +40,13 @@ class TorchOptions:
     dtype      of weights, activations and ring
     compiled   None = eager, else how: a key of COMPILERS
     recompute  clean frames re-enter every call as rows at level 0, and there is no ring
+    device     cpu or cuda; on cuda attention is always one fused call
     """
 
     dtype: torch.dtype = torch.bfloat16
     compiled: str | None = None
     recompute: bool = False
+    device: str = "cpu"
 
 
 class TorchStream:
@@ -67,22 +71,24 @@ class TorchStream:
         self._config = config
         self._shape = (config.latent_channels, config.latent_size, config.latent_size)
         with torch.no_grad():
-            self._text = _features(bundle, modules, prompt, options.dtype)
+            self._text = _features(bundle, modules, prompt, options)
             ring = 0 if options.recompute else self._method.ring_frames
             rows = max(self._method.row_counts)
             branches = len(self._text.vector)
             self._network = RingDenoiser(
                 modules.denoiser, ring=ring, rows=rows, branches=branches, dtype=options.dtype
             ).eval()
-            self._decoder = modules.decoder.to(options.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self._memory = [memory.to(options.dtype) for memory in self._decoder.initial_memory()]
-            self._network.fused = self._fused_is_faster(rows, ring)
+            self._network.to(options.device)
+            decoder = modules.decoder.to(options.device, options.dtype)
+            self._decoder = decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._memory = [self._there(memory.to(options.dtype)) for memory in decoder.initial_memory()]
+            self._network.fused = options.device != "cpu" or self._fused_is_faster(rows, ring)
         self._denoise, self._decode = self._network.forward, self._decoder.forward
         if options.compiled:
             how = COMPILERS[options.compiled]
             self._denoise = torch.compile(self._denoise, dynamic=False, options=how)
             self._decode = torch.compile(self._decode, dynamic=False, options=how)
-        self._latents = torch.zeros(rows, *self._shape)
+        self._latents = torch.zeros(rows, *self._shape, device=options.device)
         self.call = self._method.first_call
         self.seconds = 0.0  # in calls of the network
 
@@ -103,16 +109,20 @@ class TorchStream:
         self.seconds += perf_counter() - start
         prompted, null = velocity.float()
         guided = null + self._guidance * (prompted - null)
-        self._latents = sample + (level - level_next)[:, None, None, None] * guided
+        self._latents = sample + self._there(level - level_next)[:, None, None, None] * guided
         self.call += 1
         return [self._latents[step.rows(chunk)] for chunk in step.emit]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 [frames, height, width, 3]"""
-        pixels, *self._memory = self._decode(latents.to(self._options.dtype), *self._memory)
+        self._begin()
+        pixels, *memory = self._decode(latents.to(self._options.dtype), *self._memory)
+        if self._options.compiled == "max-autotune":
+            memory = [tensor.clone() for tensor in memory]  # the next replay of its graph overwrites them
+        self._memory = memory
         frames = ((pixels.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
-        return frames.permute(0, 2, 3, 1).contiguous().numpy()
+        return frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def _predict(self, step: Step, sample: Tensor, level: Tensor) -> Tensor:
         frame, ring = torch.tensor(step.frame_index), torch.tensor(step.ring_index, dtype=torch.int64)
@@ -120,6 +130,8 @@ class TorchStream:
         cosine, sine = angles(frame.clamp(min=0), self._config.head_size, self._config.rope_theta, dtype)
         seen = visible(level, frame, torch.tensor(step.chunk), ring)
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, MASKED)
+        self._begin()
+        level, cosine, sine, mask = (self._there(tensor) for tensor in (level, cosine, sine, mask))
         velocity = self._denoise(sample.to(dtype), level, cosine, sine, mask, self._text)
         rows = [row for row, slot in enumerate(step.append_slot) if slot >= 0]
         if rows:
@@ -128,10 +140,19 @@ class TorchStream:
 
     def _gather(self, step: Step) -> Tensor:
         """The latents of this call: moved up from the last one, or fresh noise."""
-        sample = self._latents[torch.tensor(step.source).clamp(min=0)]
+        sample = self._latents[self._there(torch.tensor(step.source).clamp(min=0))]
         for row in step.born:
             sample[row] = torch.from_numpy(frame_noise(self._seed, step.frame_index[row], self._shape))
         return sample
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """The tensor on the stream's device."""
+        return tensor.to(self._options.device, non_blocking=True)
+
+    def _begin(self) -> None:
+        """Before a compiled function: what its CUDA graph returned last time is not read any more."""
+        if self._options.compiled == "max-autotune":
+            torch.compiler.cudagraph_mark_step_begin()
 
     def _fused_is_faster(self, rows: int, ring: int) -> bool:
         """Times attention as one fused call and as two products, and says which suits these shapes."""
@@ -155,9 +176,9 @@ class TorchStream:
         return best[True] <= best[False]
 
 
-def _features(bundle: Bundle, modules: Modules, prompt: str, dtype: torch.dtype) -> TextFeatures:
+def _features(bundle: Bundle, modules: Modules, prompt: str, options: TorchOptions) -> TextFeatures:
     """The prompt and the empty prompt, encoded once."""
     assert bundle.text is not None
     tokenizer = PromptTokenizer(bundle.path(bundle.text.tokenizer), bundle.text.max_tokens)
     features = TextFeatures(*PromptEncoder(modules.text_encoder)(torch.from_numpy(tokenizer.encode(prompt))))
-    return TextFeatures(*(tensor.to(dtype) for tensor in features))
+    return TextFeatures(*(tensor.to(options.device, options.dtype) for tensor in features))

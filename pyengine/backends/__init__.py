@@ -32,7 +32,7 @@ class Port:
     """A named input or output of a graph: its static shape, and the dtype of the array that will be bound to
     it.
 
-    dtype is numpy's name, or `bf16`: a uint16 array of bit patterns.
+    dtype is numpy's name, or `bf16`: a uint16 array of bit patterns. A ring on a card may be `float8_e4m3`.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Port:
 
     @property
     def array_dtype(self) -> np.dtype:
-        return np.dtype("uint16" if self.dtype == "bf16" else self.dtype)
+        return np.dtype({"bf16": "uint16", "float8_e4m3": "uint8"}.get(self.dtype, self.dtype))
 
     @property
     def nbytes(self) -> int:

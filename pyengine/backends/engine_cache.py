@@ -10,6 +10,7 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,14 @@ class EngineCache:
         return self._folder / graph[:24] / f"{weights[:24]}.engine"
 
 
-def link(source: Path | None, target: Path, data: bytes) -> None:
+def link(source: Path | None, target: Path, data: Callable[[], bytes]) -> None:
     """Puts an engine where a plan wants it, without a second copy on disk where the file system allows."""
     try:
         if source is None:
             raise OSError
         os.link(source, target)
     except OSError:
-        target.write_bytes(data)
+        target.write_bytes(data())
 
 
 def describe(version: str, device: str, refit: bool, inputs: Ports, outputs: Ports) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -33,7 +34,10 @@ log = logging.getLogger("pyengine")
 
 @cache
 def library(name: str | None = None) -> ModuleType:
-    """TensorRT, or TensorRT for RTX where that is what is installed. Raises BackendUnavailable."""
+    """TensorRT, or TensorRT for RTX where that is what is installed or PYENGINE_TENSORRT names. Raises BackendUnavailable."""
+    name = name or os.environ.get("PYENGINE_TENSORRT")
+    if name is not None and name not in LIBRARIES:
+        raise ConfigError(f"expected PYENGINE_TENSORRT to be one of {', '.join(LIBRARIES)} but got {name!r}")
     for known in (name,) if name else LIBRARIES:
         try:
             module = import_module(known)
@@ -129,22 +133,22 @@ class TensorRT:
         if cached is not None:
             found = cached.find(graph.hexdigest(), content.hexdigest())
             if found is not None:
-                return TensorRTEngine(self, found.read_bytes(), facts, found)
+                return TensorRTEngine(self, None, facts, found)
             other = cached.other_weights(graph.hexdigest()) if self.refit and not self.remote else None
             if other is not None:
-                engine = TensorRTEngine(self, other.read_bytes(), facts, other)
+                engine = TensorRTEngine(self, None, facts, other)
                 engine.refit(whole)
                 self._report(f"{model.name}: new weights in a known engine")
-                engine.file = cached.keep(graph.hexdigest(), content.hexdigest(), engine.data)
+                engine.keep(cached.keep(graph.hexdigest(), content.hexdigest(), engine.data))
                 return engine
         data = self._build(model.name, whole, threads)
         engine = TensorRTEngine(self, data, facts, None)
         if cached is not None:
-            engine.file = cached.keep(graph.hexdigest(), content.hexdigest(), data)
+            engine.keep(cached.keep(graph.hexdigest(), content.hexdigest(), data))
         return engine
 
     def save(self, engine: TensorRTEngine, path: Path) -> bool:
-        link(engine.file, path, engine.data)
+        link(engine.file, path, lambda: engine.data)
         path.with_suffix(".json").write_text(json.dumps(engine.facts, indent=1) + "\n")
         return True
 
@@ -155,7 +159,7 @@ class TensorRT:
                 f"the engine {path} is for {facts['version']} on {facts['device']} but here is {self.version} on "
                 f"{self.device}; build the plan again"
             )
-        return TensorRTEngine(self, path.read_bytes(), facts, path)
+        return TensorRTEngine(self, None, facts, path)
 
     def _build(self, what: str, model: bytes, threads: int | None) -> bytes:
         trt = self.trt
@@ -203,14 +207,34 @@ class TensorRT:
 
 
 class TensorRTEngine:
-    """A serialised engine, loaded when it is first needed: a plan for another card is never loaded here."""
+    """A serialised engine, loaded when it is first needed: a plan for another card is never loaded here. What is on disk is not
+    kept in memory as well: the engines of one large model together are as large as the model.
+    """
 
     capturable, stream = True, None
 
-    def __init__(self, owner: TensorRT, data: bytes, facts: Mapping[str, Any], file: Path | None) -> None:
-        self.owner, self.data, self.facts, self.file = owner, data, facts, file
+    def __init__(
+        self, owner: TensorRT, data: bytes | None, facts: Mapping[str, Any], file: Path | None
+    ) -> None:
+        self.owner, self._data, self.facts, self.file = owner, data, facts, file
         self._lock = threading.Lock()
         self._loaded: Any = None
+
+    @property
+    def data(self) -> bytes:
+        if self._data is not None:
+            return self._data
+        assert self.file is not None
+        try:
+            return self.file.read_bytes()
+        except OSError as error:
+            raise PlanError(
+                f"the engine {self.file} cannot be read ({error}); build the plan again"
+            ) from error
+
+    def keep(self, file: Path | None) -> None:
+        """Lets go of the bytes where a file holds them now."""
+        self.file, self._data = file, None if file is not None else self.data
 
     @property
     def arena_bytes(self) -> int:
@@ -264,7 +288,7 @@ class TensorRTEngine:
         include = getattr(trt.SerializationFlag, "INCLUDE_REFIT", None)
         if include is not None:
             config.set_flag(include)  # else the copy could not be refitted again
-        self.data, self.file = bytes(engine.serialize_with_config(config)), None
+        self._data, self.file = bytes(engine.serialize_with_config(config)), None
 
     def _load(self) -> Any:
         runtime = _runtime(self.owner.trt.__name__)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--backend, --device, --precision, --choice, --threads, --refit, --cache."""
+    """--backend, --device, --precision, --choice, --ring, --threads, --refit, --cache."""
     group = parser.add_argument_group("engine")
     group.add_argument("--backend", default="openvino", help="openvino (default), onnxruntime or tensorrt")
     group.add_argument(
@@ -39,6 +39,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--refit", action="store_true", help="TensorRT engines that take new weights without a rebuild"
+    )
+    group.add_argument(
+        "--ring", default="auto", help="auto (default), or fp8: the context in 8 bits (device cuda)"
     )
     group.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
     group.add_argument(
@@ -62,6 +65,7 @@ def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False)
         "choice": arguments.choice,
         "threads": arguments.threads,
         "refit": arguments.refit,
+        "ring": arguments.ring,
         "cache_dir": arguments.cache,
     }
     return with_progress(lambda report: pyengine.load(bundle, progress=report, **options), quiet)

@@ -31,6 +31,7 @@ from pyengine.video import VideoWriter
 from pyengine.video_input import read_image, read_video
 
 DEFAULT_SECONDS = 10.0
+SMALL = 64  # rows of frames that a screen shows too small
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=float, default=None, help="how strictly to follow the prompt; 1 = no guidance"
     )
     parser.add_argument(
-        "--upscale", type=int, default=4, help="whole factor to enlarge each pixel by (default: 4)"
+        "--upscale",
+        type=int,
+        default=None,
+        help="whole factor to enlarge each pixel by (default: 4 for frames of at most 64 rows, else 1)",
     )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--image", default=None, help="start from this picture")
@@ -84,8 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"expected a length beyond the {len(start)} frames it starts from but got {total}; raise --seconds"
         )
     first_frame = None
-    size = {"height": video.height, "width": video.width, "fps": video.fps, "upscale": arguments.upscale}
-    with VideoWriter(arguments.output, **size) as writer, _progress(arguments) as bar:
+    upscale = arguments.upscale if arguments.upscale is not None else (4 if video.height <= SMALL else 1)
+    writer = VideoWriter(
+        arguments.output, height=video.height, width=video.width, fps=video.fps, upscale=upscale
+    )
+    with writer, _progress(arguments) as bar:
         task = bar.add_task("", total=total)
         for frame in start if start is not None else ():
             writer.write(frame)

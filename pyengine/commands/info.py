@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pyengine import _C
 from pyengine.bundle import Bundle, bundled_names
+from pyengine.errors import BackendUnavailable
 from pyengine.plan import cache_folder
 
 
@@ -31,8 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
         "version": _version("pyengine-video"),
         "processor": {"isa": _C.cpu_isa(), "supported": _C.supported_isas(), "threads": _C.threads()},
         "backends": {
-            name: _version(name) if find_spec(name) else None for name in ("openvino", "onnxruntime")
+            name: _version(name.replace("_", "-")) if find_spec(name) else None
+            for name in ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
         },
+        "card": _card(),
         "cache": str(cache_folder(None)),
         "bundles": bundled_names(),
     }
@@ -43,6 +46,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(Console(), facts)
     return 0
+
+
+def _card() -> str:
+    """The NVIDIA card that plans for device cuda run on, or what is missing."""
+    try:
+        from pyengine.cuda.ops import kernels
+        from pyengine.cuda.runtime import runtime
+
+        card = runtime()
+        kernels()
+    except BackendUnavailable as error:
+        return str(error)
+    driver, library = (f"{version // 1000}.{version % 1000 // 10}" for version in card.versions())
+    return f"{card.name} ({card.capability}), driver for CUDA {driver}, runtime {library}"
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:
@@ -75,7 +92,7 @@ def _print(console: Console, facts: dict[str, Any], indent: str = "") -> None:
                 if value is None
                 else value
             )
-            console.print(f"{indent}{name}: {text}", highlight=False, soft_wrap=True)
+            console.print(f"{indent}{name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _version(distribution: str) -> str | None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..bundle import Bundle
 from ..chunks import decoder_variants
+from ..decoding import HostDecoder
 from ..device_array import DeviceArray, PinnedArray
 from ..errors import ConfigError
 from .memory import Pool
@@ -25,12 +27,7 @@ class CudaDecoder:
 
     def __init__(self, executor: CudaExecutor, chunk_frames: int, *, device_frames: bool = False) -> None:
         bundle = executor.program.bundle
-        variant, *per_frame = decoder_variants(bundle, chunk_frames)
-        if per_frame:
-            raise ConfigError(
-                f"expected a bundle with one decoder on device cuda but '{bundle.name}' decodes frame by frame; "
-                "this is not built yet: use device cpu"
-            )
+        (variant,) = decoder_variants(bundle, chunk_frames)
         video = bundle.video
         assert video is not None
         self._executor, self._variant = executor, variant
@@ -93,6 +90,31 @@ class CudaDecoder:
         clip = CudaClip(slot.array(self._shape, "uint8"), arrived)
         self._pending[turn] = clip
         return clip
+
+
+class CudaFrameDecoder(HostDecoder):
+    """For bundles that decode frame by frame, or windows of several sizes: what passes between the networks crosses the host, in a
+    thread of its own. The decoder's stream waits for the latents, the denoiser's goes on.
+    """
+
+    def __init__(self, executor: CudaExecutor, bundle: Bundle, *, device_frames: bool = False) -> None:
+        if device_frames:
+            raise ConfigError(
+                f"expected a bundle with one decoder of one size for device_frames but '{bundle.name}' decodes in "
+                "parts that meet on the host; leave device_frames out"
+            )
+        super().__init__(executor, bundle)
+        self._decoder_stream = executor.stream("decoder")
+
+    def _decode(self, latents: DeviceArray | np.ndarray, kept: slice) -> np.ndarray:
+        if isinstance(latents, DeviceArray):
+            stream, on_card = self._decoder_stream, latents
+            latents = np.empty(on_card.shape, on_card.host_dtype)
+            if on_card.ready is not None:
+                stream.wait_for(on_card.ready)
+            stream.cuda.copy(latents.ctypes.data, on_card.pointer, on_card.nbytes, stream)
+            stream.synchronize()
+        return super()._decode(latents, kept)
 
 
 class CudaClip:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..chunks import FRAME_DECODER
 from ..device_array import HOST_DTYPES, DeviceArray
 from ..errors import PlanError
 from ..executor import Executor, Program
@@ -137,8 +138,15 @@ class CudaExecutor(Executor):
         return CudaLatents(self, frame_shape, rows)
 
     def decoder(self, chunk_frames: int, *, device_frames: bool = False) -> Decoder:
-        from .decoding import CudaDecoder
+        from .decoding import CudaDecoder, CudaFrameDecoder
 
+        bundle = self.program.bundle
+        # A method may decode windows of several sizes; on the card a decoder is bound to one.
+        sizes = {variant for variant in self.program.variants if variant.component == "decoder"}
+        if FRAME_DECODER.component in bundle.components or sizes != {
+            Variant.of("decoder", chunk=chunk_frames)
+        }:
+            return CudaFrameDecoder(self, bundle, device_frames=device_frames)
         return CudaDecoder(self, chunk_frames, device_frames=device_frames)
 
     def synchronize(self) -> None:

@@ -6,10 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from ..backends import Port
 from ..device_array import DeviceArray
 from ..errors import BackendUnavailable, PlanError
 from ..walk import Arrays, Call
 from .memory import CudaMemory
+
+LARGEST_FP8 = 448.0  # of e4m3
+VALUE_LIMIT = 64.0  # larger values are clipped; down to 0.002 they keep their three bits of mantissa
 
 
 def kernels() -> Any:
@@ -55,6 +61,8 @@ class CudaOps:
         scope = attributes.get("scope", "temporal")
         nbytes = module.frame_window_attention_workspace(qkv, ring_key, scope=scope)
         workspace = self._memory.workspace(nbytes) if nbytes else None
+        if ring_key.dtype == "float8_e4m3":
+            attributes |= self._scales(ring_key, attributes.get("k_gain"))
         return partial(
             module.frame_window_attention,
             *arrays,
@@ -63,10 +71,32 @@ class CudaOps:
             stream=self._stream.handle,
         )
 
+    def _scales(self, ring_key: DeviceArray, k_gain: DeviceArray | None) -> dict[str, DeviceArray]:
+        """What a number of the ring is worth, per head. e4m3 has 15 octaves of normal numbers, so that a scale has to be right
+        within some octaves only: that of normalised keys follows from their largest possible value, no calibration.
+        """
+        heads, head_size = ring_key.shape[-2:]
+        key_limit = VALUE_LIMIT if k_gain is None else float(np.abs(_floats(k_gain)).max()) * head_size**0.5
+        scales = {}
+        for name, limit in (("ring_key_scale", key_limit), ("ring_value_scale", VALUE_LIMIT)):
+            scales[name] = self._memory.new(Port((heads,), "float32"))
+            scales[name][...] = np.full(heads, limit / LARGEST_FP8, np.float32)
+        return scales
+
     def relative_attention(self, *arrays: DeviceArray, **attributes: Any) -> Call:
-        raise PlanError("RelativeAttention has no CUDA kernel yet; build with choice 'inline'")
+        raise PlanError("RelativeAttention has no CUDA kernel yet; build the plan again, which inlines it")
 
     def denoise_step(
         self, *arrays: DeviceArray, noise: DeviceArray | None, out: DeviceArray
     ) -> Callable[[], Any]:
         return partial(kernels().denoise_step, *arrays, noise=noise, out=out, stream=self._stream.handle)
+
+
+def _floats(array: DeviceArray) -> np.ndarray:
+    """A gain as float32 on the host."""
+    host = array.numpy()
+    return (
+        (host.astype(np.uint32) << 16).view(np.float32)
+        if array.dtype == "bfloat16"
+        else host.astype(np.float32)
+    )

@@ -6,7 +6,7 @@
 namespace pyengine::ops::cuda {
 
 constexpr int kBlockThreads = 128;  // of the tensor-core kernels: four warps
-constexpr int kChunk = 64;          // keys of one softmax step of scope temporal, bits of a word
+constexpr int kChunk = 64;          // keys whose visibility is one word in scope temporal
 constexpr int kTile = 16;           // rows of a tensor-core tile
 
 constexpr int kMaxSources = 4096;  // ring slots and active frames: with more, offsets could leave 32 bits

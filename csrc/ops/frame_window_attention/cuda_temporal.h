@@ -9,10 +9,17 @@
 
 namespace pyengine::ops::cuda {
 
+// Blocks per processor that registers have to leave room for.
+template <int D>
+constexpr int kBlocks = D > 72 ? 2 : 3;
+
 template <class T, int D>
 struct Temporal {
   static constexpr int kRow = kStride<D>;
   static constexpr int kUnits = D / 8;
+  // Keys of one softmax step. The scores of 64 do not fit into the 168 registers that three blocks per
+  // processor leave a thread.
+  static constexpr int kStep = kBlocks<D> == 3 ? kChunk / 2 : kChunk;
 
   const AttentionParams& p;
   const TemporalLayout layout;
@@ -155,12 +162,12 @@ struct Temporal {
     }
     float o[1][D / 8][4] = {};
     TileSoftmax state;
-    for (int chunk = 0; chunk * kChunk < count; ++chunk) {
-      const int keys = count - chunk * kChunk;  // of which this chunk takes up to 64
-      float s[1][kChunk / 8][4];
-      const T* key = key_rows(stage, sequence) + (chunk * kChunk + g) * kRow;
+    for (int start = 0; start < count; start += kStep) {
+      const int keys = count - start;  // of which this step takes up to kStep
+      float s[1][kStep / 8][4];
+      const T* key = key_rows(stage, sequence) + (start + g) * kRow;
 #pragma unroll
-      for (int j = 0; j < kChunk / 8; ++j) {
+      for (int j = 0; j < kStep / 8; ++j) {
         float* c = s[0][j];
         c[0] = c[1] = c[2] = c[3] = 0;
         if (8 * j >= keys) continue;
@@ -179,24 +186,25 @@ struct Temporal {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int i = first + g + 8 * r;
-        const uint64_t bits = i < p.frames ? visible[i * layout.words + chunk] >> (2 * t) : 0;
+        const uint64_t word = i < p.frames ? visible[i * layout.words + start / kChunk] : 0;
+        const uint64_t bits = word >> (start % kChunk + 2 * t);
 #pragma unroll
-        for (int j = 0; j < kChunk / 8; ++j) {
+        for (int j = 0; j < kStep / 8; ++j) {
           if (!(bits >> (8 * j) & 1)) s[0][j][2 * r] = -INFINITY;
           if (!(bits >> (8 * j) & 2)) s[0][j][2 * r + 1] = -INFINITY;
         }
       }
       float shrink[2];
-      to_weights<kChunk / 8>(s[0], state, shrink);
-      if (chunk) {
+      to_weights<kStep / 8>(s[0], state, shrink);
+      if (start) {
 #pragma unroll
         for (int j = 0; j < D / 8; ++j)
           for (int c = 0; c < 4; ++c) o[0][j][c] *= shrink[c / 2];
       }
-      const T* values = value_rows(stage, sequence) + chunk * kChunk * kRow;
+      const T* values = value_rows(stage, sequence) + start * kRow;
 #pragma unroll
-      for (int k = 0; k < kChunk / 16; ++k)
-        if (16 * k < keys) add_values<T, D, 1, kChunk / 8>(o, s, k, values + 16 * k * kRow);
+      for (int k = 0; k < kStep / 16; ++k)
+        if (16 * k < keys) add_values<T, D, 1, kStep / 8>(o, s, k, values + 16 * k * kRow);
     }
     sync_warp();  // the tile is about to hold results instead of queries
     store_sums<T, D>(o[0], state, tile);
@@ -251,7 +259,7 @@ struct Temporal {
 };
 
 template <class T, int D>
-PYENGINE_KERNEL(kBlockThreads, D > 72 ? 2 : 3)
+PYENGINE_KERNEL(kBlockThreads, kBlocks<D>)
 temporal_kernel(const AttentionParams p) {
   Temporal<T, D>(p).run();
 }

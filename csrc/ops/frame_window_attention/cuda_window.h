@@ -60,7 +60,8 @@ PYENGINE_DEVICE Pair cosine_sine(const AttentionParams& p, int64_t position, int
 PYENGINE_DEVICE int pair_of(const AttentionParams& p, int d, bool* second) {
   const int half = p.rotary_dim / 2;
   *second = p.rotation == Rotation::interleaved ? d % 2 : d >= half;
-  return p.rotation == Rotation::interleaved ? d / 2 : d % half;
+  if (p.rotation == Rotation::interleaved) return d / 2;
+  return d < half ? d : d - half;
 }
 PYENGINE_DEVICE int partner_of(const AttentionParams& p, int d) {
   const int half = p.rotary_dim / 2;

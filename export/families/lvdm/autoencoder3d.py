@@ -58,13 +58,19 @@ class Autoencoder3D(nn.Module):
         return self.decode(self.encode(x)[0])
 
 
+def triple(stride: Sequence[int]) -> tuple[int, int, int]:
+    """Over time, height and width."""
+    time, height, width = stride
+    return time, height, width
+
+
 class SamePadConv3d(nn.Module):
     """Convolution behind replicate padding of kernel - stride in all. [B, C, T, H, W]"""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: Sequence[int] = (1, 1, 1)) -> None:
         super().__init__()
         self.pad = replicate_padding(kernel, stride)
-        self.conv = nn.Conv3d(channels, out, kernel, (stride[0], stride[1], stride[2]))
+        self.conv = nn.Conv3d(channels, out, kernel, triple(stride))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, self.pad, mode="replicate") if any(self.pad) else x)
@@ -80,8 +86,7 @@ class SamePadConvTranspose3d(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int, stride: Sequence[int]) -> None:
         super().__init__()
         self.pad = replicate_padding(kernel, stride)
-        steps = (stride[0], stride[1], stride[2])
-        self.convt = nn.ConvTranspose3d(channels, out, kernel, steps, padding=kernel - 1)
+        self.convt = nn.ConvTranspose3d(channels, out, kernel, triple(stride), padding=kernel - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convt(F.pad(x, self.pad, mode="replicate"))

@@ -133,9 +133,8 @@ class UNet(nn.Module):
 
     def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The embedding that every ResBlock reads, which depends on nothing else. [B, 4 * model_channels]"""
-        first = self.time_embed[0]
-        assert isinstance(first, nn.Linear)
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(first.weight.dtype))
+        weight = self.time_embed[0].get_parameter("weight")
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(weight.dtype))
         return emb if y is None else emb + self.label_emb(y)
 
     def project(self, emb: Tensor) -> Tensor:

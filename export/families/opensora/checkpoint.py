@@ -117,7 +117,12 @@ def load_stdit3(folder: str | Path) -> STDiT3:
 def load_autoencoder(folder: str | Path) -> VideoAutoencoder:
     """The autoencoder of a checkpoint folder. Raises BundleError."""
     weights = Weights.open(folder)
-    return weights.load(empty(VideoAutoencoder, weights.config))
+    return weights.load(empty_autoencoder(weights.config))
+
+
+def empty_autoencoder(config: dict[str, Any]) -> VideoAutoencoder:
+    """Without memory for its parameters. Where the config leaves the size of a chunk open, it is the one that the release passes."""
+    return empty(VideoAutoencoder, {**config, "micro_frame_size": config.get("micro_frame_size") or 17})
 
 
 def empty(kind: type[Module], config: dict[str, Any]) -> Module:

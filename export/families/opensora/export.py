@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ...deferred import Deferred
 from ...graph import Inputs, export_component
 from ...weights import WeightStore
 from . import presets
-from .checkpoint import Weights, empty
+from .checkpoint import Weights, empty, empty_autoencoder
 from .layers import Rotary
 from .stdit3 import STDiT3
 from .streaming import BRANCHES, StreamingSTDiT3, TextProjector
@@ -182,15 +182,16 @@ def export_bundle(
     folder: str | Path,
     options: Options = Options(),
     dtype: str = "float32",
+    only: Collection[str] | None = None,
 ) -> Bundle:
-    """Writes the bundle into a new or empty folder, or over an earlier bundle. `dtype` is what T5 runs in.
+    """Writes the bundle into a new or empty folder, or over an earlier bundle. `dtype` is what T5 runs in; `only` these networks.
 
     Raises BundleError for checkpoints that are not Open-Sora's, ConfigError for options that do not fit, OutputError.
     """
     target = _prepared(Path(folder))
     weights = {"denoiser": Weights.open(checkpoint), "autoencoder": Weights.open(vae)}
     model = empty(STDiT3, weights["denoiser"].config)
-    autoencoder = empty(VideoAutoencoder, weights["autoencoder"].config)
+    autoencoder = empty_autoencoder(weights["autoencoder"].config)
     weights["denoiser"].check(model)
     weights["autoencoder"].check(autoencoder)
     _check_rotary(weights["denoiser"], model)
@@ -213,6 +214,7 @@ def export_bundle(
             deferred=deferred["denoiser" if name in ("denoiser", "text_encoder") else "autoencoder"],
         )
         for name, part in components(model, autoencoder, options).items()
+        if only is None or name in only
     }
     store.write(target)
     high, wide = (extent // 8 for extent in options.size)

@@ -157,7 +157,7 @@ class SinusoidEmbedder(nn.Module):
         rate = torch.exp(
             -math.log(10000.0) * torch.arange(half, device=number.device, dtype=torch.float32) / half
         )
-        weight = self.mlp[0].weight
+        weight = self.mlp[0].get_parameter("weight")
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         angle = number.to(wide)[..., None] * rate.to(wide)
         return self.mlp(torch.cat((angle.cos(), angle.sin()), -1).to(weight.dtype))

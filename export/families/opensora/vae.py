@@ -11,14 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyengine.errors import ConfigError
+
 from .vae_spatial import FrameAutoencoder
 from .vae_temporal import TimeAutoencoder
 
 SCALING_FACTOR = 0.18215
 MICRO_BATCH = 4
 SHIFT, SCALE = (-0.10, 0.34, 0.27, 0.98), (3.85, 2.32, 2.33, 3.06)
-# Where the released config.json names classes instead of sizes; the sizes are those of the defaults.
-_NAMES = ("type", "from_pretrained", "subfolder", "cache_dir", "local_files_only")
+# Keys of either stage that change no result. The released config.json names classes instead of sizes; theirs are the defaults.
+_IDLE = frozenset(
+    {"type", "from_pretrained", "subfolder", "cache_dir", "local_files_only", "sample_size", "force_upcast"}
+    | {"latents_mean", "latents_std", "_class_name", "_diffusers_version", "_name_or_path"}
+)
+# Keys whose other values would be another network.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "activation_fn": ("swish",),
+    "mid_block_add_attention": (True,),
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+}
+_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
 class _Wrapped(nn.Module):
@@ -111,4 +125,18 @@ class VideoAutoencoder(nn.Module):
 
 
 def _sizes(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {name: value for name, value in (config or {}).items() if name not in _NAMES}
+    """The sizes in one stage's config. Raises ConfigError for what would be another network."""
+    sizes = {}
+    for name, value in (config or {}).items():
+        allowed = _ONLY.get(name)
+        if (allowed and value not in allowed) or (
+            name in _BLOCK_TYPES and set(value) != {_BLOCK_TYPES[name]}
+        ):
+            raise ConfigError(
+                f"expected an autoencoder with {name} {_BLOCK_TYPES.get(name) or allowed[0]} but got {value!r}; give Open-Sora's VAE v1.2"  # type: ignore[index]
+            )
+        if not (allowed or name in _BLOCK_TYPES or name in _IDLE):
+            sizes[name] = value
+    if (config or {}).get("type") == "VAE_Temporal":  # the class itself; VAE_Temporal_SD is the released one
+        sizes.setdefault("temporal_downsample", (True, True, False))
+    return sizes

@@ -79,7 +79,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level, blocks in enumerate(self.block_res_blocks):
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
             if level < len(self.conv_blocks):
                 x = self.conv_blocks[level](x)
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [filters * multiplier for multiplier in multipliers]
-        self.double = tuple(double)
+        self.doubled = tuple(double)
         self.conv1 = CausalConv(latents, widths[-1])
         self.res_blocks = _residuals(widths[-1], widths[-1], blocks, groups)
         # Level i takes what level i + 1 leaves.
@@ -115,18 +115,18 @@ class Decoder(nn.Module):
             for width, twice in zip(widths[1:], double, strict=True)
         )
         self.norm1 = nn.GroupNorm(groups, widths[0], EPSILON)
-        self.conv_out = CausalConv(filters, channels)
+        self.conv_out = CausalConv(widths[0], channels)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv1(z)
         for block in self.res_blocks:
             x = block(x)
         for level in reversed(range(len(self.block_res_blocks))):
-            for block in self.block_res_blocks[level]:
+            for block in self.block_res_blocks[level]:  # type: ignore[attr-defined]
                 x = block(x)
             if level > 0:
                 x = self.conv_blocks[level - 1](x)
-                if self.double[level - 1]:  # channel 2 c + s of frame t becomes channel c of frame 2 t + s
+                if self.doubled[level - 1]:  # channel 2 c + s of frame t becomes channel c of frame 2 t + s
                     x = x.unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(2, 3)
         return self.conv_out(F.silu(self.norm1(x)))
 

@@ -152,13 +152,13 @@ def main() -> None:
 def emphasis(tokens: Tensor, words: list[str]) -> Tensor:
     """How often each caption of `tokens` [clips, 20] is drawn: doubled for every one of `words` in it. [clips] float32."""
     tokenizer = build_tokenizer()
-    unknown = [word for word in words if tokenizer.token_to_id(word) is None]
+    known = tokenizer.get_vocab()
+    unknown = [word for word in words if word not in known]
     if unknown:
         raise SystemExit(
-            f"[train_denoiser] expected words of the captions but got {', '.join(unknown)}; "
-            f"known: {', '.join(sorted(tokenizer.get_vocab()))}"
+            f"[train_denoiser] expected words of the captions but got {', '.join(unknown)}; known: {', '.join(sorted(known))}"
         )
-    named = [(tokens == tokenizer.token_to_id(word)).any(1).float() for word in words]
+    named = [tokens.eq(known[word]).any(1).float() for word in words]
     return torch.exp2(torch.stack(named).sum(0)) if named else torch.ones(len(tokens), device=tokens.device)
 
 

@@ -1,0 +1,218 @@
+"""What runs on machines with a GPU (benchmarks/gpu), as far as it can be run without one."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+import pyengine
+from pyengine import plan
+from pyengine.backends.typed_graph import typed_graph
+from pyengine.bundle import Bundle
+from pyengine.cuda import runtime
+from pyengine.plan import Plan
+from pyengine.variants import all_variants
+
+GPU = Path(__file__).parents[1] / "benchmarks" / "gpu"
+sys.path.insert(0, str(GPU))
+import report  # noqa: E402
+import run  # noqa: E402
+import stream  # noqa: E402
+import torch_segments  # noqa: E402
+
+SHAPES = Bundle.load("shapes")
+
+
+@pytest.mark.parametrize("variant", all_variants(SHAPES), ids=str)
+def test_segments_by_torch_are_those_of_onnxruntime(variant: plan.Variant) -> None:
+    component = SHAPES.component(variant.component)
+    choices: list[Any] = ["inline"] if component.cut is None else ["cut", "inline"]
+    rng = np.random.default_rng(0)
+    for choice in choices:
+        specs, target = plan.specs(component, choice), Plan(SHAPES, "torch", "fp32", None, {})
+        for step in plan.graph(component, choice).steps:
+            if step.kind != "segment":
+                continue
+            inputs, outputs = (
+                {n: target.port(variant, specs[n]) for n in s} for s in (step.inputs, step.outputs)
+            )
+            model = typed_graph(SHAPES.path(str(step.file)), variant.symbols, inputs, outputs, "fp32")
+            feeds: dict[str, np.ndarray] = {}
+            for name, port in inputs.items():
+                whole = port.array_dtype.kind in "iub"
+                feeds[name] = (np.ones(port.shape) if whole else rng.uniform(0, 1, port.shape)).astype(
+                    port.array_dtype
+                )
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            exact = dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+            got = torch_segments.Segment(model).run({n: torch.from_numpy(a) for n, a in feeds.items()})
+            for name, want in exact.items():
+                assert got[name].shape == want.shape
+                bound = 1.01 if want.dtype == np.uint8 else 1e-4 * max(1.0, float(np.abs(want).max()))
+                difference = np.abs(got[name].numpy().astype(np.float64) - want.astype(np.float64)).max()
+                assert difference <= bound, (step.file, name, difference)
+
+
+@pytest.fixture(scope="module")
+def on_card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyengine.Engine]:
+    """The bundled model on a card made of host memory."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_cuda.install(monkeypatch)
+        cache = tmp_path_factory.mktemp("plans")
+        engine = pyengine.load("shapes", backend="tensorrt", choice="cut", cache_dir=cache)
+        yield engine
+        engine.close()
+        gc.collect()
+    runtime.runtime.cache_clear()
+
+
+def test_a_stream_is_judged_by_its_frames(on_card: pyengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "FRAMES", 8)
+    exact = next(stream.torch_frames("fp32", device="cpu"))
+    found = stream.check_stream(on_card, exact, allowed=0.01)
+    assert found["good"]
+    assert found["resumes"]
+    assert any(name.startswith("denoiser") for name in found["graphs"])
+    assert not stream.check_stream(on_card, 255 - exact, allowed=0.01)["good"]
+
+
+def test_a_bench_says_what_a_call_costs_and_what_bounds_it(
+    on_card: pyengine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WARM_CLIPS", "ROUNDS", "PROFILED_CLIPS", "REPLAYS"):
+        monkeypatch.setattr(stream, name, 1)
+    roof = {"matrix_bf16_per_second": 1e12, "copy_bytes_per_second": 1e11}
+    with on_card.stream(stream.PROMPT) as running:
+        found = stream.measure(running.clips(), 0.01) | stream.network(running, roof)
+    # A clip of 8 frames leaves after every second call.
+    assert found["call_ms"] == pytest.approx(1e3 * 8 / SHAPES.method["cadence"] / found["frames_per_second"])
+    bound = found["network_bound"]
+    assert found["of_roof"] == pytest.approx(bound["ms"] / found["network_ms"])
+    # Two branches of 10 frames of 16 tokens meet about every weight once.
+    assert 0.5 < bound["operations"] / (2 * 2 * 10 * 16 * bound["bytes"] / 2) < 2
+    assert f"{found['network']}/0/" in found["graphs"]
+
+
+def test_idle_time_of_overlapping_work() -> None:
+    assert stream.idle_share([(0, 4), (2, 6), (8, 10)]) == {
+        "busy_ms": 0.008,
+        "span_ms": 0.01,
+        "pieces": 3,
+        "gap_share": pytest.approx(0.2),
+    }
+    assert stream.idle_share([]) is None
+
+
+def outcome(tmp_path: Path, code: str, seconds: float = 30, **options: Any) -> run.Outcome:
+    step = run.Step("a", [sys.executable, "-c", code], seconds, **options)
+    return run.run_step(step, {"b": run.Outcome("failed")}, 600, tmp_path / "log")
+
+
+def test_steps_fail_stop_and_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    good = outcome(tmp_path, "open('r', 'w').write('[1]')", result=tmp_path / "r")
+    assert (good.status, good.result) == ("ok", [1])
+    failed = outcome(tmp_path, "print('why'); raise SystemExit(3)")
+    assert (failed.status, failed.reason, failed.tail) == ("failed", "exit code 3", ["why"])
+    assert outcome(tmp_path, "import time; time.sleep(60)", seconds=5.1).status == "timeout"
+    assert outcome(tmp_path, "", missing=lambda: "no hammer").reason == "no hammer"
+    assert outcome(tmp_path, "", needs=("b",)).reason == "needs the step b, which was failed"
+    tests = outcome(tmp_path, "print('3 skipped, 5 deselected in 1.92s')")
+    assert (tests.status, tests.reason) == ("skipped", "3 skipped, 5 deselected in 1.92s")
+    assert outcome(tmp_path, "print('3 passed, 1 skipped in 1.92s')").status == "ok"
+    said = outcome(tmp_path, "print('ops.py: skipped, no GPU')", result=tmp_path / "none")
+    assert (said.status, said.reason) == ("skipped", "no GPU")
+
+
+def test_without_a_gpu_the_one_command_says_so(tmp_path: Path) -> None:
+    if isinstance(run.card(), run.Card):
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([GPU / "run.sh", "--output", tmp_path], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("run.sh: every step skipped: no NVIDIA driver")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every step really runs, on this machine, and finds its part missing."""
+    monkeypatch.setattr(run, "card", lambda: run.Card("NVIDIA Example 9000", (9, 0), "13.0"))
+    monkeypatch.setattr(run, "tool", lambda name: lambda: f"no {name} on PATH")
+    monkeypatch.setattr(run, "has", lambda *names: lambda: f"no {names[0]}")
+    monkeypatch.setattr(run, "BACKENDS", {"torch": lambda: "no torch"})
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # which it extends
+    monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path)])
+    assert run.main() == 0
+    record = json.loads((tmp_path / "gpu-nvidia-example-9000.json").read_text())
+    assert record["steps"]["build"]["reason"] == "no nvcc on PATH"
+    assert {step["status"] for step in record["steps"].values()} == {"skipped"}
+    assert (
+        "| check:torch | skipped | 0 | needs the step import, which was skipped |" in capsys.readouterr().out
+    )
+
+
+def test_the_table_has_every_figure_beside_its_bound() -> None:
+    stream_result = {"backend": "torch", "precision": "bf16", "choice": "cut", "good": True, "error": 0.3, "allowed": 0.9,
+                     "graphs": ["a"], "resumes": True}  # fmt: skip
+    share = {"busy_ms": 1.0, "span_ms": 1.02, "pieces": 9, "gap_share": 0.02}
+    bench = {"precision": "bf16", "frames_per_second": 3000.0, "call_ms": 1.3, "stream_on_card": share, "network_ms": 0.5,
+             "network_bound": {"ms": 0.02}, "network_on_card": share}  # fmt: skip
+    eager = {"precision": "bf16", "frames_per_second": 1000.0, "call_ms": 4.0, "stream_on_card": None}
+    timing = {"case": "temporal_35_72", "contender": "pyengine", "milliseconds": 0.1, "bytes": 3e8, "operations": 1e9,
+              "of_roof": 0.8}  # fmt: skip
+    results = {
+        "roofline": {"driver": "580", "copy_bytes_per_second": 4e12, "matrix_bf16_per_second": 8e14},
+        "ops": {"checks": [{"good": True}, {"good": False}]},
+        "check:torch": {"streams": [stream_result]},
+        "op timings": {"timings": [timing]},
+        "bench:torch": bench,
+        "bench:torch_eager": eager,
+        "first:torch": {"warm_seconds": 0.9, "warm_after_import_seconds": 0.5, "cold_seconds": 5.0},
+    }
+    steps = {name: {"status": "ok", "seconds": 1.0, "reason": "", "result": r} for name, r in results.items()}
+    steps["sanitizer"] = {"status": "skipped", "seconds": 0.0, "reason": "no tool", "result": None}
+    text = report.table({"card": {"name": "X", "capability": [9, 0], "driver_cuda": "13.0"}, "versions": {"torch": "2"},
+                         "seconds": 400.0, "steps": steps})  # fmt: skip
+    for part in (
+        "copy 4000 GB/s (read plus written), bf16 products 800 TFLOP/s",
+        "| op cases against float64 | 1 of 2 within",
+        "good: error 0.300 levels, allowed 0.900; 1 graphs; resumed to the bit",
+        "| temporal_35_72 | pyengine | 0.1000 | 3000 | 10.0 | 80 % |",
+        "| torch, bf16 | 3000 | 1.300 | 2.0 % | 0.500 | 0.0200 | 2.0 % |",
+        "torch makes 3.00x the frames of torch_eager",
+        "from a cached plan: 0.90 s",
+        "| sanitizer | skipped: no tool |",
+    ):
+        assert part in text, part
+
+
+def test_a_machine_with_onnxruntime_alone_runs_the_engine(tmp_path: Path) -> None:
+    """As machines with a GPU often are: no OpenVINO, nothing for video, nothing for consoles and folders."""
+    code = """
+import sys
+for name in ("openvino", "av", "platformdirs", "rich", "tensorrt_rtx"):
+    sys.modules[name] = None
+import pyengine
+engine = pyengine.load("shapes", backend="onnxruntime", choice="cut")
+print(next(engine.stream("a red circle bounces over a blue background")).shape)
+"""
+    environment = {**os.environ, "PYENGINE_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "(64, 64, 3)"
