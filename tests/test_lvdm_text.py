@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import pyengine
 from pyengine.bundle import Latent
+from pyengine.errors import BackendUnavailable, BundleError
 from pyengine.export.families.lvdm import AutoencoderKL, UNet
 from pyengine.export.families.lvdm.export import CLIP_TOKENS, Modules, add_clip, clip_method, export_bundle
 from pyengine.samplers import alphas_cumprod, ddim, frame_noise
@@ -87,3 +89,12 @@ def test_a_prompt_becomes_the_frames_of_a_torch_loop(tmp_path: Path, plan_cache:
     assert expected.std() > 5
     assert np.abs(frames.astype(int) - expected.astype(int)).max() <= 1
     assert Latent(4, SIZE, SIZE) == bundle.latent
+
+
+def test_a_folder_without_clip_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Modules.__new__(Modules)  # nothing of it is reached
+    with pytest.raises(BundleError, match=r"expected openai/clip-vit-large-patch14 at .* cannot be read"):
+        add_clip(made, tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'pyengine-video\[lvdm\]'"):
+        add_clip(made, tmp_path)

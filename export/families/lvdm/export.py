@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
-from pyengine.errors import ConfigError
+from pyengine.errors import BackendUnavailable, BundleError, ConfigError
 
 from ...graph import Inputs, export_component, round_weights
 from ...weights import WeightStore
@@ -309,11 +309,24 @@ def _fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None
 
 
 def add_clip(modules: Modules, folder: Path) -> str:
-    """The text tower of a local CLIP folder. Returns the tokenizer as JSON, which pads to 77 tokens with CLIP's own pad token."""
-    from transformers import AutoTokenizer, CLIPTextModel
+    """The text tower of a local CLIP folder. Returns the tokenizer as JSON, which pads to 77 tokens with CLIP's own pad token.
 
-    modules.text = CLIPTextModel.from_pretrained(folder, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    Raises BackendUnavailable without `transformers`, BundleError for a folder that holds no CLIP.
+    """
+    try:
+        from transformers import AutoTokenizer, CLIPTextModel
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"a CLIP folder is read by transformers ({error}): pip install 'pyengine-video[lvdm]'"
+        ) from error
+    try:
+        modules.text = CLIPTextModel.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(
+            f"expected openai/clip-vit-large-patch14 at '{folder}' but it cannot be read ({reason}); download it again"
+        ) from error
     ids = tokenizer("", padding="max_length", max_length=CLIP_TOKENS, truncation=True)["input_ids"]
     modules.empty_prompt = torch.tensor(ids)
     rules = tokenizer.backend_tokenizer
