@@ -89,16 +89,20 @@ def test_windows_are_what_inference_will_ask_for() -> None:
     level, present = window.level, window.present
     assert (level >= 0).all()
     assert (level <= 1).all()
-    rising = level.diff(dim=1)[present[:, 1:] & present[:, :-1]]
+    together = window.part[:, 1:] == window.part[:, :-1]
+    rising = level.diff(dim=1)[present[:, 1:] & present[:, :-1] & together]
     assert (rising >= 0).all()  # never cleaner behind than in front
     noisy = (level > 0) & present
     assert noisy.any(1).all()
     assert (
-        0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.5
+        0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.6
     )  # some start from text alone
     seen = window.allowed
+    apart = window.part[:, :, None] != window.part[:, None, :]
+    assert apart.any()
+    assert not (seen & apart).any()  # windows that share a clip know nothing of each other
     later_sees_earlier = seen.float().tril().sum() / seen.float().sum()
-    assert later_sees_earlier > 0.8
+    assert later_sees_earlier > 0.75
     assert not (seen & (level[:, None, :] > level[:, :, None])).any()  # nobody looks at something noisier
 
 
@@ -205,6 +209,7 @@ def test_window_masks_are_square() -> None:
         torch.zeros(1, CLIP_LATENTS),
         torch.arange(CLIP_LATENTS)[None] // CHUNK,
         torch.ones(1, CLIP_LATENTS, dtype=torch.bool),
+        torch.zeros(1, CLIP_LATENTS, dtype=torch.long),
     )
     seen = window.allowed[0]
     chunk = torch.arange(CLIP_LATENTS) // CHUNK

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder
-from .training import Trainer, learning_rate
+from .training import Clock, Trainer, learning_rate
 from .world import render, sample_scene
 
 CLIP_LATENTS = 4
@@ -117,14 +116,8 @@ def main() -> None:
         FreshClips(arguments.batch, trainer.step + 1), batch_size=None, num_workers=arguments.workers
     )
     batches = iter(source)
-    started = time.perf_counter()
-    while trainer.step < arguments.steps:
-        elapsed = (time.perf_counter() - started) / 60
-        progress = (
-            trainer.step / arguments.steps if arguments.minutes is None else elapsed / arguments.minutes
-        )
-        if progress >= 1:
-            break
+    clock = Clock(arguments.steps, arguments.minutes)
+    while (progress := clock.progress(trainer.step)) < 1:
         clips = next(batches).to(arguments.device)
         with torch.autocast(arguments.device, torch.bfloat16):
             latents = model["encoder"](clips.flatten(0, 1))

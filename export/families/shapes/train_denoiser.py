@@ -9,7 +9,6 @@ noisy frames behind clean ones, which is what the replacement baselines need.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,7 +24,7 @@ from .corpus import load_corpus
 from .denoiser import Denoiser
 from .modules import load_modules
 from .text_encoder import TextEncoder, null_ids
-from .training import Trainer, learning_rate
+from .training import Clock, Trainer, join_processes, learning_rate
 
 CLIP_LATENTS = 14
 CHUNK = 2  # latent frames that share a level
@@ -33,18 +32,21 @@ CHUNKS = 4  # noisy chunks in a full window
 WARP = 2.0  # timestep warp t' = r t / (1 + (r - 1) t)
 JITTER = 0.4  # standard deviation of the shared jitter, in steps of the ladder
 STEPS = 16
-PROGRESSIVE_SHARE, SINGLE_FRAME_SHARE = 0.75, 0.1
+PROGRESSIVE_SHARE, SINGLE_FRAME_SHARE, SHARED_SHARE = 0.75, 0.1, 0.5
+LEAST_WEIGHT = 0.15  # of a frame at level 0 or 1 in the loss; one at level 0.5 counts 1
 CAPTION_DROPOUT = 0.1
 CONTEXT_NOISE = 0.12  # clean frames are never quite clean at inference: they were generated
 
 
 @dataclass
 class Window:
-    """The plan of a batch. All [batch, 14]: level in [0, 1], chunk number, whether the frame is present at all."""
+    """The plan of a batch. All [batch, 14]: level in [0, 1], chunk number, whether the frame is present at all, and which of two
+    windows that share a clip it belongs to."""
 
     level: Tensor
     chunk: Tensor
     present: Tensor
+    part: Tensor
 
     @property
     def allowed(self) -> Tensor:
@@ -52,7 +54,7 @@ class Window:
         row, column = self.level[:, :, None], self.level[:, None, :]
         earlier = self.chunk[:, None, :] <= self.chunk[:, :, None]
         seen = (column < row) | ((column == row) & ((row > 0) | earlier))
-        seen &= self.present[:, None, :]
+        seen &= self.present[:, None, :] & (self.part[:, None, :] == self.part[:, :, None])
         return seen | torch.eye(
             CLIP_LATENTS, dtype=torch.bool, device=seen.device
         )  # an absent row must see something
@@ -67,16 +69,29 @@ def sample_windows(batch: int) -> Window:
     # Variable-length windows: full, starting up (the noisiest part of the ladder) or draining (its cleanest part).
     phase = torch.rand(batch, 1)
     starting, draining = phase < 0.2, phase > 0.92
-    part = (torch.rand(batch, 1) * (chunks - 1)).long() + 1
-    noisy_chunks = torch.where(starting | draining, part, chunks)
+    some = (torch.rand(batch, 1) * (chunks - 1)).long() + 1
+    noisy_chunks = torch.where(starting | draining, some, chunks)
     room = CLIP_LATENTS // chunk_frames - noisy_chunks
     clean_chunks = (torch.rand(batch, 1) * (room.clamp(max=chunks) + 1)).long()
     clean_chunks = torch.where(torch.rand(batch, 1) < 0.5, room.clamp(max=chunks), clean_chunks)
     clean_chunks = torch.where(starting & (torch.rand(batch, 1) < 0.7), 0, clean_chunks)
-    position = chunk - clean_chunks  # 0 = oldest noisy chunk
-    offset = torch.where(starting, chunks - noisy_chunks, 0)
-    stage = torch.rand(batch, 1) + JITTER * torch.randn(batch, 1) / STEPS * chunks
-    progressive = ((position + offset + 1 - stage) / chunks).clamp(0.002, 1)
+    part = torch.zeros_like(chunk)
+    first = torch.zeros_like(chunk)  # chunk with which a frame's window begins
+    # Two windows in one clip: a start from text alone, which fills few frames, and behind it a later window of the same video.
+    shared = (torch.rand(batch, 1) < SHARED_SHARE) & (chunk_frames == CHUNK)
+    front = (torch.rand(batch, 1) * CHUNKS).long() + 1  # chunks of the first window
+    behind = CLIP_LATENTS // CHUNK - front
+    in_front = chunk < front
+    part = torch.where(shared & ~in_front, 1, part)
+    first = torch.where(shared & ~in_front, front, first)
+    noisy_chunks = torch.where(shared, torch.where(in_front, front, behind.clamp(max=CHUNKS)), noisy_chunks)
+    clean_chunks = torch.where(
+        shared, torch.where(in_front, 0, (behind - CHUNKS).clamp(min=0)), clean_chunks
+    )
+    position = chunk - first - clean_chunks  # 0 = oldest noisy chunk
+    offset = torch.where(starting | shared, chunks - noisy_chunks, 0)
+    stage = torch.rand(batch, 2) + JITTER * torch.randn(batch, 2) / STEPS * chunks  # of either window
+    progressive = ((position + offset + 1 - stage.gather(1, part)) / chunks).clamp(0.002, 1)
     # One level for every noisy frame behind 0 to 6 clean ones.
     clean_frames = (torch.rand(batch, 1) * 7).long()
     common = torch.rand(batch, 1).expand(-1, CLIP_LATENTS).clamp(0.002, 1)
@@ -85,7 +100,7 @@ def sample_windows(batch: int) -> Window:
     clean = torch.where(is_progressive, position < 0, place < clean_frames)
     present = torch.where(is_progressive, position < noisy_chunks, place < clean_frames + 10)
     level = WARP * level / (1 + (WARP - 1) * level)
-    return Window(level.masked_fill(clean, 0.0), chunk, present)
+    return Window(level.masked_fill(clean, 0.0), chunk, present, torch.where(is_progressive, part, 0))
 
 
 def main() -> None:
@@ -97,7 +112,7 @@ def main() -> None:
         "--folder", type=Path, default=Path("runs/denoiser"), help="checkpoints and log; resumes from here"
     )
     parser.add_argument("--steps", type=int, default=40000)
-    parser.add_argument("--batch", type=int, default=32, help="clips of 14 latents per step")
+    parser.add_argument("--batch", type=int, default=32, help="clips of 14 latents per step and process")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -118,6 +133,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
+    process = join_processes(arguments.device)
     torch.manual_seed(0)
     latents, tokens = (part.to(arguments.device) for part in load_corpus(arguments.corpus))
     if arguments.bundle is None:
@@ -128,22 +144,16 @@ def main() -> None:
         denoiser, text = modules.denoiser, modules.text_encoder
     model = torch.nn.ModuleDict({"denoiser": denoiser, "text": text}).to(arguments.device)
     trainer = Trainer(model, arguments.folder, peak_rate=arguments.rate, ema=0.999, muon=True)
-    torch.manual_seed(trainer.step + 1)
+    torch.manual_seed(trainer.step + 1 + 1_000_003 * process)
     denoiser.over_clip = torch.compile(denoiser.over_clip)  # type: ignore[method-assign]
     # On a CPU plain matrix products are several times faster than the flash kernel for sequences this short.
     attention = (
         [SDPBackend.MATH] if arguments.device == "cpu" else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     )
     weight = emphasis(tokens, arguments.emphasise)
-    started = time.perf_counter()
+    clock = Clock(arguments.steps, arguments.minutes)
     with sdpa_kernel(attention):
-        while trainer.step < arguments.steps:
-            elapsed = (time.perf_counter() - started) / 60
-            progress = (
-                trainer.step / arguments.steps if arguments.minutes is None else elapsed / arguments.minutes
-            )
-            if progress >= 1:
-                break
+        while (progress := clock.progress(trainer.step)) < 1:
             loss = clip_loss(model, *draw(latents, tokens, weight, arguments.batch))
             trainer.update(loss, learning_rate(progress, trainer.step))
     trainer.save()
@@ -187,7 +197,8 @@ def clip_loss(model: torch.nn.ModuleDict, clips: Tensor, tokens: Tensor) -> Tens
             noisy, level, model["text"](tokens), window.allowed.to(clips.device)
         )
     error = (velocity.float() - (clips - noise)).square().mean((2, 3, 4))
-    counted = ((level > 0) & present).float()
+    # Middling levels decide what is seen: near 1 most of the error is chance, near 0 it is too small to see.
+    counted = ((level > 0) & present) * (LEAST_WEIGHT + (1 - LEAST_WEIGHT) * 4 * level * (1 - level))
     return (error * counted).sum() / counted.sum()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import csv
 import math
+import os
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 WARM_UP_STEPS = 100
 SAVE_SECONDS = 120.0
@@ -24,11 +25,39 @@ def learning_rate(progress: float, step: int) -> float:
     )
 
 
+class Clock:
+    """How much of a training is done: its share of the steps or, where `minutes` are given, of that time.
+
+    Under `torchrun` process 0 decides, so that all of them stop at the same step.
+    """
+
+    def __init__(self, steps: int, minutes: float | None) -> None:
+        self.steps, self.minutes, self._started = steps, minutes, time.perf_counter()
+
+    def progress(self, step: int) -> float:
+        """In [0, 1); 1 or more when the training is over."""
+        if self.minutes is None or step >= self.steps:
+            return step / self.steps
+        share = torch.tensor((time.perf_counter() - self._started) / 60 / self.minutes)
+        if distributed.is_initialized():
+            distributed.broadcast(share, 0)
+        return float(share)
+
+
+def join_processes(device: str) -> int:
+    """Meet the other processes that `torchrun` started, if it did; the number of this one, 0 where it is alone."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0
+    distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    return distributed.get_rank()
+
+
 class Trainer:
     """An optimiser, a moving average of the weights, a CSV log, and checkpoints in `folder` from which a new run resumes.
 
     AdamW throughout or, with `muon`, Muon for the matrices (Jordan 2024; update scaled to AdamW's size) and AdamW for the rest. A
-    kernel of a convolution is a matrix of its output channels.
+    kernel of a convolution is a matrix of its output channels. Under `torchrun` the gradients of all processes are averaged; the first
+    process logs and saves.
 
     The folder holds `model.safetensors` (raw), `average.safetensors` (what is shipped), `optimiser.safetensors` and `loss.csv`.
     """
@@ -65,6 +94,7 @@ class Trainer:
         """One optimiser step at `rate` times the peak rate; logs every 20 steps, saves every two minutes."""
         self.model.zero_grad()
         loss.backward()
+        self._share_gradients()
         for kernel, matrix in self._kernels:
             assert kernel.grad is not None
             matrix.grad = kernel.grad.reshape(matrix.shape)
@@ -80,13 +110,15 @@ class Trainer:
             for kept, latest in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 kept.copy_(latest)
         self._losses.append(loss.detach())  # read when logged: a GPU need not wait for every step
-        if self.step % LOG_STEPS == 0:
+        if self.step % LOG_STEPS == 0 and self._first:
             self._log(self.peak_rate * rate)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Write everything a later run needs to go on."""
+        if not self._first:
+            return
         save_file(_flat(self.model), self.folder / "model.safetensors")
         save_file(_flat(self.average), self.folder / "average.safetensors")
         moments = {"step": torch.tensor(self.step)}
@@ -95,6 +127,21 @@ class Trainer:
                 moments[f"{index}.{name}"] = value.contiguous()
         save_file(moments, self.folder / "optimiser.safetensors")
         self._saved = time.monotonic()
+
+    @property
+    def _first(self) -> bool:
+        return not distributed.is_initialized() or distributed.get_rank() == 0
+
+    def _share_gradients(self) -> None:
+        """Average the gradients over the processes, all of them in one message."""
+        if not distributed.is_initialized():
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        message = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(message)
+        message /= distributed.get_world_size()
+        for gradient, shared in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(shared.view_as(gradient))
 
     def _resume(self) -> None:
         self.model.load_state_dict(load_file(self.folder / "model.safetensors"))
