@@ -143,7 +143,13 @@ class _Builder:
             # Engines for a card do not depend on the machine around it.
             **(processor if self.backend.kind == "cpu" else {}),
             **self.backend.facts(),
+            # A plan of inlined ops is of no use once there are kernels, nor a cut one where there are none.
+            **({"kernels": False} if self._lacks_kernels() else {}),
         }
+
+    def _lacks_kernels(self) -> bool:
+        mine = self.backend.kind == "cuda" and not self.backend.remote and self.choice == "auto"
+        return mine and not _has_kernels()
 
     def _folder(self, variant: Variant) -> Path:
         return self.cache / self.bundle.name / f"{variant}-{plan.key(self._facts(variant))}"
@@ -179,7 +185,10 @@ class _Builder:
             return ["cut" if self.choice == "cut" else "inline"]
         if self.backend.remote:
             return ["cut"]  # nothing can be timed here, and our kernels are what the ops are for
-        if self.backend.kind == "cuda" and not _has_kernels():
+        if self._lacks_kernels():
+            log.warning(
+                "this installation has no CUDA kernels: plans are inlined; install it where nvcc is on the PATH"
+            )
             return ["inline"]
         return ["cut", "inline"]
 
@@ -282,8 +291,7 @@ def _has_kernels() -> bool:
 
     try:
         kernels()
-    except BackendUnavailable as error:
-        log.warning("%s: plans for it are inlined", error)
+    except BackendUnavailable:
         return False
     return True
 
