@@ -382,7 +382,9 @@ def test_a_kernel_that_cannot_be_captured_leaves_the_walk_call_by_call(
 
     def refusing(self: fake_cuda.FakeKernels, op: object, stream: int, *rest: object) -> None:
         if cuda.streams[stream].recording is not None:
-            raise RuntimeError("[cuda] launching a kernel failed: operation failed due to a previous error during capture")
+            raise RuntimeError(
+                "[cuda] launching a kernel failed: operation failed due to a previous error during capture"
+            )
         enqueue(self, op, stream, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fake_cuda.FakeKernels, "_enqueue", refusing)

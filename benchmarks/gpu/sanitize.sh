@@ -9,7 +9,8 @@ if ! command -v compute-sanitizer >/dev/null; then
   echo "sanitize.sh: skipped, no compute-sanitizer on PATH (it comes with the CUDA toolkit)"
   exit 0
 fi
-if ! "$python" -c 'import sys, torch; from pyengine import _cuda; sys.exit(not (torch.cuda.is_available() and _cuda.device_count()))' 2>/dev/null; then
+# -P: the source tree's folder pyengine/, without compiled modules, would shadow the installed package.
+if ! "$python" -P -c 'import sys, torch; from pyengine import _cuda; sys.exit(not (torch.cuda.is_available() and _cuda.device_count()))' 2>/dev/null; then
   echo "sanitize.sh: skipped, needs a GPU, PyTorch with CUDA and pyengine built with CUDA"
   exit 0
 fi
