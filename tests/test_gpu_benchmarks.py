@@ -250,6 +250,15 @@ def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
     assert (
         "| check:torch | skipped | 0 | needs the step import, which was skipped |" in capsys.readouterr().out
     )
+    # A later run of one step adds to the others.
+    record["steps"]["roofline"] |= {"reason": "of the first run"}
+    (tmp_path / "gpu-nvidia-example-9000.json").write_text(json.dumps(record))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path), "--only", "ops"])
+    assert run.main() == 0
+    again = json.loads((tmp_path / "gpu-nvidia-example-9000.json").read_text())
+    assert again["steps"].keys() == record["steps"].keys()
+    assert again["steps"]["roofline"]["reason"] == "of the first run"
+    assert {"build", "import", "ops", "wide:torch"} <= set(again["steps"])
 
 
 def test_the_table_has_every_figure_beside_its_bound() -> None:

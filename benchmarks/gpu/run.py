@@ -240,16 +240,17 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
         script("ops", "ops.py", 90, "--check-only"),
         Step("kernel tests", tests, 90, None, has("torch", "pytest", "hypothesis"), ("import",), environment),
         *(script(f"check:{name}", "stream.py", 120, "check", name, missing=missing) for name, missing in BACKENDS.items()),
-        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "40"], 130, None, tool("compute-sanitizer"),
+        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "25"], 85, None, tool("compute-sanitizer"),
              ("import",), environment),
         script("op timings", "ops.py", 100, "--time-only", "--seconds", "0.1"),
         *(script(f"bench:{name}", "stream.py", 60, "bench", name, *roofline, missing=missing) for name, missing in BACKENDS.items()),
         script("bench:torch_eager", "stream.py", 60, "bench", "torch_eager"),
+        *(script(f"first:{name}", "stream.py", 60, "first", name, missing=missing) for name, missing in BACKENDS.items()),
         *(script(f"wide:{name}", "wide.py", 90, name, *wide, *roofline, missing=exporter(missing)) for name, missing in BACKENDS.items()),
         script("wide:torch_eager", "wide.py", 60, "torch_eager", *roofline),
+        # Compilers of peers last: they may take all the time there is.
+        script("bench:torch_compile", "stream.py", 150, "bench", "torch_compile", missing=has("torch", "triton")),
         script("wide:torch_compile", "wide.py", 120, "torch_compile", *roofline, missing=has("torch", "triton")),
-        *(script(f"first:{name}", "stream.py", 60, "first", name, missing=missing) for name, missing in BACKENDS.items()),
-        script("bench:torch_compile", "stream.py", 180, "bench", "torch_compile", missing=has("torch", "triton")),
     ]  # fmt: skip
     return found
 
@@ -268,16 +269,34 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(folder: Path, card: Card, found: dict[str, str], seconds: float, done: dict[str, Outcome]) -> str:
+def name_of(card: Card) -> str:
+    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
+
+
+def known(folder: Path, card: Card, found: dict[str, str]) -> dict[str, Any]:
+    """The steps of an earlier run on the same card with the same versions, which `--only` adds to."""
+    record = read(folder / f"{name_of(card)}.json") or {}
+    same = record.get("card") == json.loads(json.dumps(asdict(card))) and record.get("versions") == found
+    return record["steps"] if same else {}
+
+
+def write(
+    folder: Path,
+    card: Card,
+    found: dict[str, str],
+    seconds: float,
+    done: dict[str, Outcome],
+    earlier: dict[str, Any],
+) -> str:
     """Writes JSON and table; returns the table."""
     record = {
         "card": asdict(card),
         "versions": found,
         "seconds": round(seconds, 1),
-        "steps": {name: asdict(outcome) for name, outcome in done.items()},
+        "steps": earlier | {name: asdict(outcome) for name, outcome in done.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
+    name = name_of(card)
     text = table(record)
     for ending, content in ((".json", json.dumps(record, indent=1) + "\n"), (".md", text)):
         scratch = folder / f".{name}{ending}"
@@ -292,7 +311,11 @@ def main() -> int:
         "--output", type=Path, default=HERE.parent / "results", help="where JSON and table go"
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of all steps together (default 10)")
-    parser.add_argument("--only", default="", help="these steps, build and import, separated by commas")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="these steps, build and import, separated by commas; added to what is in the output",
+    )
     parser.add_argument(
         "--installed", action="store_true", help="use the installed pyengine instead of building one"
     )
@@ -314,6 +337,7 @@ def main() -> int:
         done: dict[str, Outcome] = {}
         found, text = versions(), "run.sh: no such steps"
         wanted = {name for name in options.only.split(",") if name}
+        earlier = known(options.output, here, found) if wanted else {}
         for step in steps(here, work, options.installed):
             if wanted and step.name not in {"build", "import", *wanted}:
                 continue
@@ -324,7 +348,7 @@ def main() -> int:
             for line in outcome.tail:
                 print(f"    {line}")
             # After every step, so that a run that is stopped from outside leaves what it has found.
-            text = write(options.output, here, found, time.perf_counter() - start, done)
+            text = write(options.output, here, found, time.perf_counter() - start, done, earlier)
     print(text)
     return 1 if any(outcome.status == "failed" for outcome in done.values()) else 0
 
