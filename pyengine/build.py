@@ -30,9 +30,6 @@ from .plan import Choice, Part, Plan, Variant
 Progress = Callable[[int, int, str], None]
 CHOICES = ("auto", "cut", "inline")
 RINGS = ("auto", "fp8")
-WITHOUT_CUDA = {
-    "RelativeAttention"
-}  # ops that have no CUDA kernel yet: a card's compiler takes their ONNX bodies
 TRIAL_SECONDS = 0.4  # per choice: enough runs to tell a 5 % difference, few enough for a cold start
 TRIAL_RUNS = 20
 log = logging.getLogger("pyengine")
@@ -179,7 +176,7 @@ class _Builder:
 
     def _choices(self, variant: Variant) -> list[Choice]:
         cut = self.bundle.component(variant.component).cut
-        if cut is None or (self.backend.kind == "cuda" and WITHOUT_CUDA & {step.op for step in cut.steps}):
+        if cut is None:
             return ["inline"]
         if self.choice != "auto":
             return ["cut" if self.choice == "cut" else "inline"]

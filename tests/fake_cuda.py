@@ -268,6 +268,9 @@ class FakeKernels(ModuleType):
     def ring_append(self, *arrays: DeviceArray, stream: int) -> None:
         self._enqueue(_C.ring_append, stream, arrays, {})
 
+    def relative_attention(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
+        self._enqueue(_C.relative_attention, stream, arrays, named)
+
     def denoise_step(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
         self._enqueue(_C.denoise_step, stream, arrays, named)
 

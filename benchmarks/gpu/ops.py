@@ -28,6 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from pyengine.export.ops.denoise_step import DENOISE_STEP
 from pyengine.export.ops.frame_window_attention import BENCH_CASES, CASES, reference, visible
 from pyengine.export.ops.frame_window_attention_cases import AttentionCase
+from pyengine.export.ops.relative_attention import RELATIVE_ATTENTION, RelativeCase
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "ops"))
 from arrays import cast, error
@@ -35,7 +36,7 @@ from cuda_arrays import CudaOps, TensorArray
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = {"float32": 1e-6, "bfloat16": 4e-3, "float16": 5e-4}
-CHECKED = ("FrameWindowAttention", "DenoiseStep")  # ring_append is in tests/ops
+CHECKED = ("FrameWindowAttention", "RelativeAttention", "DenoiseStep")  # ring_append is in tests/ops
 PEERS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -84,6 +85,12 @@ def check(ops: CudaOps, small: bool) -> Iterator[dict[str, Any]]:
             got = ops.attention(inputs, [-1] * case.frames, workspace=True, **case.attributes)["out"]
             ours, theirs = error(got, exact[0]), error(torch_got[0], exact[0])
             yield record("FrameWindowAttention", case.name, name, ours, theirs, FLOOR[name])
+        for relative in RELATIVE_ATTENTION.cases[:: 3 if small else 1]:
+            exact = RELATIVE_ATTENTION.reference(**relative.make_inputs(), **relative.attributes)
+            inputs = cast(relative.make_inputs(), dtype)
+            theirs = error(RELATIVE_ATTENTION.reference(**inputs, **relative.attributes)[0], exact[0])
+            ours = error(ops.relative_attention(inputs, relative.transposed), exact[0])
+            yield record("RelativeAttention", relative.name, name, ours, theirs, FLOOR[name])
         for step in DENOISE_STEP.cases:
             inputs = step.make_inputs()
             given = cast(inputs, torch.float32)
@@ -172,6 +179,23 @@ def attention_contenders(
         yield name, sdpa(backend), operations
 
 
+def relative_run(
+    ops: CudaOps, case: RelativeCase, dtype: torch.dtype
+) -> tuple[Callable[[], object], int, float]:
+    """A call of the op; bytes of qkv, tables and out, once each; operations of scores and sums, tables included."""
+    place: dict[str, Any] = {"dtype": dtype, "device": ops.device}
+    rows = (case.batch, case.frames, case.places)
+    qkv = torch.randn(*rows, 3, case.heads, case.head_dim, **place)
+    out = torch.empty(*rows, case.heads * case.head_dim, **place)
+    tables = replace(case, batch=1, places=1, heads=1).make_inputs(dtype=torch.float32)
+    arrays = [TensorArray(qkv), *(ops.put(tables[name]) for name in ("key_table", "value_table"))]
+    options = {"out": TensorArray(out), "transposed": case.transposed, "stream": current_stream(ops)}
+    size = 2 * (qkv.numel() + out.numel()) + sum(4 * a.tensor.numel() for a in arrays[1:] if a is not None)
+    pairs = case.batch * case.places * case.heads * case.frames**2
+    operations = pairs * case.head_dim * (4.0 if case.reach is None else 7.0)
+    return lambda: ops.module.relative_attention(*arrays, **options), size, operations
+
+
 def rows_of(op: str, case: str, dtype: str, contenders: Any, size: float, operations: float, roof: Roofline,
             seconds: float) -> Iterator[Row]:  # fmt: skip
     for name, run, own_operations in contenders:
@@ -213,6 +237,16 @@ def time_all(
         contenders = attention_contenders(ops, case, torch.bfloat16)
         keep(rows_of("FrameWindowAttention", case.name, "bfloat16", contenders, moved_bytes(case, 2), operations, roof,
                      seconds))  # fmt: skip
+    for relative in RELATIVE_ATTENTION.bench_cases:
+        if only not in relative.name:
+            continue
+        run, size, operations = relative_run(ops, relative, torch.bfloat16)
+        contender = [("pyengine", run, None)]
+        keep(
+            rows_of(
+                "RelativeAttention", relative.name, "bfloat16", contender, size, operations, roof, seconds
+            )
+        )
     if only and only not in "denoise":
         return
     step = DENOISE_STEP.bench_cases[-1]
@@ -222,10 +256,17 @@ def time_all(
     out = TensorArray(torch.empty_like(given["sample"], device=ops.device))
     count = given["sample"].numel()
     stream = current_stream(ops)
-    run = [("pyengine", lambda: ops.module.denoise_step(**arrays, out=out, stream=stream), None)]
+    contender = [("pyengine", lambda: ops.module.denoise_step(**arrays, out=out, stream=stream), None)]
     keep(
         rows_of(
-            "DenoiseStep", step.name, "bfloat16", run, count * (8 + 2 * step.branches), 0.0, roof, seconds
+            "DenoiseStep",
+            step.name,
+            "bfloat16",
+            contender,
+            count * (8 + 2 * step.branches),
+            0.0,
+            roof,
+            seconds,
         )
     )
 

@@ -70,8 +70,8 @@ foreach(type bfloat16 float16)
   endforeach()
 endforeach()
 
-set(kernels csrc/ops/denoise_step/cuda.cu csrc/ops/frame_window_attention/cuda.cu csrc/ops/ring_append/cuda.cu
-    ${instances})
+set(kernels csrc/ops/denoise_step/cuda.cu csrc/ops/frame_window_attention/cuda.cu csrc/ops/relative_attention/cuda.cu
+    csrc/ops/ring_append/cuda.cu ${instances})
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bindings/cuda_module.cc
   csrc/core/cuda/device_info.cc

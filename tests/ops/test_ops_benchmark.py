@@ -48,6 +48,9 @@ def test_every_case_gets_a_row_beside_its_bound(
     ]
     monkeypatch.setattr(ops_benchmark, "BENCH_CASES", ())
     monkeypatch.setattr(ops_benchmark, "GPU_CASES", tiny)
+    relative = replace(ops_benchmark.RELATIVE_ATTENTION.bench_cases[0], places=2, heads=1, head_dim=16)
+    spec = replace(ops_benchmark.RELATIVE_ATTENTION, bench_cases=(relative,))
+    monkeypatch.setattr(ops_benchmark, "RELATIVE_ATTENTION", spec)
     monkeypatch.setenv("PYENGINE_EMULATOR_PROCESSORS", "64")
 
     def time_cold(run: Callable[[], object], rounds: int = 1) -> list[float]:
@@ -65,6 +68,9 @@ def test_every_case_gets_a_row_beside_its_bound(
     assert row.bytes == 2 * 2 * 1 * 64 * 2 * (4 * 3 + 2 * 2)
     assert row.operations == 4 * 64 * 2 * 2 * 3 * 5
     assert row.of_roof == pytest.approx(row.bytes / 4e12 / 0.5e-3)
+    row = ours[relative.name, "pyengine"]
+    assert row.bytes == 2 * 4 * (4 * 2 * 16) + 2 * 4 * 9 * 16  # four frames; tables in float32
+    assert row.operations == 2 * 4 * 4 * 16 * 7
     assert "DenoiseStep" in {row.op for row in rows}
     for row in rows:
         if row.contender.startswith("sdpa"):
