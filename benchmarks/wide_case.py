@@ -20,7 +20,7 @@ from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
 from pyengine.export.parity import decode, encode
-from pyengine.export.peers.ring_denoiser import RingDenoiser, angles, visible
+from pyengine.export.peers.ring_denoiser import MASKED, RingDenoiser, angles, visible
 from pyengine.export.peers.stream import COMPILERS
 from pyengine.export.weights import WeightStore
 from pyengine.plan import Variant
@@ -223,7 +223,7 @@ class TorchRunner:
             frame, level = torch.from_numpy(call["frame_index"]), torch.from_numpy(call["level"])
             turns = angles(frame, case.config.head_size, case.config.rope_theta, dtype)
             seen = visible(level, frame, frame, torch.from_numpy(call["ring_index"]))
-            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -1e9)
+            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, MASKED)
             latents = torch.from_numpy(call["latents"]).to(dtype)
             tensors = (tensor.to(device) for tensor in (latents, level, *turns, mask))
             inputs = (*tensors, text)

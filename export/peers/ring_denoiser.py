@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..families.shapes.denoiser import Block, Denoiser, TemporalAttention, modulate
 from ..families.shapes.text_encoder import TextFeatures
 
-MASKED = -1e9  # finite: a row of an absent frame sees nothing, and must not become NaN
+MASKED = -3e4  # finite: a row of an absent frame sees nothing, and must not become NaN; and a float16
 
 
 class RingDenoiser(nn.Module):
