@@ -268,6 +268,23 @@ def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
     assert {"build", "import", "ops", "wide:torch"} <= set(again["steps"])
 
 
+@pytest.mark.parametrize(
+    ("file", "needs"), [("ops", run.OPS_NEED), ("stream", run.STREAM_NEEDS), ("wide", run.STREAM_NEEDS)]
+)
+def test_scripts_import_no_more_than_they_are_skipped_without(file: str, needs: tuple[str, ...]) -> None:
+    known = {"numpy", "torch", *needs}
+    others = ("openvino", "onnxscript", "safetensors", "onnxruntime", "av", "platformdirs", "rich", "transformers", "matplotlib",
+              "nncf", "tensorrt_rtx", "pytest", "hypothesis")  # fmt: skip
+    code = f"""
+import sys
+for name in {[name for name in others if name not in known]!r}:
+    sys.modules[name] = None
+sys.path.insert(0, {str(GPU)!r})
+import {file}
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
 def test_the_table_has_every_figure_beside_its_bound() -> None:
     stream_result = {"backend": "torch", "precision": "bf16", "choice": "cut", "good": True, "error": 0.3, "allowed": 0.9,
                      "graphs": ["a"], "resumes": True}  # fmt: skip

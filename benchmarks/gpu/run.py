@@ -188,9 +188,14 @@ def tensorrt() -> str | None:
     return "neither tensorrt nor tensorrt_rtx is installed"
 
 
-def exporter(backend: Callable[[], str | None]) -> Callable[[], str | None]:
-    """A backend, and what a bundle is exported with."""
-    return lambda: backend() or has("torch", "onnx", "onnxscript")()
+# What the scripts import before they do anything.
+OPS_NEED = ("torch", "onnx")
+STREAM_NEEDS = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "tokenizers")
+
+
+def both(needs: tuple[str, ...], backend: Callable[[], str | None]) -> Callable[[], str | None]:
+    """Modules, then a backend."""
+    return lambda: has(*needs)() or backend()
 
 
 BACKENDS = {"tensorrt": tensorrt, "onnxruntime": onnxruntime_cuda, "torch": has("torch", "onnx")}
@@ -232,25 +237,33 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
             name, command, seconds, result, missing or has("torch"), ("import",), environment, **options
         )
 
+    def each(kind: str, file: str, seconds: float, *arguments: str) -> list[Step]:
+        """A step per backend, whose name is the last argument."""
+        return [
+            script(f"{kind}:{name}", file, seconds, *arguments, name, missing=both(STREAM_NEEDS, missing))
+            for name, missing in BACKENDS.items()
+        ]
+
     roofline, wide = ("--roofline", str(work / "roofline.json")), ("--work", str(work))
-    rest = ["-q", "-p", "no:cacheprovider", "-rs", "-k", "gpu"]
-    tests = [python, "-P", "-m", "pytest", str(ROOT / "tests" / "ops"), *rest]
+    # By name: others in that folder import more than these, and cannot be collected everywhere.
+    files = [str(ROOT / "tests" / "ops" / f"test_cuda_{name}.py") for name in ("ops", "ring_float8")]
+    tests = [python, "-P", "-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "-rs", "-k", "gpu"]
     found += [
         script("roofline", "roofline.py", 60),
-        script("ops", "ops.py", 90, "--check-only"),
-        Step("kernel tests", tests, 90, None, has("torch", "pytest", "hypothesis"), ("import",), environment),
-        *(script(f"check:{name}", "stream.py", 120, "check", name, missing=missing) for name, missing in BACKENDS.items()),
-        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "25"], 85, None, tool("compute-sanitizer"),
+        script("ops", "ops.py", 90, "--check-only", missing=has(*OPS_NEED)),
+        Step("kernel tests", tests, 90, None, has(*OPS_NEED, "pytest", "hypothesis"), ("import",), environment),
+        *each("check", "stream.py", 120, "check"),
+        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "25"], 85, None, both(OPS_NEED, tool("compute-sanitizer")),
              ("import",), environment),
-        script("op timings", "ops.py", 100, "--time-only", "--seconds", "0.1"),
-        *(script(f"bench:{name}", "stream.py", 60, "bench", name, *roofline, missing=missing) for name, missing in BACKENDS.items()),
-        script("bench:torch_eager", "stream.py", 60, "bench", "torch_eager"),
-        *(script(f"first:{name}", "stream.py", 60, "first", name, missing=missing) for name, missing in BACKENDS.items()),
-        *(script(f"wide:{name}", "wide.py", 90, name, *wide, *roofline, missing=exporter(missing)) for name, missing in BACKENDS.items()),
-        script("wide:torch_eager", "wide.py", 60, "torch_eager", *roofline),
+        script("op timings", "ops.py", 100, "--time-only", "--seconds", "0.1", missing=has(*OPS_NEED)),
+        *each("bench", "stream.py", 60, *roofline, "bench"),
+        script("bench:torch_eager", "stream.py", 60, "bench", "torch_eager", missing=has(*STREAM_NEEDS)),
+        *each("first", "stream.py", 60, "first"),
+        *each("wide", "wide.py", 90, *wide, *roofline),
+        script("wide:torch_eager", "wide.py", 60, "torch_eager", *roofline, missing=has(*STREAM_NEEDS)),
         # Compilers of peers last: they may take all the time there is.
-        script("bench:torch_compile", "stream.py", 150, "bench", "torch_compile", missing=has("torch", "triton")),
-        script("wide:torch_compile", "wide.py", 120, "torch_compile", *roofline, missing=has("torch", "triton")),
+        script("bench:torch_compile", "stream.py", 150, "bench", "torch_compile", missing=has(*STREAM_NEEDS, "triton")),
+        script("wide:torch_compile", "wide.py", 120, "torch_compile", *roofline, missing=has(*STREAM_NEEDS, "triton")),
     ]  # fmt: skip
     return found
 
