@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pyengine.errors import ConfigError
 
-from .attention import GROUPS, STAttentionBlock
+from .attention import STAttentionBlock
 from .config import refuse_unknown, refuse_value
 from .transformer import SpatialTemporalTransformer, TransformerBlock
 
