@@ -19,6 +19,7 @@ from pyengine.errors import ConfigError
 
 from .attention import STAttentionBlock
 from .config import refuse_unknown, refuse_value
+from .group_norm import GROUPS
 from .transformer import SpatialTemporalTransformer, TransformerBlock
 
 # Keys of the released yaml that do not change the function.
