@@ -141,12 +141,13 @@ class _Builder:
             **(processor if self.backend.kind == "cpu" else {}),
             **self.backend.facts(),
             # A plan of inlined ops is of no use once there are kernels, nor a cut one where there are none.
-            **({"kernels": False} if self._lacks_kernels() else {}),
+            **({"kernels": False} if self._lacks_kernels(variant) else {}),
         }
 
-    def _lacks_kernels(self) -> bool:
-        mine = self.backend.kind == "cuda" and not self.backend.remote and self.choice == "auto"
-        return mine and not _has_kernels()
+    def _lacks_kernels(self, variant: Variant) -> bool:
+        """Whether this installation could not run a cut plan that it would otherwise take into account."""
+        here = self.backend.kind == "cuda" and not self.backend.remote and self.choice == "auto"
+        return here and self.bundle.component(variant.component).cut is not None and not _has_kernels()
 
     def _folder(self, variant: Variant) -> Path:
         return self.cache / self.bundle.name / f"{variant}-{plan.key(self._facts(variant))}"
@@ -182,7 +183,7 @@ class _Builder:
             return ["cut" if self.choice == "cut" else "inline"]
         if self.backend.remote:
             return ["cut"]  # nothing can be timed here, and our kernels are what the ops are for
-        if self._lacks_kernels():
+        if self._lacks_kernels(variant):
             log.warning(
                 "this installation has no CUDA kernels: plans are inlined; install it where nvcc is on the PATH"
             )
