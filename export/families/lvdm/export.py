@@ -16,6 +16,7 @@ from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError, ConfigError
 
 from ...graph import Inputs, export_component, round_weights
+from ...output import prepared
 from ...weights import WeightStore
 from ..shapes import autoencoder as causal
 from ..shapes.modules import load_modules
@@ -126,10 +127,11 @@ def export_bundle(
     tokenizer: str | None = None,
     only: tuple[str, ...] | None = None,
 ) -> Bundle:
-    """Write the bundle into an empty or new folder. `tokenizer`: its JSON. `only`: leave out other components."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    """Write the bundle into a new or empty folder, or over an earlier bundle. `tokenizer`: its JSON. `only`: no other components.
+
+    Raises OutputError.
+    """
+    prepared(folder)
     store = WeightStore()
     exported = {}
     layers = 0
