@@ -82,6 +82,7 @@ class T5Prompts:
 
     def _load(self, kind: str, **options: Any) -> Any:
         try:
+            import google.protobuf  # noqa: F401 (reads spiece.model; without it transformers asks for tiktoken)
             import transformers
 
             return getattr(transformers, kind).from_pretrained(self.source, **options)

@@ -21,6 +21,7 @@ from pyengine.errors import BackendUnavailable, BundleError, PromptError
 from pyengine.export.deferred import Deferred
 from pyengine.export.families.opensora import STDiT3, load_autoencoder, load_stdit3
 from pyengine.export.families.opensora.checkpoint import Weights, empty
+from pyengine.export.families.opensora.export import text_source
 
 CONFIG = golden.manifest()["stdit3"]["config"]
 
@@ -132,8 +133,12 @@ def test_the_command_refuses_in_one_sentence(
     assert "expected a size such as 240x426 (height x width) but got 'wide'" in capsys.readouterr().err
     assert main([*words, "--checkpoint", str(folder)]) == 2
     assert "config.json" in capsys.readouterr().err
+    words[words.index("--vae") + 1] = str(family.checkpoints()["vae"])
     assert main([*words[:-1], str(folder), "--checkpoint", str(folder)]) == 2
     assert "to be empty but it holds config.json" in capsys.readouterr().err
+    assert main([*words, "--checkpoint", str(folder), "--steps", "31"]) == 2
+    assert "whose number divides the 31 steps but got 30" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # said before anything is written
     shutil.copytree(folder, tmp_path / "other")
     change(tmp_path / "other", rope__freqs=torch.ones(8))
     arguments = ["--checkpoint", str(tmp_path / "other"), "--vae", str(family.checkpoints()["vae"])]
@@ -142,6 +147,15 @@ def test_the_command_refuses_in_one_sentence(
         == 2
     )
     assert "expected rope.freqs of base 10000" in capsys.readouterr().err
+
+
+def test_the_bundle_finds_a_text_encoder_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t5").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert text_source("t5") == str(tmp_path / "t5")
+    assert text_source("DeepFloyd/t5-v1_1-xxl") == "DeepFloyd/t5-v1_1-xxl"
 
 
 def test_deferred_weights_take_no_memory() -> None:
