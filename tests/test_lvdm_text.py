@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import pyengine
 from pyengine.bundle import Latent
+from pyengine.cli import main
 from pyengine.errors import BackendUnavailable, BundleError
 from pyengine.export.families.lvdm import AutoencoderKL, UNet
 from pyengine.export.families.lvdm.export import CLIP_TOKENS, Modules, add_clip, clip_method, export_bundle
@@ -98,3 +99,18 @@ def test_a_folder_without_clip_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'pyengine-video\[lvdm\]'"):
         add_clip(made, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--configuration", "text2video"], "expected --clip with --configuration text2video"),
+        (["--configuration", "sky", "--clip", "folder"], "but got --clip with sky"),
+    ],
+)
+def test_text_to_video_is_exported_with_clip_and_nothing_else_is(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "lvdm", *words, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

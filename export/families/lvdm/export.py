@@ -201,6 +201,7 @@ def long_method(modules: Modules, guidance: float = 0.1, perturbation: int | Non
         "guidance": guidance,
         "guidance_form": "original",
         "perturbation": perturbation,
+        "levels": modules.unets["interpolation"].num_classes,
         # A decoder with a memory takes each latent once, in order: exact, and bounded however long the video is.
         "decode": "streamed" if isinstance(modules.autoencoder, causal.Decoder) else "windowed",
     }
@@ -272,6 +273,12 @@ def run(arguments: argparse.Namespace) -> int:
     bundle_name = "shapes-lvdm" if name is None else f"lvdm-{name}"
     if (arguments.training is None) == (arguments.configuration is None):
         raise ConfigError("expected --training or --configuration but got both or neither")
+    if (name == "text2video") != (arguments.clip is not None):
+        raise ConfigError(
+            "expected --clip with --configuration text2video, and with no other, but got "
+            f"{'no --clip' if arguments.clip is None else f'--clip with {name}'}; "
+            "text to video reads openai/clip-vit-large-patch14"
+        )
     if arguments.training is not None:
         modules = trained_modules(Path(arguments.training), Bundle.load(arguments.autoencoder))
     else:
