@@ -139,6 +139,14 @@ def test_the_command_refuses_in_one_sentence(
     assert main([*words, "--checkpoint", str(folder), "--steps", "31"]) == 2
     assert "whose number divides the 31 steps but got 30" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()  # said before anything is written
+    odd = family.checkpoint(
+        tmp_path / "odd", STDiT3(**CONFIG | {"hidden_size": 60}), CONFIG | {"hidden_size": 60}
+    )
+    assert main([*words, "--checkpoint", str(odd)]) == 2
+    assert (
+        "expected heads of an even size, whose channels are rotated in pairs, but got 15"
+        in capsys.readouterr().err
+    )
     shutil.copytree(folder, tmp_path / "other")
     change(tmp_path / "other", rope__freqs=torch.ones(8))
     arguments = ["--checkpoint", str(tmp_path / "other"), "--vae", str(family.checkpoints()["vae"])]

@@ -31,6 +31,9 @@ from .unet import UNet
 VERSION = "1"
 RELEASED_FPS = 8.0
 CLIP_TOKENS = 77
+TIMESTEPS = 1000
+# Of two levels: the exact decoder, and the published loop with its bugs, which decodes so.
+WHOLE_PRESETS = {"whole": {"decode": "whole"}, "released": {"decode": "whole", "behaviour": "released"}}
 # Of the small model. Half of the released steps, for a minute of video in less than one. With the released 0.1 and one known key its
 # shapes vanish twice as fast: one key shows no velocity, and little of a small shape is left at the perturbation level.
 SMALL_METHOD = {"steps": 25, "guidance": 1.0, "known": 2}
@@ -194,7 +197,8 @@ def clip_method(modules: Modules, guidance: float) -> dict[str, Any]:
 def long_method(modules: Modules, guidance: float = 0.1, perturbation: int | None = 100) -> dict[str, Any]:
     """Two levels, with the released guidance and perturbation."""
     stride = modules.clip_frames["interpolation"] - 1
-    return _method(modules) | {
+    remembers, common = isinstance(modules.autoencoder, causal.Decoder), _method(modules)
+    return common | {
         "name": "hierarchical",
         "stride": stride,
         "chunk_frames": stride,
@@ -203,14 +207,15 @@ def long_method(modules: Modules, guidance: float = 0.1, perturbation: int | Non
         "perturbation": perturbation,
         "levels": modules.unets["interpolation"].num_classes,
         # A decoder with a memory takes each latent once, in order: exact, and bounded however long the video is.
-        "decode": "streamed" if isinstance(modules.autoencoder, causal.Decoder) else "windowed",
+        "decode": "streamed" if remembers else "windowed",
+        "presets": common["presets"] | ({} if remembers else WHOLE_PRESETS),
     }
 
 
 def _method(modules: Modules) -> dict[str, Any]:
     return {
         "steps": 50,
-        "timesteps": 1000,
+        "timesteps": TIMESTEPS,
         "eta": 1.0,
         "betas": list(modules.betas),
         "clip_frames": modules.clip_frames["prediction"],
@@ -219,6 +224,7 @@ def _method(modules: Modules) -> dict[str, Any]:
         "left_context": 2,
         "decode": "windowed",
         "behaviour": "intended",
+        "presets": {"ddpm": {"steps": TIMESTEPS}},
     }
 
 

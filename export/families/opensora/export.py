@@ -128,6 +128,10 @@ def _denoiser(model: STDiT3, latent: tuple[int, ...], options: Options, normal: 
         raise ConfigError(
             f"expected a patch of one latent frame but got {config.patch_size}: frames could not have their own levels"
         )
+    if config.head_size % 2:
+        raise ConfigError(
+            f"expected heads of an even size, whose channels are rotated in pairs, but got {config.head_size}"
+        )
     module = StreamingSTDiT3(model, (latent[1], latent[2]), options.size, options.fps, with_ring).eval()
     frames, slots, words, blocks = 3, 2, _words(model, options), 2 * config.depth
     text = (BRANCHES, config.num_heads, words, config.head_size)
