@@ -41,6 +41,7 @@ from pyengine.plan import Variant
 
 RESULTS = Path(__file__).parent / "results" / "lvdm.json"
 ROWS = 2
+PAUSE_SECONDS = 0.05  # between contenders: the threads of the one before stop spinning
 Runner = Callable[[], np.ndarray]
 
 
@@ -102,6 +103,7 @@ def in_turns(runners: dict[str, Runner], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(rounds):
         for name, run in runners.items():
+            time.sleep(PAUSE_SECONDS)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

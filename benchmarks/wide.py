@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,231 +25,16 @@ import numpy as np
 import openvino as ov
 import torch
 from openvino import opset13 as ops
-from torch import Tensor, nn
 from torch.nn import functional as F
+from wide_case import RING, Case, PlanRunner, TorchRunner, WideConfig, export_bundle, relative_error
 
 from pyengine.bench_probe import cores, machine, peak_memory_mb
-from pyengine.build import build
-from pyengine.bundle import Bundle, write_manifest
-from pyengine.executor import Executor, Program
-from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
-from pyengine.export.families.shapes.text_encoder import TextFeatures
-from pyengine.export.graph import export_component, round_weights
-from pyengine.export.parity import decode, encode
-from pyengine.export.peers.ring_denoiser import RingDenoiser, angles, visible
-from pyengine.export.peers.stream import COMPILERS
 from pyengine.export.quantise import quantise
-from pyengine.export.weights import WeightStore
 from pyengine.plan import Variant
 
-ROWS, COLUMNS = 7, 15  # tokens of a frame
-BRANCHES, WORDS, RING = 2, 20, 5
 CALIBRATION_FRAMES, CALIBRATION_CALLS = 6, 3
 GOAL_MATRIX, GOAL_INT8, GOAL_MEMORY_MB = 0.9, 1.5, 12000
 PAUSE_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class WideConfig(DenoiserConfig):
-    """Frames of 7 x 15 tokens."""
-
-    width: int = 1152
-    depth: int = 4
-    heads: int = 16
-    mlp_ratio: int = 4
-
-    @property
-    def tokens_per_frame(self) -> int:
-        return ROWS * COLUMNS
-
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        return self.latent_channels, ROWS * self.patch, COLUMNS * self.patch
-
-
-class WideDenoiser(Denoiser):
-    """The denoiser for oblong frames."""
-
-    def patchify(self, latents: Tensor) -> Tensor:
-        p = self.config.patch
-        split = latents.unflatten(-1, (COLUMNS, p)).unflatten(-3, (ROWS, p))
-        return split.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
-
-    def unpatchify(self, values: Tensor) -> Tensor:
-        p, c = self.config.patch, self.config.latent_channels
-        split = values.unflatten(-1, (c, p, p)).unflatten(2, (ROWS, COLUMNS))
-        return split.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
-
-
-@dataclass
-class Case:
-    """The network and how it is called."""
-
-    config: WideConfig
-    frames: int
-    module: WideDenoiser
-    text: TextFeatures
-
-    @classmethod
-    def random(cls, config: WideConfig, frames: int) -> Case:
-        torch.manual_seed(0)
-        module = WideDenoiser(config).eval()
-        with torch.no_grad():
-            for parameter in module.parameters():
-                if not parameter.any():  # gates and heads start at zero: give every path a share
-                    nn.init.normal_(parameter, std=0.02)
-        round_weights(module)
-        shape = (config.depth, BRANCHES, config.heads, WORDS, config.head_size)
-        mask = torch.zeros(BRANCHES, WORDS)
-        mask[:, 12:] = -1e4
-        return cls(
-            config,
-            frames,
-            module,
-            TextFeatures(torch.randn(shape), torch.randn(shape), mask, torch.randn(BRANCHES, config.width)),
-        )
-
-    @property
-    def variant(self) -> Variant:
-        return Variant.of("denoiser", frames=self.frames, ring=RING)
-
-    def calls(self, frames: int, count: int) -> list[dict[str, np.ndarray]]:
-        """Inputs of a little stream: in the first call the oldest frames are clean and enter the ring."""
-        rng = np.random.default_rng(1)
-        clean = min(RING, frames)
-        calls = []
-        for call in range(1 + count):
-            level = np.linspace(1 / frames, 1, frames, dtype=np.float32)
-            slots = np.full(frames, -1)
-            if call == 0:
-                level[:clean], slots[:clean] = 0, np.arange(clean)
-            filled = call > 0
-            calls.append(
-                {
-                    "latents": rng.standard_normal((frames, *self.config.latent), np.float32),
-                    "level": level,
-                    "frame_index": np.arange(frames) + (RING if filled else 0),
-                    "ring_index": np.where(np.arange(RING) < clean, np.arange(RING), -1)
-                    if filled
-                    else np.full(RING, -1),
-                    "append_slot": slots,
-                    **{f"text_{name}": value.numpy() for name, value in self.text._asdict().items()},
-                }
-            )
-        return calls
-
-    def products(self) -> list[tuple[int, int, int]]:
-        """The linear layers over all tokens of one call, as (rows, inputs, outputs)."""
-        width, rows = self.config.width, BRANCHES * self.frames * self.config.tokens_per_frame
-        hidden = self.config.mlp_ratio * width
-        block = [
-            (width, 3 * width),
-            (width, width),
-            (width, width),
-            (width, width),
-            (width, 3 * width),
-            (width, width),
-        ]
-        return [(rows, *pair) for pair in (*block, (width, hidden), (hidden, width))] * self.config.depth
-
-    def dense_flops(self) -> float:
-        """Products in the segments: linear layers, modulation, attention within a frame and to the text."""
-        config = self.config
-        frames = BRANCHES * self.frames
-        linear = sum(2.0 * m * k * n for m, k, n in self.products())
-        modulation = 2.0 * frames * config.width * (9 + 2) * config.width
-        keys = config.tokens_per_frame + WORDS
-        return (
-            linear + modulation + 4.0 * config.depth * frames * config.tokens_per_frame * keys * config.width
-        )
-
-
-def export_bundle(case: Case, folder: Path) -> Bundle:
-    """The case as a bundle with one component."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config, frames, ring = case.config, 3, 2
-    names = [f"{kind}.{index}" for index in range(config.depth) for kind in ("key", "value")]
-    cached = (BRANCHES, ring, config.tokens_per_frame, config.heads, config.head_size)
-    inputs: dict[str, Any] = {
-        "latents": torch.randn(frames, *config.latent),
-        "level": torch.linspace(0.1, 1, frames),
-        "frame_index": torch.arange(ring, ring + frames),
-        "ring_index": torch.arange(ring),
-        **{f"text_{name}": value for name, value in case.text._asdict().items()},
-        "ring_key": [torch.randn(cached) for _ in range(config.depth)],
-        "ring_value": [torch.randn(cached) for _ in range(config.depth)],
-    }
-    store = WeightStore()
-    dynamic = {name: {0: "frames"} for name in ("latents", "level", "frame_index")}
-    dynamic |= {"ring_index": {0: "ring"}, "ring_key": {1: "ring"}, "ring_value": {1: "ring"}}
-    component = export_component(
-        case.module,
-        inputs,
-        folder=folder,
-        name="denoiser",
-        store=store,
-        outputs=["velocity", *names],
-        dynamic=dynamic,
-        ring={f"ring_{name}": name for name in names},
-    )
-    store.write(folder)
-    return write_manifest(
-        folder, name="wide", family="shapes", version="1", components={"denoiser": component}
-    )
-
-
-class PlanRunner:
-    """A plan of the case on the inputs of its last call, behind a ring filled by the first."""
-
-    def __init__(self, case: Case, bundle: Bundle, cache: Path, **options: Any) -> None:
-        self.variant = case.variant
-        plan = build(bundle, variants=[self.variant], cache_dir=cache, **options)
-        self.part = plan.part(self.variant)
-        self.executor = Executor(Program(plan))
-        for call in case.calls(case.frames, 1):
-            for name, array in call.items():
-                target = self.executor.input(self.variant, name)
-                target[...] = encode(array, target.dtype)
-            self()
-
-    def __call__(self) -> None:
-        self.executor.run(self.variant)
-
-    def velocity(self) -> np.ndarray:
-        self()
-        return decode(self.executor.output(self.variant, "velocity")).copy()
-
-
-class TorchRunner:
-    """The same calls in PyTorch bf16 with a ring."""
-
-    def __init__(self, case: Case, module: WideDenoiser, compiled: bool) -> None:
-        network = RingDenoiser(
-            module, ring=RING, rows=case.frames, branches=BRANCHES, dtype=torch.bfloat16
-        ).eval()
-        text = TextFeatures(*(value.bfloat16() for value in case.text))
-        forward = (
-            torch.compile(network.forward, dynamic=False, options=COMPILERS["frozen"])
-            if compiled
-            else network.forward
-        )
-        for call in case.calls(case.frames, 1):
-            frame, level = torch.from_numpy(call["frame_index"]), torch.from_numpy(call["level"])
-            cosine, sine = angles(frame, case.config.head_size, case.config.rope_theta, torch.bfloat16)
-            seen = visible(level, frame, frame, torch.from_numpy(call["ring_index"]))
-            mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -1e9)
-            inputs = (torch.from_numpy(call["latents"]).bfloat16(), level, cosine, sine, mask, text)
-            forward(*inputs)
-            slots = [int(slot) for slot in call["append_slot"] if slot >= 0]
-            if slots:
-                network.append(0, slots)
-        self._run: Callable[[], Tensor] = lambda: forward(*inputs)
-
-    def __call__(self) -> None:
-        self._run()
-
-    def velocity(self) -> np.ndarray:
-        return self._run().float().numpy()
 
 
 def torch_products(shapes: list[tuple[int, int, int]]) -> Callable[[], None]:
@@ -288,14 +73,6 @@ def openvino_products(shapes: list[tuple[int, int, int]]) -> Callable[[], None]:
     return run
 
 
-def relative_error(value: np.ndarray, exact: np.ndarray) -> float:
-    """Relative L2."""
-    return float(
-        np.linalg.norm((value - exact).ravel().astype(np.float64))
-        / np.linalg.norm(exact.ravel().astype(np.float64))
-    )
-
-
 def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Seconds of one run, in turns."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -331,10 +108,11 @@ def benchmark(config: WideConfig, frames: int, rounds: int, compiled: bool, int8
             lean = quantise(bundle, "denoiser", small, calls, folder / "int8", cache_dir=cache)
             runners["pyengine_int8"] = PlanRunner(case, lean, cache, precision="bf16", choice="cut")
         print("PyTorch", flush=True)
-        module = case.module  # becomes bf16, and is shared by both
-        runners["torch_eager_bf16"] = TorchRunner(case, module, compiled=False)
+        runners["torch_eager_bf16"] = TorchRunner(
+            case, None
+        )  # the module becomes bf16, and is shared by both
         if compiled:
-            runners["torch_compile_bf16"] = TorchRunner(case, module, compiled=True)
+            runners["torch_compile_bf16"] = TorchRunner(case, "frozen")
         shapes = case.products()[: len(case.products()) // config.depth]
         matrix = {"torch": torch_products(shapes), "openvino": openvino_products(shapes)}
         # Only the cut form separates dense algebra from attention over the ring.

@@ -123,10 +123,25 @@ def _quantised(bundle: Bundle, step: Step, samples: Mapping[str, list[Sample]], 
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(items),
+        ignored_scope=nncf.IgnoredScope(names=_selections(model)),
     )
     file = f"{Path(str(step.file)).stem}.int8.xml"
     ov.save_model(quantised, folder / file, compress_to_fp16=True)
     return replace(step, file=file)
+
+
+def _selections(model: Any) -> list[str]:
+    """Matrix products with a constant of zeros and ones: they sum or spread statistics, which eight bits would spoil for no gain."""
+    names = []
+    for op in model.get_ops():
+        if op.get_type_name() != "MatMul":
+            continue
+        sources = [op.input_value(port).get_node() for port in (0, 1)]
+        sources = [s.input_value(0).get_node() if s.get_type_name() == "Convert" else s for s in sources]
+        constants = [s.get_data() for s in sources if s.get_type_name() == "Constant"]
+        if any(np.isin(values, (0, 1)).all() for values in constants):
+            names.append(op.get_friendly_name())
+    return names
 
 
 def _libraries() -> tuple[Any, Any]:

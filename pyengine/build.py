@@ -30,9 +30,6 @@ from .plan import Choice, Part, Plan, Variant
 Progress = Callable[[int, int, str], None]
 CHOICES = ("auto", "cut", "inline")
 RINGS = ("auto", "fp8")
-WITHOUT_CUDA = {
-    "RelativeAttention"
-}  # ops that have no CUDA kernel yet: a card's compiler takes their ONNX bodies
 TRIAL_SECONDS = 0.4  # per choice: enough runs to tell a 5 % difference, few enough for a cold start
 TRIAL_RUNS = 20
 log = logging.getLogger("pyengine")
@@ -143,7 +140,13 @@ class _Builder:
             # Engines for a card do not depend on the machine around it.
             **(processor if self.backend.kind == "cpu" else {}),
             **self.backend.facts(),
+            # A plan of inlined ops is of no use once there are kernels, nor a cut one where there are none.
+            **({"kernels": False} if self._lacks_kernels() else {}),
         }
+
+    def _lacks_kernels(self) -> bool:
+        mine = self.backend.kind == "cuda" and not self.backend.remote and self.choice == "auto"
+        return mine and not _has_kernels()
 
     def _folder(self, variant: Variant) -> Path:
         return self.cache / self.bundle.name / f"{variant}-{plan.key(self._facts(variant))}"
@@ -173,13 +176,16 @@ class _Builder:
 
     def _choices(self, variant: Variant) -> list[Choice]:
         cut = self.bundle.component(variant.component).cut
-        if cut is None or (self.backend.kind == "cuda" and WITHOUT_CUDA & {step.op for step in cut.steps}):
+        if cut is None:
             return ["inline"]
         if self.choice != "auto":
             return ["cut" if self.choice == "cut" else "inline"]
         if self.backend.remote:
             return ["cut"]  # nothing can be timed here, and our kernels are what the ops are for
-        if self.backend.kind == "cuda" and not _has_kernels():
+        if self._lacks_kernels():
+            log.warning(
+                "this installation has no CUDA kernels: plans are inlined; install it where nvcc is on the PATH"
+            )
             return ["inline"]
         return ["cut", "inline"]
 
@@ -282,8 +288,7 @@ def _has_kernels() -> bool:
 
     try:
         kernels()
-    except BackendUnavailable as error:
-        log.warning("%s: plans for it are inlined", error)
+    except BackendUnavailable:
         return False
     return True
 

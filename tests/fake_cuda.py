@@ -45,6 +45,7 @@ class _Stream:
         self.queue: deque[Work] = deque()
         self.enqueued = self.done = 0
         self.recording: list[Work] | None = None
+        self.broken = False  # the recording
 
     def add(self, work: Work) -> None:
         if self.recording is not None:
@@ -128,6 +129,9 @@ class FakeCuda:
 
     def cudaFree(self, pointer: int) -> tuple[int]:
         for stream in self.streams.values():
+            if stream.recording is not None:
+                stream.broken = True  # as the real one, which also refuses
+                return (CAPTURE_ERROR,)
             stream.run_to(stream.enqueued)  # as the real one, it waits for the card
         self._memory.pop(pointer)[:] = 0x5A
         return (OK,)
@@ -208,6 +212,9 @@ class FakeCuda:
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
         queue = self.streams[stream]
         assert queue.recording is not None
+        if queue.broken:
+            queue.recording, queue.broken = None, False
+            return CAPTURE_ERROR, 0
         handle = next(self._handles)
         self._graphs[handle], queue.recording = queue.recording, None
         return OK, handle
@@ -260,6 +267,9 @@ class FakeKernels(ModuleType):
 
     def ring_append(self, *arrays: DeviceArray, stream: int) -> None:
         self._enqueue(_C.ring_append, stream, arrays, {})
+
+    def relative_attention(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
+        self._enqueue(_C.relative_attention, stream, arrays, named)
 
     def denoise_step(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
         self._enqueue(_C.denoise_step, stream, arrays, named)

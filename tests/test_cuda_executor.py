@@ -354,3 +354,48 @@ def _failing(cuda: fake_cuda.FakeCuda) -> object:
         return 901, 0
 
     return end
+
+
+def test_garbage_that_is_collected_later_does_not_break_a_capture(cuda: fake_cuda.FakeCuda) -> None:
+    stream = runtime.runtime().stream()
+
+    class Knot:
+        def __init__(self) -> None:
+            self.array = DeviceArray.zeros((4,), "float32", stream)
+            self.itself = self
+
+    Knot()  # garbage that only the collector finds
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(1)
+        stream.capture(lambda: [[] for _ in range(100)])
+    finally:
+        gc.set_threshold(*before)
+    assert gc.isenabled()
+
+
+def test_a_kernel_that_cannot_be_captured_leaves_the_walk_call_by_call(
+    engine: pyengine.Engine, cuda: fake_cuda.FakeCuda, monkeypatch: pytest.MonkeyPatch, expected: np.ndarray
+) -> None:
+    """Our kernels say what is wrong with RuntimeError."""
+    enqueue = fake_cuda.FakeKernels._enqueue
+
+    def refusing(self: fake_cuda.FakeKernels, op: object, stream: int, *rest: object) -> None:
+        if cuda.streams[stream].recording is not None:
+            raise RuntimeError(
+                "[cuda] launching a kernel failed: operation failed due to a previous error during capture"
+            )
+        enqueue(self, op, stream, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fake_cuda.FakeKernels, "_enqueue", refusing)
+    assert np.array_equal(frames(engine, 24), expected[:24])
+
+
+def test_an_inlined_plan_is_not_kept_once_there_are_kernels(
+    cuda: fake_cuda.FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"variants": [toy.DENOISER], "backend": "tensorrt", "cache_dir": tmp_path}
+    with monkeypatch.context() as without:
+        without.setattr("pyengine.build._has_kernels", lambda: False)
+        assert set(build(toy.bundle(), **options).part(toy.DENOISER).seconds) == {"inline"}
+    assert set(build(toy.bundle(), **options).part(toy.DENOISER).seconds) == {"cut", "inline"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_cuda
 import lvdm_family
@@ -14,6 +15,7 @@ import pytest
 
 import pyengine
 from pyengine.cuda import runtime
+from pyengine.device_array import DeviceArray
 from pyengine.errors import ConfigError
 
 PROMPT = "a red fox runs over snow"
@@ -51,18 +53,24 @@ def test_frames_in_parts_cannot_stay_on_the_card(opensora: pyengine.Engine) -> N
         opensora.stream(PROMPT, frames=17, device_frames=True)
 
 
-def test_two_levels_run_on_the_card(tmp_path: Path) -> None:
-    videos = []
+def test_two_levels_run_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos, calls = [], []
+    kernel = fake_cuda.FakeKernels.relative_attention
+
+    def counted(self: fake_cuda.FakeKernels, *arrays: DeviceArray, **options: Any) -> None:
+        calls.append(arrays)
+        kernel(self, *arrays, **options)
+
+    monkeypatch.setattr(fake_cuda.FakeKernels, "relative_attention", counted)
     for backend in ("onnxruntime", "tensorrt"):
-        # A card has no kernel of RelativeAttention: `auto` inlines it there.
-        choice = "inline" if backend == "onnxruntime" else "auto"
         folder = lvdm_family.bundle().folder
-        engine = pyengine.load(folder, backend=backend, precision="fp32", choice=choice, cache_dir=tmp_path)
+        engine = pyengine.load(folder, backend=backend, precision="fp32", choice="cut", cache_dir=tmp_path)
         with engine.stream(frames=60, seed=5) as stream:
             made = [next(stream) for _ in range(30)]
             state = stream.snapshot()
             videos.append(np.stack([*made, *stream]))
         with engine.resume(state) as resumed:
             np.testing.assert_array_equal(np.stack(list(resumed)), videos[-1][30:])
+    assert calls
     assert videos[0].std() > 1
     np.testing.assert_array_equal(*videos)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import gc
 import json
 import os
@@ -9,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_cuda
@@ -31,6 +35,8 @@ import report  # noqa: E402
 import run  # noqa: E402
 import stream  # noqa: E402
 import torch_segments  # noqa: E402
+import wide  # noqa: E402
+import wide_case  # noqa: E402
 
 SHAPES = Bundle.load("shapes")
 
@@ -109,6 +115,80 @@ def test_a_bench_says_what_a_call_costs_and_what_bounds_it(
     assert f"{found['network']}/0/" in found["graphs"]
 
 
+def test_streams_are_checked_one_by_one_and_each_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = np.zeros((8, 64, 64, 3), np.uint8)
+    monkeypatch.setattr(stream, "PRECISIONS", {"tensorrt": ("bf16",)})
+    monkeypatch.setattr(stream, "frames_on_card", lambda engine, frames: True)
+    monkeypatch.setattr(stream, "reference", lambda cache: (frames, "torch"))
+    monkeypatch.setattr(stream, "torch_clips", lambda precision, device: frames)
+    monkeypatch.setattr(stream, "made", lambda *_: frames)
+    monkeypatch.setattr(stream, "check_stream", lambda engine, exact, allowed: {"good": True})
+
+    def load(backend: str, precision: str, cache: str | None, choice: str = "cut") -> Any:
+        if choice == "inline":
+            raise AttributeError("this library is of another version")
+        return SimpleNamespace(stream=lambda *_, **__: contextlib.nullcontext(), close=lambda: None)
+
+    monkeypatch.setattr(stream, "load", load)
+    kept: list[list[bool]] = []
+    found = stream.check("tensorrt", None, lambda result: kept.append([r["good"] for r in result["streams"]]))
+    assert kept == [[True], [True, False]]
+    assert found["streams"][1]["failed"] == "this library is of another version"
+
+
+def test_the_first_frame_from_a_plan_is_kept_before_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[str] = []
+    kept: list[dict[str, Any]] = []
+
+    def started(backend: str, cache: str) -> dict[str, float]:
+        caches.append(cache)
+        assert len(caches) < 5 or kept  # the fifth may be stopped
+        return {"seconds": float(len(caches)), "import": 0.5}
+
+    monkeypatch.setattr(stream, "_first_frame", started)
+    found = stream.first("torch", "plans", kept.append)
+    assert caches[:4] == ["plans"] * 4
+    assert caches[4] != "plans"
+    assert (found["warm_seconds"], found["warm_after_import_seconds"], found["cold_seconds"]) == (3, 2.5, 5)
+
+
+def test_a_roofline_that_was_skipped_is_done_without(tmp_path: Path) -> None:
+    assert stream.known_roof(tmp_path / "roofline.json") is None
+
+
+def test_the_wide_model_on_a_card(
+    on_card: pyengine.Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WARM", "ROUNDS", "REPLAYS"):
+        monkeypatch.setattr(wide, name, 1)
+    case = wide_case.Case.random(dataclasses.replace(wide_case.WideConfig(), width=64, depth=1), 3)
+    roof = {"matrix_bf16_per_second": 1e12, "copy_bytes_per_second": 1e11}
+    with torch.no_grad():
+        found = wide.bench("tensorrt", case, tmp_path, str(tmp_path / "plans"), roof, "cpu")
+        eager = wide.bench("torch_eager", case, tmp_path, None, None, "cpu")
+    assert found["good"]
+    assert found["error"] < 1e-4  # the fake card computes in float32
+    assert 1e-4 < eager["error"] <= eager["allowed"]
+    assert any(name.startswith("denoiser.frames3.ring5") for name in found["graphs"])
+    assert found["of_roof"] == pytest.approx(found["bound_ms"] / found["ms"])
+    weights = sum(parameter.numel() for parameter in case.module.parameters())
+    assert found["bytes"] == 2 * (weights + 2 * 1 * 2 * 5 * 105 * 64)
+    assert 0.9 < found["operations"] / flops(case) < 1.1
+    assert not list(tmp_path.glob("tmp*"))  # nothing half written
+
+
+def flops(case: wide_case.Case) -> float:
+    """Of the peer's products, counted by PyTorch; its attention over time computes what is masked as well."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    runner = wide_case.TorchRunner(copy.deepcopy(case), None, dtype=torch.float32)
+    as_products = sdpa_kernel(SDPBackend.MATH)  # the fused form on a CPU is not counted
+    with torch.no_grad(), as_products, FlopCounterMode(display=False) as counter:
+        runner()
+    return float(counter.get_total_flops())
+
+
 def test_idle_time_of_overlapping_work() -> None:
     assert stream.idle_share([(0, 4), (2, 6), (8, 10)]) == {
         "busy_ms": 0.008,
@@ -130,6 +210,12 @@ def test_steps_fail_stop_and_are_skipped_with_a_reason(tmp_path: Path) -> None:
     failed = outcome(tmp_path, "print('why'); raise SystemExit(3)")
     assert (failed.status, failed.reason, failed.tail) == ("failed", "exit code 3", ["why"])
     assert outcome(tmp_path, "import time; time.sleep(60)", seconds=5.1).status == "timeout"
+    half = "open('r', 'w').write('[2]'); import time; time.sleep(60)"
+    stopped = outcome(tmp_path, half, seconds=5.1, result=tmp_path / "r")
+    assert (stopped.result, stopped.reason) == ([2], "stopped after 5 s, what it had measured is kept")
+    assert outcome(tmp_path, "", result=tmp_path / "r").result is None  # not that of the step before
+    torn = outcome(tmp_path, "open('r', 'w').write('[')", result=tmp_path / "r")
+    assert (torn.status, torn.result) == ("ok", None)
     assert outcome(tmp_path, "", missing=lambda: "no hammer").reason == "no hammer"
     assert outcome(tmp_path, "", needs=("b",)).reason == "needs the step b, which was failed"
     tests = outcome(tmp_path, "print('3 skipped, 5 deselected in 1.92s')")
@@ -164,6 +250,15 @@ def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
     assert (
         "| check:torch | skipped | 0 | needs the step import, which was skipped |" in capsys.readouterr().out
     )
+    # A later run of one step adds to the others.
+    record["steps"]["roofline"] |= {"reason": "of the first run"}
+    (tmp_path / "gpu-nvidia-example-9000.json").write_text(json.dumps(record))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path), "--only", "ops"])
+    assert run.main() == 0
+    again = json.loads((tmp_path / "gpu-nvidia-example-9000.json").read_text())
+    assert again["steps"].keys() == record["steps"].keys()
+    assert again["steps"]["roofline"]["reason"] == "of the first run"
+    assert {"build", "import", "ops", "wide:torch"} <= set(again["steps"])
 
 
 def test_the_table_has_every_figure_beside_its_bound() -> None:
@@ -183,6 +278,29 @@ def test_the_table_has_every_figure_beside_its_bound() -> None:
         "bench:torch": bench,
         "bench:torch_eager": eager,
         "first:torch": {"warm_seconds": 0.9, "warm_after_import_seconds": 0.5, "cold_seconds": 5.0},
+        "first:tensorrt": {"warm_seconds": 0.7, "warm_after_import_seconds": 0.5},
+        "wide:tensorrt": {
+            "precision": "bf16",
+            "depth": 2,
+            "ms": 2.0,
+            "operations": 8e11,
+            "bound_ms": 1.0,
+            "of_roof": 0.5,
+            "on_card": share,
+            "error": 0.004,
+            "allowed": 0.009,
+            "good": True,
+        },
+        "wide:torch_eager": {
+            "precision": "bf16",
+            "depth": 2,
+            "ms": 4.0,
+            "operations": 8e11,
+            "on_card": None,
+            "error": 0.004,
+            "allowed": 0.009,
+            "good": True,
+        },
     }
     steps = {name: {"status": "ok", "seconds": 1.0, "reason": "", "result": r} for name, r in results.items()}
     steps["sanitizer"] = {"status": "skipped", "seconds": 0.0, "reason": "no tool", "result": None}
@@ -196,6 +314,10 @@ def test_the_table_has_every_figure_beside_its_bound() -> None:
         "| torch, bf16 | 3000 | 1.300 | 2.0 % | 0.500 | 0.0200 | 2.0 % |",
         "torch makes 3.00x the frames of torch_eager",
         "from a cached plan: 0.90 s",
+        "First frame on tensorrt from a cached plan: 0.70 s, 0.50 s without imports of the benchmark; goal 1 s. Without a plan: not",
+        "| tensorrt, bf16 | 2 | 2.000 | 400.0 | 1.000 | 50 % | 2.0 % | 0.004 (0.009) |",
+        "| torch_eager, bf16 | 2 | 4.000 | 200.0 |  |  |  | 0.004 (0.009) |",
+        "tensorrt makes 2.00x the calls of torch_eager; goal 1.5x of the best peer. Without torch_compile, which was not measured.",
         "| sanitizer | skipped: no tool |",
     ):
         assert part in text, part

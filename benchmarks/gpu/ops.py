@@ -12,23 +12,23 @@ work than ours.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from roofline import Roofline, measure, time_cold
+from roofline import Roofline, measure, time_cold, write
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from pyengine.export.ops import OPS
+from pyengine.export.ops.denoise_step import DENOISE_STEP
 from pyengine.export.ops.frame_window_attention import BENCH_CASES, CASES, reference, visible
 from pyengine.export.ops.frame_window_attention_cases import AttentionCase
+from pyengine.export.ops.relative_attention import RELATIVE_ATTENTION, RelativeCase
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "ops"))
 from arrays import cast, error
@@ -36,6 +36,7 @@ from cuda_arrays import CudaOps, TensorArray
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = {"float32": 1e-6, "bfloat16": 4e-3, "float16": 5e-4}
+CHECKED = ("FrameWindowAttention", "RelativeAttention", "DenoiseStep")  # ring_append is in tests/ops
 PEERS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -74,9 +75,8 @@ class Row:
     of_roof: float
 
 
-def check(ops: CudaOps, small: bool) -> list[dict[str, Any]]:
+def check(ops: CudaOps, small: bool) -> Iterator[dict[str, Any]]:
     """Errors of every case of every op against float64, beside torch's own in the same dtype."""
-    records = []
     for name, dtype in DTYPES.items():
         for case in CASES[:: 3 if small else 1]:
             exact = reference(**case.make_inputs(), **case.attributes)
@@ -84,16 +84,21 @@ def check(ops: CudaOps, small: bool) -> list[dict[str, Any]]:
             torch_got = reference(**inputs, **case.attributes)
             got = ops.attention(inputs, [-1] * case.frames, workspace=True, **case.attributes)["out"]
             ours, theirs = error(got, exact[0]), error(torch_got[0], exact[0])
-            records.append(record("FrameWindowAttention", case.name, name, ours, theirs, FLOOR[name]))
-        for step in OPS[1].cases:
+            yield record("FrameWindowAttention", case.name, name, ours, theirs, FLOOR[name])
+        for relative in RELATIVE_ATTENTION.cases[:: 3 if small else 1]:
+            exact = RELATIVE_ATTENTION.reference(**relative.make_inputs(), **relative.attributes)
+            inputs = cast(relative.make_inputs(), dtype)
+            theirs = error(RELATIVE_ATTENTION.reference(**inputs, **relative.attributes)[0], exact[0])
+            ours = error(ops.relative_attention(inputs, relative.transposed), exact[0])
+            yield record("RelativeAttention", relative.name, name, ours, theirs, FLOOR[name])
+        for step in DENOISE_STEP.cases:
             inputs = step.make_inputs()
             given = cast(inputs, torch.float32)
             given["prediction"] = given["prediction"].to(dtype)
-            exact_out = OPS[1].reference(**{**inputs, "prediction": given["prediction"].double()})[0]
-            theirs = error(OPS[1].reference(**given)[0], exact_out)
+            exact_out = DENOISE_STEP.reference(**{**inputs, "prediction": given["prediction"].double()})[0]
+            theirs = error(DENOISE_STEP.reference(**given)[0], exact_out)
             ours = error(ops.denoise_step(given), exact_out)
-            records.append(record("DenoiseStep", step.name, name, ours, theirs, FLOOR["float32"]))
-    return records
+            yield record("DenoiseStep", step.name, name, ours, theirs, FLOOR["float32"])
 
 
 def record(op: str, case: str, dtype: str, ours: float, torchs: float, floor: float) -> dict[str, Any]:
@@ -115,24 +120,37 @@ def moved_bytes(case: AttentionCase, size: int) -> int:
     return case.batch * case.tokens * case.heads * case.head_dim * size * (4 * case.frames + 2 * case.ring)
 
 
+def timing_inputs(case: AttentionCase, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor | None]:
+    """Inputs of the case with noise made on the device: that of the largest takes a processor ten seconds."""
+    inputs = replace(case, tokens=1, heads=1).make_inputs(dtype=torch.float32)  # indices, levels and gains
+    made = {name: None if value is None else value.to(device) for name, value in inputs.items()}
+    rows = (case.tokens, 3, case.heads, case.head_dim)
+    made["qkv"] = torch.randn(case.batch, case.frames, *rows, dtype=dtype, device=device)
+    for name in ("ring_key", "ring_value"):
+        made[name] = torch.randn(case.batch, case.ring, rows[0], *rows[2:], dtype=dtype, device=device)
+    return made
+
+
+def current_stream(ops: CudaOps) -> int:
+    return torch.cuda.current_stream().cuda_stream if ops.device == "cuda" else 0
+
+
 def attention_contenders(
     ops: CudaOps, case: AttentionCase, dtype: torch.dtype
 ) -> Iterator[tuple[str, Callable[[], object], float | None]]:
     """(name, run, operations where they differ from the op's own)."""
-    inputs = cast(case.make_inputs(), dtype)
+    inputs = timing_inputs(case, dtype, ops.device)
     attributes = {"mask": "noise_causal", "scope": "temporal", **case.attributes}
-    arrays: dict[str, Any] = {
-        k: ops.put(v.float() if v is not None and k in ("q_gain", "k_gain") else v) for k, v in inputs.items()
-    }
+    arrays: dict[str, Any] = {k: None if v is None else TensorArray(v) for k, v in inputs.items()}
     shape = (case.batch, case.frames, case.tokens, case.heads * case.head_dim)
-    arrays["out"] = TensorArray(torch.empty(shape, dtype=dtype, device="cuda"))
-    module, stream = ops.module, torch.cuda.current_stream().cuda_stream
+    arrays["out"] = TensorArray(torch.empty(shape, dtype=dtype, device=ops.device))
+    module, stream = ops.module, current_stream(ops)
     yield "pyengine", lambda: module.frame_window_attention(**arrays, **attributes, stream=stream), None
     size = module.frame_window_attention_workspace(
         arrays["qkv"], arrays["ring_key"], scope=attributes["scope"]
     )
     if size:
-        workspace = TensorArray(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        workspace = TensorArray(torch.empty(size, dtype=torch.uint8, device=ops.device))
         yield (
             "pyengine split",
             lambda: module.frame_window_attention(**arrays, workspace=workspace, **attributes, stream=stream),
@@ -145,8 +163,9 @@ def attention_contenders(
     else:
         rows = (case.batch, case.heads)
         lengths, sequences = (case.frames * case.tokens, keys * case.tokens), case.batch * case.heads
-    query = torch.randn(*rows, lengths[0], case.head_dim, dtype=dtype, device="cuda")
-    key, value = (torch.randn(*rows, lengths[1], case.head_dim, dtype=dtype, device="cuda") for _ in range(2))
+    place: dict[str, Any] = {"dtype": dtype, "device": ops.device}
+    query = torch.randn(*rows, lengths[0], case.head_dim, **place)
+    key, value = (torch.randn(*rows, lengths[1], case.head_dim, **place) for _ in range(2))
     operations = 4.0 * lengths[0] * lengths[1] * case.head_dim * sequences
 
     def sdpa(backend: SDPBackend) -> Callable[[], object]:
@@ -160,12 +179,28 @@ def attention_contenders(
         yield name, sdpa(backend), operations
 
 
+def relative_run(
+    ops: CudaOps, case: RelativeCase, dtype: torch.dtype
+) -> tuple[Callable[[], object], int, float]:
+    """A call of the op; bytes of qkv, tables and out, once each; operations of scores and sums, tables included."""
+    place: dict[str, Any] = {"dtype": dtype, "device": ops.device}
+    rows = (case.batch, case.frames, case.places)
+    qkv = torch.randn(*rows, 3, case.heads, case.head_dim, **place)
+    out = torch.empty(*rows, case.heads * case.head_dim, **place)
+    tables = replace(case, batch=1, places=1, heads=1).make_inputs(dtype=torch.float32)
+    arrays = [TensorArray(qkv), *(ops.put(tables[name]) for name in ("key_table", "value_table"))]
+    options = {"out": TensorArray(out), "transposed": case.transposed, "stream": current_stream(ops)}
+    size = 2 * (qkv.numel() + out.numel()) + sum(4 * a.tensor.numel() for a in arrays[1:] if a is not None)
+    pairs = case.batch * case.places * case.heads * case.frames**2
+    operations = pairs * case.head_dim * (4.0 if case.reach is None else 7.0)
+    return lambda: ops.module.relative_attention(*arrays, **options), size, operations
+
+
 def rows_of(op: str, case: str, dtype: str, contenders: Any, size: float, operations: float, roof: Roofline,
             seconds: float) -> Iterator[Row]:  # fmt: skip
     for name, run, own_operations in contenders:
         try:
             run()
-            torch.cuda.synchronize()
             first = statistics.median(time_cold(run, 3))
             times = time_cold(run, max(5, min(200, int(seconds * 1e3 / max(first, 0.02)))))
         except RuntimeError as problem:
@@ -178,12 +213,18 @@ def rows_of(op: str, case: str, dtype: str, contenders: Any, size: float, operat
         yield Row(op, case, dtype, name, milliseconds, p95, size, work, 1e3 * bound / milliseconds)
 
 
-def time_all(ops: CudaOps, roof: Roofline, seconds: float, only: str) -> list[Row]:
-    found: list[Row] = []
-
+def time_all(
+    ops: CudaOps, roof: Roofline, seconds: float, only: str, keep_row: Callable[[Row], None]
+) -> None:
     def keep(rows: Iterator[Row]) -> None:
+        try:
+            show(rows)
+        except RuntimeError as problem:  # no memory for what a peer reads, say
+            print(f"skipped the rest of a case: {str(problem).splitlines()[0]}", file=sys.stderr)
+
+    def show(rows: Iterator[Row]) -> None:
         for row in rows:
-            found.append(row)
+            keep_row(row)
             rate = f"{row.bytes / row.milliseconds / 1e6:7.0f} GB/s {row.operations / row.milliseconds / 1e9:7.1f} TFLOP/s"
             print(f"{row.case:18}{row.contender:16}{row.milliseconds:9.4f} ms {rate} {100 * row.of_roof:5.1f} % of roof",
                   flush=True)  # fmt: skip
@@ -191,25 +232,43 @@ def time_all(ops: CudaOps, roof: Roofline, seconds: float, only: str) -> list[Ro
     for case in (*BENCH_CASES, *GPU_CASES):
         if only not in case.name:
             continue
-        inputs = case.make_inputs(dtype=torch.bfloat16)
-        operations = 4.0 * case.head_dim * seen_pairs(case, inputs)
+        indices = replace(case, tokens=1, heads=1).make_inputs()
+        operations = 4.0 * case.head_dim * seen_pairs(case, indices)
         contenders = attention_contenders(ops, case, torch.bfloat16)
         keep(rows_of("FrameWindowAttention", case.name, "bfloat16", contenders, moved_bytes(case, 2), operations, roof,
                      seconds))  # fmt: skip
-    step = OPS[1].bench_cases[-1]
+    for relative in RELATIVE_ATTENTION.bench_cases:
+        if only not in relative.name:
+            continue
+        run, size, operations = relative_run(ops, relative, torch.bfloat16)
+        contender = [("pyengine", run, None)]
+        keep(
+            rows_of(
+                "RelativeAttention", relative.name, "bfloat16", contender, size, operations, roof, seconds
+            )
+        )
+    if only and only not in "denoise":
+        return
+    step = DENOISE_STEP.bench_cases[-1]
     given = cast(step.make_inputs(), torch.float32)
     given["prediction"] = given["prediction"].bfloat16()
     arrays = {k: ops.put(v) for k, v in given.items()}
-    out = TensorArray(torch.empty_like(given["sample"], device="cuda"))
+    out = TensorArray(torch.empty_like(given["sample"], device=ops.device))
     count = given["sample"].numel()
-    stream = torch.cuda.current_stream().cuda_stream
-    run = [("pyengine", lambda: ops.module.denoise_step(**arrays, out=out, stream=stream), None)]
+    stream = current_stream(ops)
+    contender = [("pyengine", lambda: ops.module.denoise_step(**arrays, out=out, stream=stream), None)]
     keep(
         rows_of(
-            "DenoiseStep", step.name, "bfloat16", run, count * (8 + 2 * step.branches), 0.0, roof, seconds
+            "DenoiseStep",
+            step.name,
+            "bfloat16",
+            contender,
+            count * (8 + 2 * step.branches),
+            0.0,
+            roof,
+            seconds,
         )
     )
-    return found
 
 
 def main() -> int:
@@ -237,27 +296,38 @@ def main() -> int:
         print("ops.py: skipped, no GPU or a PyTorch without CUDA")
         return 0
     ops, start = CudaOps(_cuda, "cuda"), time.perf_counter()
-    checks = [] if options.time_only else check(ops, options.small)
+    checks: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"checks": checks}
+
+    def keep() -> None:
+        """What is known so far, since the time may run out."""
+        result["seconds"] = time.perf_counter() - start
+        write(options.json, result)
+
+    for one in () if options.time_only else check(ops, options.small):
+        checks.append(one)
+        if options.small:
+            print("case done", flush=True)  # counted by sanitize.sh
+    keep()
     wrong = [c for c in checks if not c["good"]]
     print(f"{len(checks) - len(wrong)} of {len(checks)} cases within twice torch's own error")
     for c in wrong:
         print(
             f"WRONG {c['op']} {c['case']} {c['dtype']}: error {c['error']:.3g}, torch {c['torch_error']:.3g}"
         )
-    result: dict[str, Any] = {"checks": checks}
     if not options.check_only:
         roof = measure()
         print(f"{roof.card}, driver {roof.driver}: copy {roof.copy_bytes_per_second / 1e9:.0f} GB/s, "
               f"bf16 {roof.matrix_bf16_per_second / 1e12:.0f} TFLOP/s")  # fmt: skip
-        rows = time_all(ops, roof, options.seconds, options.case)
-        result |= {
-            "roofline": asdict(roof),
-            "torch": torch.__version__,
-            "timings": [asdict(row) for row in rows],
-        }
-    result["seconds"] = time.perf_counter() - start
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        timings: list[dict[str, Any]] = []
+        result |= {"roofline": asdict(roof), "torch": torch.__version__, "timings": timings}
+
+        def keep_row(row: Row) -> None:
+            timings.append(asdict(row))
+            keep()
+
+        time_all(ops, roof, options.seconds, options.case, keep_row)
+    keep()
     return 1 if wrong else 0
 
 

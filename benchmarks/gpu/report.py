@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+PEERS = ("torch_eager", "torch_compile")
 GOALS = {"temporal": 0.70, "faster": 1.5, "gaps": 0.03, "first": 1.0}
 
 
@@ -14,7 +15,7 @@ def table(record: dict[str, Any]) -> str:
     """Markdown: what was checked, what was measured beside its bound and goal, what was skipped and why."""
     results = {name: step["result"] for name, step in record["steps"].items() if step["result"]}
     lines = [*_head(record, results), "", *_checks(record, results), ""]
-    for part in (_ops(results), _streams(results), _steps(record)):
+    for part in (_ops(results), _streams(results), _wide(results), _steps(record)):
         lines += [*part, ""] if part else []
     return "\n".join(lines).rstrip() + "\n"
 
@@ -107,23 +108,60 @@ def _streams(results: dict[str, Any]) -> list[str]:
             _share(result.get("network_on_card")),
         ]
         lines.append(f"| {name}, {result['precision']} | " + " | ".join(cells) + " |")
-    peers = {n: r["frames_per_second"] for n, r in benches.items() if n in ("torch_eager", "torch_compile")}
-    ours = {n: r["frames_per_second"] for n, r in benches.items() if n not in peers}
-    lines.append("")
-    if peers and ours:
-        best, peer = max(ours, key=lambda n: ours[n]), max(peers, key=lambda n: peers[n])
-        lines.append(
-            f"{best} makes {ours[best] / peers[peer]:.2f}x the frames of {peer}; goal {GOALS['faster']}x of the best peer."
-        )
+    rates = {name: result["frames_per_second"] for name, result in benches.items()}
+    lines += [
+        "",
+        *_compared(rates, "frames"),
+    ]
     lines += [
         f"First frame on {name[6:]} from a cached plan: {result['warm_seconds']:.2f} s, "
         f"{result['warm_after_import_seconds']:.2f} s without imports of the benchmark; goal {GOALS['first']:.0f} s. Without a "
-        f"plan {result['cold_seconds']:.2f} s."
+        + (f"plan {result['cold_seconds']:.2f} s." if "cold_seconds" in result else "plan: not measured.")
         for name, result in results.items()
         if name.startswith("first:")
     ]
     lines.append(f"Goal for gaps in a call: below {100 * GOALS['gaps']:.0f} %.")
     return lines
+
+
+def _wide(results: dict[str, Any]) -> list[str]:
+    benches = {name[5:]: result for name, result in results.items() if name.startswith("wide:")}
+    if not benches:
+        return []
+    lines = [
+        "| 1152-wide network, two guidance branches | blocks | ms | TFLOP/s | its bound, ms | of roof | gaps in it | error "
+        "(allowed) |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, result in benches.items():
+        cells = [
+            f"{result['depth']}",
+            f"{result['ms']:.3f}",
+            f"{result['operations'] / result['ms'] / 1e9:.1f}",
+            f"{result['bound_ms']:.3f}" if "bound_ms" in result else "",
+            f"{100 * result['of_roof']:.0f} %" if "of_roof" in result else "",
+            _share(result["on_card"]),
+            f"{result['error']:.2g} ({result['allowed']:.2g}){'' if result['good'] else ' WRONG'}",
+        ]
+        lines.append(f"| {name}, {result['precision']} | " + " | ".join(cells) + " |")
+    rates = {name: 1 / result["ms"] for name, result in benches.items()}
+    return [*lines, "", *_compared(rates, "calls")]
+
+
+def _compared(rates: dict[str, float], what: str) -> list[str]:
+    """The best of ours beside the best peer, and which peer is missing."""
+    peers = {name: rate for name, rate in rates.items() if name in PEERS}
+    ours = {name: rate for name, rate in rates.items() if name not in (*PEERS, "torch")}
+    ours = ours or {
+        name: rate for name, rate in rates.items() if name == "torch"
+    }  # nothing to ship was there
+    if not peers or not ours:
+        return []
+    best, peer = max(ours, key=lambda n: ours[n]), max(peers, key=lambda n: peers[n])
+    absent = "".join(f" Without {name}, which was not measured." for name in PEERS if name not in peers)
+    return [
+        f"{best} makes {ours[best] / peers[peer]:.2f}x the {what} of {peer}; goal {GOALS['faster']}x of the best peer.{absent}"
+    ]
 
 
 def _share(found: dict[str, float] | None) -> str:

@@ -11,10 +11,12 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 FLUSH_BYTES = 256 << 20  # several times any L2 cache
+HOST_CYCLES = 1_000_000  # of the card, half a millisecond: the host launches anything in less
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Roofline:
 
 
 def time_cold(run: Callable[[], object], rounds: int = 20, flush: torch.Tensor | None = None) -> list[float]:
-    """Milliseconds of single runs, each after the L2 cache was overwritten."""
+    """Milliseconds of single runs on the card, each after the L2 cache was overwritten. The card is kept waiting until the host has
+    enqueued the run behind the first mark: else a short run would be as long as its launch from Python.
+    """
     if flush is None:
         flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     for _ in range(3):
@@ -38,6 +42,7 @@ def time_cold(run: Callable[[], object], rounds: int = 20, flush: torch.Tensor |
     pairs = []
     for _ in range(rounds):
         flush.zero_()
+        torch.cuda._sleep(HOST_CYCLES)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()
@@ -77,6 +82,14 @@ def measure() -> Roofline:
     )
 
 
+def write(path: Path | None, result: Any) -> None:
+    """Whole or not at all, so that what is there when a step is stopped can be read."""
+    if path is not None:
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(result, indent=1) + "\n")
+        scratch.replace(path)
+
+
 def _driver() -> str:
     try:
         with open("/proc/driver/nvidia/version") as file:
@@ -94,8 +107,7 @@ def main() -> None:
         print("roofline.py: skipped, no GPU or a PyTorch without CUDA")
         return
     found = measure()
-    if options.json:
-        options.json.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    write(options.json, asdict(found))
     print(f"{found.card}, driver {found.driver}, compute capability {found.capability}")
     print(f"copy      {found.copy_bytes_per_second / 1e9:8.0f} GB/s")
     print(f"bf16      {found.matrix_bf16_per_second / 1e12:8.1f} TFLOP/s")

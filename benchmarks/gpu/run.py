@@ -103,6 +103,14 @@ class Outcome:
     tail: list[str] = field(default_factory=list)
 
 
+def read(path: Path | None) -> Any:
+    """What a step wrote, if it did and can be read."""
+    try:
+        return None if path is None else json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def run_step(step: Step, done: dict[str, Outcome], left: float, log: Path) -> Outcome:
     for name in step.needs:
         if done[name].status != "ok":
@@ -113,23 +121,27 @@ def run_step(step: Step, done: dict[str, Outcome], left: float, log: Path) -> Ou
     if limit < 5:
         return Outcome("skipped", reason="no time left")
     start = time.perf_counter()
+    if step.result is not None:
+        step.result.unlink(missing_ok=True)  # of an earlier run in the same folder
     # Outside the source tree, whose folder pyengine/ would shadow the built package.
     with log.open("wb") as out:
         process = subprocess.Popen(step.command, stdout=out, stderr=subprocess.STDOUT, cwd=log.parent,
                                    env={**os.environ, **step.environment}, start_new_session=True)  # fmt: skip
+        code: int | None = None
         try:
-            code: int | None = process.wait(limit)
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            code = None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            pass
+        finally:  # also where this process is told to stop: nothing goes on computing behind it
+            if code is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     seconds = round(time.perf_counter() - start, 1)
     lines = log.read_text(errors="replace").splitlines()
-    result = None
-    if step.result is not None and step.result.exists():
-        result = json.loads(step.result.read_text())
+    result = read(step.result)
     if code is None:
-        return Outcome("timeout", seconds, f"stopped after {limit:.0f} s", result, lines[-TAIL:])
+        kept = ", what it had measured is kept" if result is not None else ""
+        return Outcome("timeout", seconds, f"stopped after {limit:.0f} s{kept}", result, lines[-TAIL:])
     if code:
         return Outcome("failed", seconds, f"exit code {code}", result, lines[-TAIL:])
     said = [found[1] for line in lines if (found := re.match(r"\w+\.(?:py|sh): skipped, (.*)", line))]
@@ -176,6 +188,11 @@ def tensorrt() -> str | None:
     return "neither tensorrt nor tensorrt_rtx is installed"
 
 
+def exporter(backend: Callable[[], str | None]) -> Callable[[], str | None]:
+    """A backend, and what a bundle is exported with."""
+    return lambda: backend() or has("torch", "onnx", "onnxscript")()
+
+
 BACKENDS = {"tensorrt": tensorrt, "onnxruntime": onnxruntime_cuda, "torch": has("torch", "onnx")}
 
 
@@ -215,7 +232,7 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
             name, command, seconds, result, missing or has("torch"), ("import",), environment, **options
         )
 
-    roofline = ("--roofline", str(work / "roofline.json"))
+    roofline, wide = ("--roofline", str(work / "roofline.json")), ("--work", str(work))
     rest = ["-q", "-p", "no:cacheprovider", "-rs", "-k", "gpu"]
     tests = [python, "-P", "-m", "pytest", str(ROOT / "tests" / "ops"), *rest]
     found += [
@@ -223,13 +240,17 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
         script("ops", "ops.py", 90, "--check-only"),
         Step("kernel tests", tests, 90, None, has("torch", "pytest", "hypothesis"), ("import",), environment),
         *(script(f"check:{name}", "stream.py", 120, "check", name, missing=missing) for name, missing in BACKENDS.items()),
-        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "40"], 130, None, tool("compute-sanitizer"),
+        Step("sanitizer", ["bash", str(HERE / "sanitize.sh"), python, "25"], 85, None, tool("compute-sanitizer"),
              ("import",), environment),
         script("op timings", "ops.py", 100, "--time-only", "--seconds", "0.1"),
         *(script(f"bench:{name}", "stream.py", 60, "bench", name, *roofline, missing=missing) for name, missing in BACKENDS.items()),
         script("bench:torch_eager", "stream.py", 60, "bench", "torch_eager"),
         *(script(f"first:{name}", "stream.py", 60, "first", name, missing=missing) for name, missing in BACKENDS.items()),
-        script("bench:torch_compile", "stream.py", 180, "bench", "torch_compile", missing=has("torch", "triton")),
+        *(script(f"wide:{name}", "wide.py", 90, name, *wide, *roofline, missing=exporter(missing)) for name, missing in BACKENDS.items()),
+        script("wide:torch_eager", "wide.py", 60, "torch_eager", *roofline),
+        # Compilers of peers last: they may take all the time there is.
+        script("bench:torch_compile", "stream.py", 150, "bench", "torch_compile", missing=has("torch", "triton")),
+        script("wide:torch_compile", "wide.py", 120, "torch_compile", *roofline, missing=has("torch", "triton")),
     ]  # fmt: skip
     return found
 
@@ -248,13 +269,53 @@ def versions() -> dict[str, str]:
     return found
 
 
+def name_of(card: Card) -> str:
+    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
+
+
+def known(folder: Path, card: Card, found: dict[str, str]) -> dict[str, Any]:
+    """The steps of an earlier run on the same card with the same versions, which `--only` adds to."""
+    record = read(folder / f"{name_of(card)}.json") or {}
+    same = record.get("card") == json.loads(json.dumps(asdict(card))) and record.get("versions") == found
+    return record["steps"] if same else {}
+
+
+def write(
+    folder: Path,
+    card: Card,
+    found: dict[str, str],
+    seconds: float,
+    done: dict[str, Outcome],
+    earlier: dict[str, Any],
+) -> str:
+    """Writes JSON and table; returns the table."""
+    record = {
+        "card": asdict(card),
+        "versions": found,
+        "seconds": round(seconds, 1),
+        "steps": earlier | {name: asdict(outcome) for name, outcome in done.items()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    name = name_of(card)
+    text = table(record)
+    for ending, content in ((".json", json.dumps(record, indent=1) + "\n"), (".md", text)):
+        scratch = folder / f".{name}{ending}"
+        scratch.write_text(content)
+        scratch.replace(folder / f"{name}{ending}")
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="See run.sh.")
     parser.add_argument(
         "--output", type=Path, default=HERE.parent / "results", help="where JSON and table go"
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of all steps together (default 10)")
-    parser.add_argument("--only", default="", help="these steps, build and import, separated by commas")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="these steps, build and import, separated by commas; added to what is in the output",
+    )
     parser.add_argument(
         "--installed", action="store_true", help="use the installed pyengine instead of building one"
     )
@@ -262,6 +323,7 @@ def main() -> int:
         "--work", type=Path, help="where to build (default: a new folder; kept between runs if given)"
     )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` holds for it
     here = card()
     if isinstance(here, str):
         print(f"run.sh: every step skipped: {here}. Nothing was written.")
@@ -273,7 +335,9 @@ def main() -> int:
         work = (options.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         done: dict[str, Outcome] = {}
+        found, text = versions(), "run.sh: no such steps"
         wanted = {name for name in options.only.split(",") if name}
+        earlier = known(options.output, here, found) if wanted else {}
         for step in steps(here, work, options.installed):
             if wanted and step.name not in {"build", "import", *wanted}:
                 continue
@@ -283,17 +347,8 @@ def main() -> int:
             print(f"{step.name:20} {outcome.status:8} {outcome.seconds:6.1f} s  {outcome.reason}", flush=True)
             for line in outcome.tail:
                 print(f"    {line}")
-    record = {
-        "card": asdict(here),
-        "versions": versions(),
-        "seconds": round(time.perf_counter() - start, 1),
-        "steps": {name: asdict(outcome) for name, outcome in done.items()},
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", here.name.lower()).strip("-")
-    (options.output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = table(record)
-    (options.output / f"{name}.md").write_text(text)
+            # After every step, so that a run that is stopped from outside leaves what it has found.
+            text = write(options.output, here, found, time.perf_counter() - start, done, earlier)
     print(text)
     return 1 if any(outcome.status == "failed" for outcome in done.values()) else 0
 

@@ -19,16 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from roofline import write
 
 import pyengine
-from pyengine.errors import PyEngineError
 from pyengine.export.peers import TorchOptions, TorchStream, load_modules
 from pyengine.stream import Stream
 
@@ -38,9 +40,9 @@ FRAMES = 96  # the window fills, is full, and the ring wraps around
 FLOOR = 0.1  # levels of 255
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = {
-    "tensorrt": ("fp32", "bf16", "fp16"),
-    "onnxruntime": ("fp32", "fp16"),
-    "torch": ("fp32", "bf16", "fp16"),
+    "tensorrt": ("bf16", "fp16", "fp32"),  # what is used most comes first: time may run out
+    "onnxruntime": ("fp16", "fp32"),
+    "torch": ("bf16", "fp16", "fp32"),
 }
 PEERS = {"torch_eager": None, "torch_compile": "max-autotune"}
 ROUNDS, WARM_CLIPS, PROFILED_CLIPS, REPLAYS = 5, 8, 12, 30
@@ -56,13 +58,18 @@ def load(backend: str, precision: str, cache: str | None, choice: str = "cut") -
     )
 
 
+def known_roof(path: Path | None) -> dict[str, float] | None:
+    """What roofline.py wrote, if it did."""
+    return json.loads(path.read_text()) if path is not None and path.exists() else None
+
+
 def made(stream: Stream, count: int | None = None) -> np.ndarray:
     """The next frames, FRAMES of them unless told otherwise."""
     return np.stack([np.asarray(next(stream)) for _ in range(FRAMES if count is None else count)])
 
 
 def reference(cache: str | None) -> tuple[np.ndarray, str]:
-    """Frames of the float32 plan on the CPU, by whichever backend is here."""
+    """Frames of the float32 plan on the CPU, by whichever backend is here; without one, of the model in PyTorch there."""
     for backend in ("openvino", "onnxruntime"):
         try:
             engine = pyengine.load("shapes", backend=backend, precision="fp32", choice="cut", cache_dir=cache)
@@ -70,9 +77,7 @@ def reference(cache: str | None) -> tuple[np.ndarray, str]:
             continue
         with engine.stream(PROMPT, seed=SEED, frames=FRAMES) as stream:
             return made(stream), backend
-    raise SystemExit(
-        "stream.py expected openvino or onnxruntime to make the frames to compare with but found neither"
-    )
+    return torch_clips("fp32", device="cpu"), "torch"
 
 
 def torch_frames(precision: str, compiled: str | None = None, device: str = "cuda") -> Iterator[np.ndarray]:
@@ -81,6 +86,16 @@ def torch_frames(precision: str, compiled: str | None = None, device: str = "cud
     bundle = pyengine.Bundle.load("shapes")
     options = TorchOptions(DTYPES[precision], compiled, device=device)
     return TorchStream(bundle, copy.deepcopy(load_modules(bundle)), options, prompt=PROMPT, seed=SEED).clips()
+
+
+def torch_clips(precision: str, device: str = "cuda") -> np.ndarray:
+    """The peer's first FRAMES frames."""
+    clips: list[np.ndarray] = []
+    for clip in torch_frames(precision, device=device):
+        clips.append(clip)
+        if sum(map(len, clips)) >= FRAMES:
+            break
+    return np.concatenate(clips)[:FRAMES]
 
 
 def mean_error(frames: np.ndarray, exact: np.ndarray) -> float:
@@ -111,16 +126,15 @@ def frames_on_card(engine: pyengine.Engine, frames: np.ndarray) -> bool:
     return bool(np.array_equal(np.stack(seen), frames))
 
 
-def check(backend: str, cache: str | None) -> dict[str, Any]:
+def check(
+    backend: str, cache: str | None, keep: Callable[[Any], None], device: str = "cuda"
+) -> dict[str, Any]:
+    """`keep` gets what is known after every stream: a compiler may take all the time there is."""
     exact, source = reference(cache)
-    records = []
+    records: list[dict[str, Any]] = []
+    result = {"reference": source, "frames": FRAMES, "streams": records}
     for precision in PRECISIONS[backend]:
-        theirs: list[np.ndarray] = []
-        for clip in torch_frames(precision):
-            theirs.append(clip)
-            if sum(map(len, theirs)) >= FRAMES:
-                break
-        torch_error = mean_error(np.concatenate(theirs)[:FRAMES], exact)
+        torch_error = mean_error(torch_clips(precision, device), exact)
         for choice in ("cut", "inline"):
             record: dict[str, Any] = {"backend": backend, "precision": precision, "choice": choice}
             try:
@@ -131,11 +145,14 @@ def check(backend: str, cache: str | None) -> dict[str, Any]:
                         record["device_frames"] = frames_on_card(engine, made(stream, 24))
                     record["good"] &= record["device_frames"]
                 engine.close()
-            except (PyEngineError, RuntimeError) as error:
-                record |= {"good": False, "failed": str(error).splitlines()[0]}
+            except Exception as error:  # of a library, too: the other streams are still of interest
+                said = str(error).splitlines() or [type(error).__name__]
+                record |= {"good": False, "failed": said[0]}
+                traceback.print_exc()
             records.append(record)
+            keep(result)
             print({k: v for k, v in record.items() if k != "graphs"}, flush=True)
-    return {"reference": source, "frames": FRAMES, "streams": records}
+    return result
 
 
 def fast(backend: str) -> str:
@@ -274,25 +291,30 @@ def bound(symbols: dict[str, int], roof: dict[str, float]) -> dict[str, float]:
     return {"operations": operations, "bytes": weights + ring, "ms": 1e3 * max(by_matrix, by_memory)}
 
 
-def first(backend: str) -> dict[str, Any]:
-    """Seconds from the start of a new process to its first frame: with an empty plan cache, then with its plan."""
-    command = [sys.executable, str(Path(__file__).with_name("first_frame.py")), backend, fast(backend)]
+def first(backend: str, cache: str | None, keep: Callable[[Any], None]) -> dict[str, Any]:
+    """Seconds from the start of a new process to its first frame: with its plan in `cache` (the first of four makes it, if nobody
+    has), then with an empty cache, which a compiler may take minutes for.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        times = []
-        for _ in range(4):
-            start = time.time()
-            done = subprocess.run([*command, folder], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"stream.py: no first frame: {done.stderr.strip().splitlines()[-1:]}")
-            record = json.loads(done.stdout.strip().splitlines()[-1])
-            times.append({**record, "seconds": record["at"] - start})
-    cold, *warm = times
-    return {
+        _, *warm = [_first_frame(backend, cache or folder) for _ in range(4)]
+    result = {
         "backend": backend,
-        "cold_seconds": cold["seconds"],
         "warm_seconds": median(t["seconds"] for t in warm),
         "warm_after_import_seconds": median(t["seconds"] - t["import"] for t in warm),
     }
+    keep(result)
+    with tempfile.TemporaryDirectory() as folder:
+        return result | {"cold_seconds": _first_frame(backend, folder)["seconds"]}
+
+
+def _first_frame(backend: str, cache: str) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__).with_name("first_frame.py")), backend, fast(backend), cache]
+    start = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"stream.py: no first frame: {done.stderr.strip().splitlines()[-1:]}")
+    record = json.loads(done.stdout.strip().splitlines()[-1])
+    return {**record, "seconds": record["at"] - start}
 
 
 def main() -> int:
@@ -309,16 +331,15 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("stream.py: skipped, no GPU or a PyTorch without CUDA")
         return 0
+    keep = partial(write, options.json)
     if options.what == "check":
-        result = check(options.contender, options.cache)
+        result = check(options.contender, options.cache, keep)
     elif options.what == "bench":
-        roof = json.loads(options.roofline.read_text()) if options.roofline else None
-        result = bench(options.contender, options.seconds, options.cache, roof)
+        result = bench(options.contender, options.seconds, options.cache, known_roof(options.roofline))
     else:
-        result = first(options.contender)
+        result = first(options.contender, options.cache, keep)
     print(json.dumps(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result)
     return 0 if all(record["good"] for record in result.get("streams", ())) else 1
 
 

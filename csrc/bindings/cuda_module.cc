@@ -4,6 +4,7 @@
 #include "ops/denoise_step/cuda.h"
 #include "ops/frame_window_attention/cuda.h"
 #include "ops/frame_window_attention/cuda_heuristics.h"
+#include "ops/relative_attention/cuda.h"
 #include "ops/ring_append/cuda.h"
 
 #ifndef PYENGINE_CUDA_MODULE
@@ -90,6 +91,17 @@ py::dict attention_launch(const std::string& scope, const std::string& dtype, in
                   "workspace_bytes"_a = l.workspace_bytes);
 }
 
+void relative_attention(const Object& qkv, const Object& key_table, const Object& value_table,
+                        const Object& out, bool transposed, uintptr_t stream) {
+  const auto tensor = [](const char* what, const Object& array) {
+    return device_tensor("relative_attention", what, array);
+  };
+  ops::RelativeAttention op{tensor("qkv", qkv), tensor("key_table", key_table),
+                            tensor("value_table", value_table), tensor("out", out), transposed};
+  py::gil_scoped_release released;
+  ops::cuda::relative_attention(op, stream_of(stream));
+}
+
 void denoise_step(const Object& sample, const Object& prediction, const Object& weights,
                   const Object& sample_scale, const Object& prediction_scale, const Object& noise_scale,
                   const Object& noise, const Object& out, uintptr_t stream) {
@@ -151,6 +163,10 @@ PYBIND11_MODULE(PYENGINE_CUDA_MODULE, m) {
         "Which kernel an attention of this shape gets on a device with so many multiprocessors and so much "
         "shared "
         "memory, and how it is launched.");
+  m.def("relative_attention", &relative_attention, "qkv"_a, "key_table"_a = py::none(),
+        "value_table"_a = py::none(), py::kw_only(), "out"_a, "transposed"_a = false, "stream"_a = 0,
+        "Attention of qkv [B,T,N,3,H,D] over the frames at each place, with tables [2L+1,D] of clipped "
+        "distances, into out [B,T,N,H*D].");
   m.def("denoise_step", &denoise_step, "sample"_a, "prediction"_a, "weights"_a, "sample_scale"_a,
         "prediction_scale"_a, "noise_scale"_a, "noise"_a = py::none(), py::kw_only(), "out"_a, "stream"_a = 0,
         "out = sample_scale * sample + prediction_scale * (weights . prediction) + noise_scale * noise, per "

@@ -34,9 +34,22 @@ if(NOT architectures AND wanted STREQUAL auto)
   string(REGEX REPLACE "[.]" "" capabilities "${capabilities}")
   string(REGEX REPLACE "[\n\r ]+" ";" capabilities "${capabilities}")
   list(REMOVE_DUPLICATES capabilities)
+  # A GPU that the kernels or this nvcc cannot be built for must not fail the install of everything else.
+  execute_process(COMMAND ${PYENGINE_NVCC} --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
+  string(REGEX MATCHALL "sm_[0-9]+" known "${known}")
   foreach(capability ${capabilities})
-    list(APPEND architectures ${capability}-real)
+    if(capability LESS 80)
+      message(STATUS "pyengine: the CUDA kernels need compute capability 8.0 but a GPU here has ${capability}: none for it")
+    elseif(known AND NOT "sm_${capability}" IN_LIST known)
+      message(STATUS "pyengine: this nvcc is older than a GPU here, of sm_${capability}: no CUDA kernels for it")
+    else()
+      list(APPEND architectures ${capability}-real)
+    endif()
   endforeach()
+  if(NOT architectures)
+    message(STATUS "pyengine: no GPU that the CUDA kernels can be built for, so the package is built for CPUs only")
+    return()
+  endif()
 elseif(NOT architectures)
   set(architectures ${all_architectures})
 endif()
@@ -57,8 +70,8 @@ foreach(type bfloat16 float16)
   endforeach()
 endforeach()
 
-set(kernels csrc/ops/denoise_step/cuda.cu csrc/ops/frame_window_attention/cuda.cu csrc/ops/ring_append/cuda.cu
-    ${instances})
+set(kernels csrc/ops/denoise_step/cuda.cu csrc/ops/frame_window_attention/cuda.cu csrc/ops/relative_attention/cuda.cu
+    csrc/ops/ring_append/cuda.cu ${instances})
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bindings/cuda_module.cc
   csrc/core/cuda/device_info.cc

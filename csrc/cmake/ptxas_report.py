@@ -71,13 +71,13 @@ def print_table(folder: Path) -> int:
     kernels = sorted({record["kernel"] for record in records})
     archs = sorted({record["arch"] for record in records}, key=lambda arch: (len(arch.rstrip("a")), arch))
     print(
-        f"{'registers per thread':34}", *(f"{arch:>7}" for arch in archs), "  stack  spills (bytes, the most)"
+        f"{'registers per thread':40}", *(f"{arch:>7}" for arch in archs), "  stack  spills (bytes, the most)"
     )
     for kernel in kernels:
         own = [record for record in records if record["kernel"] == kernel]
         registers = {record["arch"]: record.get("registers", 0) for record in own}
         stack, spills = (max(record.get(key, 0) for record in own) for key in ("stack", "spills"))
-        print(f"{kernel:34}", *(f"{registers.get(arch, ''):>7}" for arch in archs), f"{stack:7}{spills:8}")
+        print(f"{kernel:40}", *(f"{registers.get(arch, ''):>7}" for arch in archs), f"{stack:7}{spills:8}")
     return 0
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -84,6 +85,8 @@ class TensorRT:
         self._report: Callable[[str], object] = lambda what: None
         self._lock = threading.Lock()
         self._timing: Any = None
+        # Tactics are chosen by their times on the card, so nothing else may run there; for RTX nothing is timed.
+        self._building: Any = nullcontext() if self.for_rtx else threading.Lock()
 
     def facts(self) -> dict[str, Any]:
         return {"refit": self.refit}
@@ -141,7 +144,8 @@ class TensorRT:
                 self._report(f"{model.name}: new weights in a known engine")
                 engine.keep(cached.keep(graph.hexdigest(), content.hexdigest(), engine.data))
                 return engine
-        data = self._build(model.name, whole, threads)
+        with self._building:
+            data = self._build(model.name, whole, threads)
         engine = TensorRTEngine(self, data, facts, None)
         if cached is not None:
             engine.keep(cached.keep(graph.hexdigest(), content.hexdigest(), data))

@@ -103,7 +103,10 @@ class CudaExecutor(Executor):
         stream.synchronize()
         try:
             self._graphs[key] = stream.capture(enqueue)
-        except PlanError as error:
+        except (
+            PlanError,
+            RuntimeError,
+        ) as error:  # RuntimeError: of our kernels, where the driver has ended the capture
             log.warning(
                 "%s cannot be captured in a CUDA graph (%s): it runs call by call, slower", key[0], error
             )

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backends import Port
 from ..device_array import DeviceArray
-from ..errors import BackendUnavailable, PlanError
+from ..errors import BackendUnavailable
 from ..walk import Arrays, Call
 from .memory import CudaMemory
 
@@ -84,7 +84,7 @@ class CudaOps:
         return scales
 
     def relative_attention(self, *arrays: DeviceArray, **attributes: Any) -> Call:
-        raise PlanError("RelativeAttention has no CUDA kernel yet; build the plan again, which inlines it")
+        return partial(kernels().relative_attention, *arrays, **attributes, stream=self._stream.handle)
 
     def denoise_step(
         self, *arrays: DeviceArray, noise: DeviceArray | None, out: DeviceArray

@@ -11,9 +11,11 @@ same functions `libcudart.py` calls. Errors of the card surface here as PlanErro
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -186,7 +188,7 @@ class Stream:
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
         """Records what `enqueue` puts on this stream, without running it."""
-        with _CAPTURING:
+        with _CAPTURING, _no_garbage_collection():
             self.cuda.call("cudaStreamBeginCapture", self.handle, THREAD_LOCAL)
             try:
                 enqueue()
@@ -195,6 +197,18 @@ class Stream:
                 raise
             (graph,) = self.cuda.call("cudaStreamEndCapture", self.handle)
         return CudaGraph(self.cuda, graph)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Arrays of a closed stream, freed by chance in the middle of a capture, would break it: cudaFree is not allowed there."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _CAPTURING = threading.Lock()  # one at a time: libraries allocate lazily on their first enqueue

@@ -81,6 +81,21 @@ class CudaOps:
         kept = {name: arrays[name] for name in ("out", "ring_key", "ring_value")}
         return {name: array.tensor.cpu() for name, array in kept.items() if array is not None}
 
+    def relative_attention(
+        self, inputs: dict[str, torch.Tensor | None], transposed: bool = False
+    ) -> torch.Tensor:
+        """Tables are passed in float32."""
+        qkv = inputs["qkv"]
+        assert qkv is not None
+        tables = [
+            None if inputs[k] is None else self.put(inputs[k].float()) for k in ("key_table", "value_table")
+        ]
+        batch, frames, places, _, heads, head_dim = qkv.shape
+        out = self.put(torch.full((batch, frames, places, heads * head_dim), 7.0, dtype=qkv.dtype))
+        assert out is not None
+        self.module.relative_attention(self.put(qkv), *tables, out=out, transposed=transposed)
+        return out.tensor.cpu()
+
     def denoise_step(self, inputs: dict[str, torch.Tensor | None], in_place: bool = False) -> torch.Tensor:
         arrays = {k: self.put(v) for k, v in inputs.items()}
         sample = arrays["sample"]

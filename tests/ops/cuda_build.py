@@ -17,6 +17,7 @@ from types import ModuleType
 ROOT = Path(__file__).parents[2]
 CSRC, EMULATOR = ROOT / "csrc", ROOT / "tests" / "cuda_emulator"
 TYPES, HEAD_DIMS = ("bfloat16", "float16"), (64, 72, 128)
+OPS = ("frame_window_attention", "relative_attention", "denoise_step", "ring_append")
 NAME = "_cuda_emulated"
 
 
@@ -31,7 +32,7 @@ def build(folder: Path) -> ModuleType | str:
         return "no pybind11"
     instance = (CSRC / "ops/frame_window_attention/cuda_instance.cu.in").read_text()
     sources = [
-        *(CSRC / f"ops/{op}/cuda.cu" for op in ("frame_window_attention", "denoise_step", "ring_append")),
+        *(CSRC / f"ops/{op}/cuda.cu" for op in OPS),
         CSRC / "ops/frame_window_attention/cuda_heuristics.cc",
         CSRC / "bindings/cuda_module.cc",
         CSRC / "core/tensor.cc",

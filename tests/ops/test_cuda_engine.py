@@ -47,7 +47,7 @@ class EmulatedKernels(ModuleType):
         return call
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        if name not in ("frame_window_attention", "denoise_step", "ring_append"):
+        if name not in ("frame_window_attention", "relative_attention", "denoise_step", "ring_append"):
             raise AttributeError(name)
         return self._queued(name)
 

@@ -40,9 +40,12 @@ void check_call(int error, const char* what) {
 void launch_kernel(const void* kernel, const Grid& grid, int threads, int64_t shared_bytes, void* stream,
                    void** arguments) {
   constexpr int64_t kAlwaysAllowed = 48 << 10;
+  // All that the device has, not what this launch needs: the limit belongs to the kernel, and another thread
+  // may be between setting it and launching. Kernels here have no static shared memory, which would count
+  // too.
   if (shared_bytes > kAlwaysAllowed)
     check_call(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
+                                    static_cast<int>(device_info().block_bytes)),
                "reserving shared memory");
   check_call(cudaLaunchKernel(kernel, dim3(grid.x, grid.y, grid.z), dim3(threads), arguments,
                               static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)),

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "core/cpu_isa.h"
-#include "core/dtype.h"
 #include "core/parallel.h"
+#include "ops/relative_attention/check.h"
 #include "ops/relative_attention/params.h"
 
 namespace pyengine::ops {
@@ -15,27 +15,7 @@ PYENGINE_DECLARE_KERNEL(RelativeAttentionKernel, relative_attention_kernel)
 
 namespace {
 
-constexpr Expect expect{"relative_attention"};
 constexpr int64_t kInlineScores = 1 << 13;  // below this, about 20 us, one thread is quicker
-
-void check_op(const RelativeAttention& op) {
-  const Tensor& qkv = op.qkv;
-  check(qkv.rank == 6 && qkv.shape[3] == 3,
-        "[relative_attention] expected qkv [batch, frames, places, 3, heads, head_dim] but got ", qkv);
-  check_float("relative_attention", "qkv", qkv, Place::host);
-  expect.layout("qkv", qkv);
-  check(qkv.size() > 0, "[relative_attention] expected qkv with values but got ", qkv);
-  const int64_t heads = qkv.shape[4], dim = qkv.shape[5];
-  expect.output("out", op.out, qkv.dtype, {qkv.shape[0], qkv.shape[1], qkv.shape[2], heads * dim});
-  check(static_cast<bool>(op.key_table) == static_cast<bool>(op.value_table),
-        "[relative_attention] expected key_table and value_table or neither but got one");
-  if (!op.key_table) return;
-  const int64_t rows = op.key_table.shape[0];
-  check(op.key_table.rank == 2 && rows % 2 == 1,
-        "[relative_attention] expected key_table [2 * reach + 1, head_dim] but got ", op.key_table);
-  expect.input("key_table", op.key_table, DType::float32, {rows, dim});
-  expect.input("value_table", op.value_table, DType::float32, {rows, dim});
-}
 
 int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -70,7 +50,7 @@ void expand(const RelativeAttention& op, RelativeAttentionParams& p, Tables& t) 
 }  // namespace
 
 void relative_attention(const RelativeAttention& op) {
-  check_op(op);
+  check_op(op, Place::host);
   const int64_t* shape = op.qkv.shape;
   RelativeAttentionParams p{};
   p.qkv = op.qkv.data;

@@ -7,7 +7,7 @@
 namespace pyengine::ops {
 
 struct RelativeAttention {
-  Tensor qkv;               // [batch, frames, places, 3, heads, head_dim] float32 or bfloat16
+  Tensor qkv;  // [batch, frames, places, 3, heads, head_dim] float32 or bfloat16; on a device also float16
   Tensor key_table;         // [2 * reach + 1, head_dim] float32, or absent together with value_table
   Tensor value_table;       // likewise
   Tensor out;               // [batch, frames, places, heads * head_dim], dtype of qkv, written

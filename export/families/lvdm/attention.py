@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops.relative_attention import relative_attention
-
-GROUPS = 32
+from .group_norm import GROUPS, group_norm
 
 
 class RelativePosition(nn.Module):
@@ -54,8 +53,8 @@ class STAttentionBlock(nn.Module):
 
     def over_space(self, x: Tensor) -> Tensor:
         _, channels, frames, height, width = x.shape
-        rows = x.transpose(1, 2).reshape(-1, channels, height * width)  # [B T, C, H W]
-        h = linear(self.norm_s(rows).transpose(1, 2), self.qkv_s)  # [B T, H W, 3 C]
+        rows = x.permute(0, 2, 3, 4, 1).reshape(-1, height * width, channels)  # [B T, H W, C]
+        h = linear(group_norm(rows, self.norm_s), self.qkv_s)  # [B T, H W, 3 C]
         # q, k and v are split first, then the heads.
         q, k, v = (
             part.unflatten(-1, (self.heads, channels // self.heads)).transpose(1, 2)
@@ -69,9 +68,8 @@ class STAttentionBlock(nn.Module):
     def over_time(self, x: Tensor) -> Tensor:
         _, channels, frames, height, width = x.shape
         places = height * width
-        rows = x.permute(0, 3, 4, 1, 2).reshape(-1, channels, frames)  # [B H W, C, T]
-        h = self.norm_t(rows).reshape(-1, places, channels, frames).permute(0, 3, 1, 2)
-        h = linear(h, self.qkv_t)  # [B, T, H W, 3 C]
+        rows = x.permute(0, 2, 3, 4, 1).reshape(-1, frames, places, channels)  # [B, T, H W, C]
+        h = linear(group_norm(rows, self.norm_t), self.qkv_t)  # [B, T, H W, 3 C]
         h = h.reshape(-1, frames, places, 3, self.heads, channels // self.heads)
         tables = (
             (self.relative_position_k.embeddings_table, self.relative_position_v.embeddings_table)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops.relative_attention import relative_attention
-from .attention import GROUPS, RelativePosition
+from .attention import RelativePosition
+from .group_norm import GROUPS
 
 # The entry norm alone has the autoencoders' epsilon; every other GroupNorm of the UNets has 1e-5.
 ENTRY_EPSILON = 1e-6

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from pyengine.errors import ConfigError, ShapeError
 
-from .attention import GROUPS, STAttentionBlock
+from .attention import STAttentionBlock
 from .config import refuse_unknown, refuse_value
+from .group_norm import GROUPS
 from .transformer import SpatialTemporalTransformer, TransformerBlock
 
 # Keys of the released constructor that do not change the function.

@@ -85,9 +85,7 @@ def sample_windows(batch: int) -> Window:
     part = torch.where(shared & ~in_front, 1, part)
     first = torch.where(shared & ~in_front, front, first)
     noisy_chunks = torch.where(shared, torch.where(in_front, front, behind.clamp(max=CHUNKS)), noisy_chunks)
-    clean_chunks = torch.where(
-        shared, torch.where(in_front, 0, (behind - CHUNKS).clamp(min=0)), clean_chunks
-    )
+    clean_chunks = torch.where(shared, torch.where(in_front, 0, (behind - CHUNKS).clamp(min=0)), clean_chunks)
     position = chunk - first - clean_chunks  # 0 = oldest noisy chunk
     offset = torch.where(starting | shared, chunks - noisy_chunks, 0)
     stage = torch.rand(batch, 2) + JITTER * torch.randn(batch, 2) / STEPS * chunks  # of either window

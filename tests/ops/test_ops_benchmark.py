@@ -1,0 +1,77 @@
+"""benchmarks/gpu/ops.py on the emulator: its checks, and its timings with a clock that stands still."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from cuda_arrays import CudaOps
+
+GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
+
+
+@pytest.fixture(scope="module")
+def ops_benchmark() -> ModuleType:
+    sys.path.insert(0, str(GPU))
+    spec = spec_from_file_location("gpu_ops_benchmark", GPU / "ops.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_op_is_checked(
+    ops_benchmark: ModuleType, emulated_ops: CudaOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops_benchmark, "CASES", ops_benchmark.CASES[1:3])
+    records = list(ops_benchmark.check(emulated_ops, small=False))
+    assert {record["op"] for record in records} == set(ops_benchmark.CHECKED)
+    assert {record["dtype"] for record in records} == {"float32", "bfloat16", "float16"}
+    assert all(record["good"] for record in records)
+
+
+def test_every_case_gets_a_row_beside_its_bound(
+    ops_benchmark: ModuleType, emulated_ops: CudaOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = ops_benchmark.GPU_CASES
+    tiny = [
+        replace(cases[0], name="temporal", tokens=2, heads=1, frames=3, ring=2),
+        replace(cases[-1], name="few", tokens=66, heads=1, ring=12),
+    ]
+    monkeypatch.setattr(ops_benchmark, "BENCH_CASES", ())
+    monkeypatch.setattr(ops_benchmark, "GPU_CASES", tiny)
+    relative = replace(ops_benchmark.RELATIVE_ATTENTION.bench_cases[0], places=2, heads=1, head_dim=16)
+    spec = replace(ops_benchmark.RELATIVE_ATTENTION, bench_cases=(relative,))
+    monkeypatch.setattr(ops_benchmark, "RELATIVE_ATTENTION", spec)
+    monkeypatch.setenv("PYENGINE_EMULATOR_PROCESSORS", "64")
+
+    def time_cold(run: Callable[[], object], rounds: int = 1) -> list[float]:
+        run()
+        return [0.5] * rounds
+
+    monkeypatch.setattr(ops_benchmark, "time_cold", time_cold)
+    roof = ops_benchmark.Roofline("x", "1", "9.0", 4e12, 8e14, 8e14)
+    rows: list[Any] = []
+    ops_benchmark.time_all(emulated_ops, roof, 0.01, "", rows.append)
+    ours = {(row.case, row.contender): row for row in rows if row.contender.startswith("pyengine")}
+    assert {("temporal", "pyengine"), ("few", "pyengine"), ("few", "pyengine split")} <= set(ours)
+    row = ours["temporal", "pyengine"]
+    # qkv and ring once, out once; three frames in one chunk of five see all five sources.
+    assert row.bytes == 2 * 2 * 1 * 64 * 2 * (4 * 3 + 2 * 2)
+    assert row.operations == 4 * 64 * 2 * 2 * 3 * 5
+    assert row.of_roof == pytest.approx(row.bytes / 4e12 / 0.5e-3)
+    row = ours[relative.name, "pyengine"]
+    assert row.bytes == 2 * 4 * (4 * 2 * 16) + 2 * 4 * 9 * 16  # four frames; tables in float32
+    assert row.operations == 2 * 4 * 4 * 16 * 7
+    assert "DenoiseStep" in {row.op for row in rows}
+    for row in rows:
+        if row.contender.startswith("sdpa"):
+            assert row.operations >= ours[row.case, "pyengine"].operations  # no mask in it
