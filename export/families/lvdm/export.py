@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +295,7 @@ def run(arguments: argparse.Namespace) -> int:
             else {"prediction": name}
         )
         modules = random_modules({level: configuration(which) for level, which in levels.items()})
-        _fill(modules, arguments.checkpoint, arguments.weights)
+        fill(modules, arguments.checkpoint, arguments.weights)
         if arguments.clip is not None:
             tokenizer = add_clip(modules, Path(arguments.clip))
     method = (
@@ -310,9 +311,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None:
+def fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None:
     """Loads released checkpoints strictly, one per level; the first has the autoencoder."""
     if checkpoints is None:
+        print("no --checkpoint: the weights are random, which is good for measuring alone", file=sys.stderr)
         return
     if len(checkpoints) != len(modules.unets):
         raise ConfigError(f"expected {len(modules.unets)} checkpoints but got {len(checkpoints)}")
