@@ -54,7 +54,9 @@ def clip_folder(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_prompt_becomes_the_frames_of_a_torch_loop(tmp_path: Path, plan_cache: Path) -> None:
+def test_a_prompt_becomes_the_frames_of_a_torch_loop(
+    tmp_path: Path, plan_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     unet, autoencoder = UNet(**UNET), AutoencoderKL(ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1)
     for part in (unet, autoencoder):
@@ -69,6 +71,12 @@ def test_a_prompt_becomes_the_frames_of_a_torch_loop(tmp_path: Path, plan_cache:
     tokenizer = add_clip(modules, folder)
     method = clip_method(modules, GUIDANCE) | {"steps": STEPS}
     bundle = export_bundle(modules.rounded(), tmp_path / "bundle", "text", method, tokenizer)
+    words = ["generate", "a horse runs", "--bundle", str(bundle.folder), "--cache", str(plan_cache)]
+    words += ["--precision", "fp32", "--choice", "inline", "--output", str(tmp_path / "shown"), "--seed", "4"]
+    assert main(words) == 0
+    assert len(list((tmp_path / "shown").iterdir())) == FRAMES  # no length asked for: the clip's own
+    assert main([*words, "--frames", str(FRAMES + 1), "--output", str(tmp_path / "long")]) == 2
+    assert "one clip of 3 latents; ask for no more frames" in capsys.readouterr().err
     engine = pyengine.load(bundle.folder, cache_dir=plan_cache, precision="fp32", choice="inline")
     with engine.stream("a horse runs", seed=4) as stream:
         frames = np.stack(list(stream))
