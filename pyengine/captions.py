@@ -6,11 +6,13 @@ Lower case; no addresses, tags, nicknames, ids, file names or CJK; one kind of d
 from __future__ import annotations
 
 import html
+import importlib
 import re
-from html.parser import HTMLParser
+import warnings
+from types import ModuleType
 from urllib.parse import unquote_plus
 
-from pyengine.errors import BackendUnavailable
+from pyengine.errors import BackendUnavailable, PromptError
 
 __all__ = ["AESTHETIC_SCORE", "clean_caption", "opensora_prompt"]
 
@@ -76,12 +78,12 @@ def opensora_prompt(prompt: str) -> str:
 
 
 def clean_caption(caption: str) -> str:
-    """One pass. Raises BackendUnavailable where letters beyond ASCII need the package ftfy and it is not there."""
+    """One pass. Raises BackendUnavailable without the packages of the extra `opensora`, PromptError for broken markup."""
     text = _replaced(unquote_plus(caption).strip().lower(), _BEFORE_MARKUP)
     text = _replaced(_text_of(text), _AFTER_MARKUP)
     if len(re.findall("[-_]", text)) > _JOINS:
         text = re.sub("[-_]", " ", text)
-    text = html.unescape(html.unescape(_repaired(text))).strip()
+    text = html.unescape(html.unescape(_library("ftfy").fix_text(text))).strip()
     return _replaced(text, _AFTER_REPAIR).strip()
 
 
@@ -91,43 +93,25 @@ def _replaced(text: str, rules: list[tuple[str, str]]) -> str:
     return text
 
 
-def _repaired(text: str) -> str:
-    """Mis-decoded letters put right. ASCII has none; only what ftfy strips of it is stripped here."""
-    if text.isascii():
-        text = re.sub("\x1b\\[((?:\\d|;)*)([a-zA-Z])", "", text)
-        return re.sub("[\x00-\x08\x0b\x0e-\x1f\x7f]", "", text)
+def _text_of(markup: str) -> str:
+    """Text between tags. What broken markup becomes is a matter of the parser, so it is the one that training used."""
+    soup = _library("bs4")
+    with warnings.catch_warnings():
+        # One that reads as a file name or an address.
+        warnings.simplefilter("ignore", soup.MarkupResemblesLocatorWarning)
+        try:
+            return str(soup.BeautifulSoup(markup, features="html.parser").text)
+        except soup.ParserRejectedMarkup as error:
+            raise PromptError(
+                f"expected a prompt of text but got markup that cannot be read ({markup[:40]!r}); leave out '<!['"
+            ) from error
+
+
+def _library(name: str) -> ModuleType:
+    """Imported when a prompt comes: other families run without."""
     try:
-        import ftfy
+        return importlib.import_module(name)
     except ImportError as error:
         raise BackendUnavailable(
-            f"cleaning a prompt with letters beyond ASCII needs the package {error.name}: pip install 'pyengine-video[opensora]'"
+            f"cleaning a prompt needs the package {error.name}: pip install 'pyengine-video[opensora]'"
         ) from error
-    return str(ftfy.fix_text(text))
-
-
-class _Markup(HTMLParser):
-    """Text between tags, without scripts, styles and comments."""
-
-    HIDDEN = frozenset({"script", "style", "template"})
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._hidden = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._hidden += tag in self.HIDDEN
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag in self.HIDDEN and self._hidden > 0
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.parts.append(data)
-
-
-def _text_of(markup: str) -> str:
-    parser = _Markup()
-    parser.feed(markup)
-    parser.close()
-    return "".join(parser.parts)

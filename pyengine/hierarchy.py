@@ -78,7 +78,9 @@ class HierarchyConfig:
                 f"decode {self.decode!r} with behaviour {self.behaviour!r} needs a length; give frames or seconds"
             )
         if not self.interpolates and self.intervals != 1:
-            raise ConfigError("this model makes one clip; ask for at most its frames")
+            raise ConfigError(
+                f"this model makes one clip of {self.clip_frames} latents; ask for no more frames than that"
+            )
 
     @property
     def interpolates(self) -> bool:

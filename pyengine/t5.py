@@ -82,6 +82,7 @@ class T5Prompts:
 
     def _load(self, kind: str, **options: Any) -> Any:
         try:
+            import google.protobuf  # noqa: F401 (reads spiece.model; without it transformers asks for tiktoken)
             import transformers
 
             return getattr(transformers, kind).from_pretrained(self.source, **options)
@@ -90,7 +91,7 @@ class T5Prompts:
                 f"encoding a prompt needs more packages ({error}): pip install 'pyengine-video[opensora]'"
             ) from error
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BundleError(
                 f"expected T5's encoder at {self.source!r} but it cannot be read ({reason}); set {SOURCE_VARIABLE} to its folder"
             ) from error

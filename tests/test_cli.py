@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import pyengine
 from pyengine.cli import main
+from pyengine.commands import info
 
 PROMPT = "a red circle bounces over a blue background"
 
@@ -146,3 +149,9 @@ def test_help_is_worth_reading(command: str, capsys: pytest.CaptureFixture[str])
         main([*command.split(), "--help"])
     assert done.value.code == 0
     assert len(capsys.readouterr().out) > 300
+
+
+def test_info_tells_a_setting_that_is_none_from_a_backend_that_is_missing() -> None:
+    console = Console(file=StringIO())
+    info._print(console, {"backends": {"tensorrt": None}, "method": {"perturbation": None}})
+    assert console.file.getvalue().split("\n")[1::2] == ["  tensorrt: not installed", "  perturbation: none"]

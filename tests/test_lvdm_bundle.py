@@ -13,6 +13,7 @@ import pyengine
 from pyengine.errors import ConfigError, PromptError, ShapeError
 from pyengine.export.families.lvdm.export import components
 from pyengine.export.parity import parity
+from pyengine.methods import Hierarchical, make_method
 
 PER_LATENT, STRIDE = family.PER_LATENT, family.STRIDE
 
@@ -87,10 +88,18 @@ def test_windowed_decoding_differs_from_whole_by_little_but_not_nothing(tiny: py
 
 def test_the_released_loop_makes_less_than_asked(tiny: pyengine.Engine) -> None:
     # 96 frames are 12 intervals: 4 prediction steps behind the first clip, of which the released loop fills 4.
-    released = make(tiny, 96, method={"behaviour": "released", "decode": "whole"})
+    released = make(tiny, 96, method={"preset": "released"})
     assert len(released) == (4 * STRIDE + 1) * PER_LATENT
-    intended = make(tiny, len(released), method={"decode": "whole"})
+    intended = make(tiny, len(released), method={"preset": "whole"})
     assert not np.array_equal(released, intended)
+
+
+def test_the_ancestral_sampler_is_a_preset() -> None:
+    settings = dict(family.bundle().method)
+    ancestral = make_method(settings | settings["presets"]["ddpm"], 3, 0)
+    assert isinstance(ancestral, Hierarchical)
+    assert ancestral.config.ladder == tuple(range(999, -1, -1))
+    assert ancestral.config.final_timestep == -1
 
 
 def test_guidance_and_perturbation_matter(tiny: pyengine.Engine) -> None:

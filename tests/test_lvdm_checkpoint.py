@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from lvdm_golden import MANIFEST
 from safetensors.torch import load_file, save_file
 
-from pyengine.errors import InputError
+from pyengine.errors import ConfigError, InputError
 from pyengine.export.families.lvdm import Autoencoder3D, UNet
 from pyengine.export.families.lvdm import checkpoint as checkpoint_module
 from pyengine.export.families.lvdm.checkpoint import BUFFERS, aliases, convert, load_checkpoint, load_part
+from pyengine.export.families.lvdm.export import fill
 from pyengine.export.families.lvdm.released import Configuration
 
 UNET = MANIFEST["models"]["unet_pred"]["config"] | {"channel_mult": [1, 2]}
@@ -105,9 +107,20 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pyte
     Path("cut.ckpt").write_bytes(b"PK\x03\x04")
     torch.save({"state_dict": {"x": "words"}}, "words.ckpt")
     for name in ("trap.ckpt", "plain.ckpt", "cut.ckpt", "words.ckpt", "missing.ckpt"):
-        with pytest.raises(InputError, match=r"^\[checkpoint\] expected "):
+        with pytest.raises(InputError, match=r"^\[checkpoint\] expected [^\n\x1b]+; download it again$"):
             load_checkpoint(Path(name))
+    with pytest.raises(
+        InputError, match="holds more than tensors, and none of that was run"
+    ):  # and no advice to
+        load_checkpoint(Path("trap.ckpt"))
     assert not Path("sprung").exists()
+
+
+def test_random_weights_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    fill(SimpleNamespace(unets={}), None, "raw")
+    assert capsys.readouterr().err.startswith("no --checkpoint: the weights are random")
+    with pytest.raises(ConfigError, match="expected 2 checkpoints but got 1"):
+        fill(SimpleNamespace(unets={"prediction": None, "interpolation": None}), ["pred.ckpt"], "ema")
 
 
 def test_conversion_to_safetensors(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

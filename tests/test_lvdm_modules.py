@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from lvdm_golden import CASES, FOLDER, cases, error, model, tensors
+from lvdm_golden import CASES, FOLDER, cases, error, model, rule_weight, tensors
+from torch.nn import functional as F
 
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, ShapeError
 from pyengine.export.families.lvdm import Autoencoder3D, AutoencoderKL, UNet
 from pyengine.export.families.lvdm.autoencoder3d import sample_latent
 from pyengine.export.families.lvdm.released import CONFIGURATIONS
@@ -116,10 +117,105 @@ def test_splitting_off_the_constants_changes_nothing() -> None:
     assert error(unet.denoise(given["in_x"], projected, texts), given["out_eps"]) < 5e-5
 
 
+TINY = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2],
+    "num_res_blocks": 1, "attention_resolutions": [2], "num_heads": 4, "kernel_size_t": 1, "padding_t": 0,
+    "temporal_length": 3, "use_relative_position": True, "use_checkpoint": True, "legacy": False,
+}  # fmt: skip
+
+
+def filled(module: torch.nn.Module) -> torch.nn.Module:
+    """With the weights of the golden files' rule, so that no layer is zero."""
+    module.load_state_dict({k: rule_weight(k, tuple(v.shape)) for k, v in module.state_dict().items()})
+    return module.eval()
+
+
+@torch.no_grad()
+def test_pooling_instead_of_strided_convolutions_has_no_weights() -> None:
+    unet = filled(UNet(**TINY, conv_resample=False))
+    assert not [name for name in unet.state_dict() if ".op." in name or name.endswith("1.2.conv.weight")]
+    down, up = unet.input_blocks[2][0], unet.output_blocks[1][2]
+    x = torch.randn(1, 3, 2, 4, 6)
+    torch.testing.assert_close(down(x), F.avg_pool2d(x[0].transpose(0, 1), 2).transpose(0, 1)[None])
+    assert torch.equal(up(x), x.repeat_interleave(2, 3).repeat_interleave(2, 4))
+    assert unet(torch.randn(1, 4, 3, 4, 6), torch.tensor([5])).shape == (1, 4, 3, 4, 6)
+
+
+@torch.no_grad()
+def test_residual_blocks_that_resize_do_so_before_their_first_convolution() -> None:
+    unet = filled(UNet(**TINY, resblock_updown=True))
+    block = unet.input_blocks[2][0]
+    x, emb = torch.randn(1, 32, 2, 4, 4), torch.randn(1, 128)
+
+    def half(h: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool3d(h, (1, 2, 2))
+
+    h = block.in_layers[2](half(block.in_layers[:2](x))) + block.emb_layers(emb)[:, :, None, None, None]
+    torch.testing.assert_close(block(x, emb), half(x) + block.out_layers(h))
+    assert unet(torch.randn(1, 4, 3, 4, 6), torch.tensor([5])).shape == (1, 4, 3, 4, 6)
+
+
+def test_heads_that_do_not_divide_the_channels_follow_the_released_constructor() -> None:
+    text = TINY | {"use_temporal_transformer": True, "context_dim": 8, "num_heads": 3}
+    with torch.device("meta"):
+        inner = {
+            legacy: UNet(**(text | {"legacy": legacy, **given})).middle_block[1].proj_in.out_channels
+            for legacy, given in ((True, {}), (False, {"num_head_channels": 24, "num_heads": -1}))
+        }
+    assert inner == {True: 63, False: 48}  # 3 heads of 64 // 3; 64 // 24 heads of 24
+
+
+@torch.no_grad()
+def test_padding_of_the_encoder_leaves_its_residual_blocks_and_the_decoder_alone() -> None:
+    plain, reflected = (
+        filled(Autoencoder3D(n_hiddens=16, downsample=[2, 2, 2], padding_type=kind))
+        for kind in ("replicate", "reflect")
+    )
+    x, z = torch.randn(1, 3, 4, 8, 8), torch.randn(1, 4, 2, 3, 3)
+    assert torch.equal(plain.decode(z), reflected.decode(z))
+    h = torch.randn(1, 32, 2, 4, 4)
+    assert torch.equal(*(module.encoder.conv_blocks[0]["res"](h) for module in (plain, reflected)))
+    assert error(plain.encode(x)[0], reflected.encode(x)[0]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("x", "given", "message"),
+    [
+        ([1, 4, 3, 4, 5], {}, r"multiples of 2 but got \[1, 4, 3, 4, 5\]"),
+        ([1, 5, 3, 4, 4], {}, r"x \[batch, 4, frames"),
+        ([1, 4, 3, 4, 4], {"y": torch.tensor([3])}, "expected no y but got one"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(x: list[int], given: dict[str, Any], message: str) -> None:
+    with pytest.raises((ShapeError, ConfigError), match=message):
+        UNet(**TINY)(torch.zeros(x), torch.tensor([5]), **given)
+
+
+def test_a_text_unet_asks_for_its_text() -> None:
+    unet = UNet(**TINY, use_temporal_transformer=True, context_dim=8)
+    with pytest.raises(ShapeError, match=r"expected context \[batch, tokens, 8\] but got none"):
+        unet(torch.zeros(1, 4, 3, 4, 4), torch.tensor([5]))
+
+
+def test_videos_that_the_autoencoder_cannot_take_are_refused() -> None:
+    autoencoder = Autoencoder3D(n_hiddens=16, downsample=[2, 4, 4])
+    with pytest.raises(ShapeError, match=r"of \[3, 2, 4, 4\] or more but got \[1, 3, 1, 8, 8\]"):
+        autoencoder.encode(torch.zeros(1, 3, 1, 8, 8))
+    with pytest.raises(ShapeError, match=r"expected z \[batch, 4, frames"):
+        autoencoder.decode(torch.zeros(1, 3, 1, 8, 8))
+    with pytest.raises(ConfigError, match="padding_type out of replicate, reflect"):
+        Autoencoder3D(n_hiddens=16, downsample=[2, 4, 4], padding_type="zeros")
+    with pytest.raises(ConfigError, match="expected downsample but got none"):
+        Autoencoder3D(n_hiddens=16)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resblock_updown": True}, "resblock_updown False but got True"),
+        ({"dims": 2}, "dims 3 but got 2"),
+        ({"cond_aug_mode": "time_embed"}, "cond_aug_mode None but got 'time_embed'"),
+        ({"nonlinearity_type": "relu"}, "nonlinearity_type out of silu, leaky_relu but got 'relu'"),
+        ({"num_heads": 3}, "heads that divide 512 channels but got 3 of 170"),
         ({"colour": 3}, "keys of the released configurations but got colour"),
         ({"num_heads": -1}, "num_heads or num_head_channels but got neither"),
         ({"context_dim": 24}, "context_dim exactly when use_temporal_transformer"),

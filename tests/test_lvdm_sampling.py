@@ -245,6 +245,26 @@ def test_guidance_conventions() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"perturbation": 251, "levels": 251},
+            r"perturbation must be a timestep in 0\.\.250, or none, but is 251",
+        ),
+        ({"perturbation": -1}, r"in 0\.\.999, or none, but is -1"),
+        ({"perturbation": 0.1}, r"or none, but is 0\.1"),
+        ({"guidance_form": "cfg"}, "guidance_form must be one of original, text but is 'cfg'"),
+    ],
+)
+def test_settings_of_the_method_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    settings = {
+        "name": "hierarchical", "steps": 4, "timesteps": 1000, "clip_frames": 4, "eta": 1.0, "betas": A, "stride": 4,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+        Hierarchical.from_settings(settings | changes, None, 0)
+
+
 CONFIG = HierarchyConfig(steps=4, timesteps=1000, clip_frames=4, known=1, stride=4, intervals=None)
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import pyengine
 from pyengine.bundle import Latent
+from pyengine.cli import main
 from pyengine.errors import BackendUnavailable, BundleError
 from pyengine.export.families.lvdm import AutoencoderKL, UNet
 from pyengine.export.families.lvdm.export import CLIP_TOKENS, Modules, add_clip, clip_method, export_bundle
@@ -53,7 +54,9 @@ def clip_folder(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_prompt_becomes_the_frames_of_a_torch_loop(tmp_path: Path, plan_cache: Path) -> None:
+def test_a_prompt_becomes_the_frames_of_a_torch_loop(
+    tmp_path: Path, plan_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     unet, autoencoder = UNet(**UNET), AutoencoderKL(ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1)
     for part in (unet, autoencoder):
@@ -68,6 +71,12 @@ def test_a_prompt_becomes_the_frames_of_a_torch_loop(tmp_path: Path, plan_cache:
     tokenizer = add_clip(modules, folder)
     method = clip_method(modules, GUIDANCE) | {"steps": STEPS}
     bundle = export_bundle(modules.rounded(), tmp_path / "bundle", "text", method, tokenizer)
+    words = ["generate", "a horse runs", "--bundle", str(bundle.folder), "--cache", str(plan_cache)]
+    words += ["--precision", "fp32", "--choice", "inline", "--output", str(tmp_path / "shown"), "--seed", "4"]
+    assert main(words) == 0
+    assert len(list((tmp_path / "shown").iterdir())) == FRAMES  # no length asked for: the clip's own
+    assert main([*words, "--frames", str(FRAMES + 1), "--output", str(tmp_path / "long")]) == 2
+    assert "one clip of 3 latents; ask for no more frames" in capsys.readouterr().err
     engine = pyengine.load(bundle.folder, cache_dir=plan_cache, precision="fp32", choice="inline")
     with engine.stream("a horse runs", seed=4) as stream:
         frames = np.stack(list(stream))
@@ -98,3 +107,18 @@ def test_a_folder_without_clip_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'pyengine-video\[lvdm\]'"):
         add_clip(made, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--configuration", "text2video"], "expected --clip with --configuration text2video"),
+        (["--configuration", "sky", "--clip", "folder"], "but got --clip with sky"),
+    ],
+)
+def test_text_to_video_is_exported_with_clip_and_nothing_else_is(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "lvdm", *words, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import bs4
 import numpy as np
 import opensora_family as family
 import opensora_golden as golden
@@ -15,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from pyengine.captions import clean_caption, opensora_prompt
 from pyengine.cli import main
-from pyengine.errors import BackendUnavailable, BundleError
+from pyengine.errors import BackendUnavailable, BundleError, PromptError
 from pyengine.export.deferred import Deferred
 from pyengine.export.families.opensora import STDiT3, load_autoencoder, load_stdit3
 from pyengine.export.families.opensora.checkpoint import Weights, empty
+from pyengine.export.families.opensora.export import text_source
 
 CONFIG = golden.manifest()["stdit3"]["config"]
 
@@ -130,8 +133,20 @@ def test_the_command_refuses_in_one_sentence(
     assert "expected a size such as 240x426 (height x width) but got 'wide'" in capsys.readouterr().err
     assert main([*words, "--checkpoint", str(folder)]) == 2
     assert "config.json" in capsys.readouterr().err
+    words[words.index("--vae") + 1] = str(family.checkpoints()["vae"])
     assert main([*words[:-1], str(folder), "--checkpoint", str(folder)]) == 2
     assert "to be empty but it holds config.json" in capsys.readouterr().err
+    assert main([*words, "--checkpoint", str(folder), "--steps", "31"]) == 2
+    assert "whose number divides the 31 steps but got 30" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # said before anything is written
+    odd = family.checkpoint(
+        tmp_path / "odd", STDiT3(**CONFIG | {"hidden_size": 60}), CONFIG | {"hidden_size": 60}
+    )
+    assert main([*words, "--checkpoint", str(odd)]) == 2
+    assert (
+        "expected heads of an even size, whose channels are rotated in pairs, but got 15"
+        in capsys.readouterr().err
+    )
     shutil.copytree(folder, tmp_path / "other")
     change(tmp_path / "other", rope__freqs=torch.ones(8))
     arguments = ["--checkpoint", str(tmp_path / "other"), "--vae", str(family.checkpoints()["vae"])]
@@ -140,6 +155,15 @@ def test_the_command_refuses_in_one_sentence(
         == 2
     )
     assert "expected rope.freqs of base 10000" in capsys.readouterr().err
+
+
+def test_the_bundle_finds_a_text_encoder_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t5").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert text_source("t5") == str(tmp_path / "t5")
+    assert text_source("DeepFloyd/t5-v1_1-xxl") == "DeepFloyd/t5-v1_1-xxl"
 
 
 def test_deferred_weights_take_no_memory() -> None:
@@ -174,8 +198,14 @@ def test_a_config_that_is_no_model_is_refused() -> None:
         ("size 10x20 cm", "size cm"),
         ("a,b", "a, b"),
         ("<script>x</script>shown", "shown"),
+        ("bread &amp butter", "bread butter"),
+        ("fish &lt chips", "fish < chips"),
+        ("3 &#39 4", "3 ' 4"),
+        ("\ufb01re", "fire"),
+        ("fox.jpg", ""),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_captions_are_cleaned_as_in_training(caption: str, cleaned: str) -> None:
     assert clean_caption(caption) == cleaned
 
@@ -185,10 +215,21 @@ def test_a_prompt_carries_its_aesthetic_score() -> None:
     assert opensora_prompt("a fox aesthetic score: 5.0.") == "a fox aesthetic score: 5.0."
 
 
-def test_letters_beyond_ascii_need_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
-    assert clean_caption("plain") == "plain"
+@pytest.mark.parametrize("package", ["bs4", "ftfy"])
+def test_cleaning_needs_its_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        BackendUnavailable, match=r"needs the package ftfy: pip install 'pyengine-video\[opensora\]'"
+        BackendUnavailable, match=rf"needs the package {package}: pip install 'pyengine-video\[opensora\]'"
     ):
-        clean_caption("caf\u00e9")
+        clean_caption("plain")
+
+
+def test_markup_that_the_parser_rejects_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(*_: object, **__: object) -> None:  # which markup that is depends on Python's version
+        raise bs4.ParserRejectedMarkup("unknown status keyword")
+
+    monkeypatch.setattr(bs4, "BeautifulSoup", reject)
+    with pytest.raises(
+        PromptError, match=r"markup that cannot be read \('a <!\[foo\]> b'\); leave out '<!\['"
+    ):
+        clean_caption("a <![foo]> b")

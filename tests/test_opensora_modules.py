@@ -148,3 +148,66 @@ def test_latents_of_any_number_of_frames() -> None:
         35,
         425,
     ]
+
+
+def given(**changes: object) -> dict[str, object]:
+    """Inputs of a batch of two, with some of them changed."""
+    inputs = {
+        "x": torch.zeros(2, 4, 3, 4, 6), "timestep": torch.zeros(2), "y": torch.zeros(2, 1, 12, 32),
+        "fps": [24.0], "height": [240.0], "width": [426.0],
+    }  # fmt: skip
+    return inputs | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 3, 4, 6)}, r"x \[batch, 4, T, H, W\] but got \[2, 3, 3, 4, 6\]"),
+        ({"timestep": torch.zeros(1)}, r"timestep \[2\] or \[2, 3\] but got \[1\]"),
+        ({"y": torch.zeros(2, 1, 12, 31)}, r"y \[2, 1, words, 32\] but got \[2, 1, 12, 31\]"),
+        ({"mask": torch.ones(3, 12)}, r"mask \[2 or 1, 12\] but got \[3, 12\]"),
+        ({"mask": torch.ones(2, 11)}, r"mask \[2 or 1, 12\] but got \[2, 11\]"),
+        ({"x_mask": torch.ones(2, 4).bool()}, r"x_mask \[2, 3\] but got \[2, 4\]"),
+        ({"fps": [24.0, 24.0, 24.0]}, r"fps \[2\] or \[1\] but got \[3\]"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        golden.stdit3()(**given(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 0}, "hidden_size 64 with num_heads 0"),
+        ({"hidden_size": 30}, "hidden_size 30 with num_heads 4"),
+        ({"patch_size": 2}, r"patch_size of time, height and width, such as \[1, 2, 2\], but got 2"),
+        ({"patch_size": [1, 0, 2]}, r"but got \[1, 0, 2\]"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        STDiT3(**golden.manifest()["stdit3"]["config"] | changes)
+
+
+def test_a_prompt_without_words_adds_nothing_but_the_bias() -> None:
+    none = torch.zeros(2, 12, dtype=torch.long)
+    out = [golden.stdit3()(**given(mask=none, y=torch.randn(2, 1, 12, 32))) for _ in range(2)]
+    assert torch.equal(*out)
+    assert out[0].isfinite().all()
+
+
+def test_autoencoders_and_videos_that_do_not_fit_are_refused() -> None:
+    sizes = golden.manifest()["vae"]["config"]
+    for changes, message in (
+        ({"temporal": sizes["temporal"] | {"temporal_downsample": [True]}}, "between 4 levels but got"),
+        ({"spatial": sizes["spatial"] | {"colour": 1}}, r"sizes of an autoencoder .*'colour'"),
+        ({"spatial": sizes["spatial"] | {"norm_num_groups": 5}}, r"sizes of an autoencoder .*divisible"),
+        ({"micro_frame_size": 0}, "micro_frame_size of at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            VideoAutoencoder(**sizes | changes)
+    with pytest.raises(ShapeError, match=r"frames \[batch, 3, T, H, W\] but got \[3, 2, 8, 8\]"):
+        golden.autoencoder().encode(torch.zeros(3, 2, 8, 8))
+    with pytest.raises(ShapeError, match=r"latents \[batch, 4, T, H, W\] but got \[1, 3, 5, 2, 2\]"):
+        golden.autoencoder().decode(torch.zeros(1, 3, 5, 2, 2), 17)

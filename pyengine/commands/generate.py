@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--seconds", type=float, default=None, help=f"length of the video (default: {DEFAULT_SECONDS:g})"
+        "--seconds",
+        type=float,
+        default=None,
+        help=f"length of the video (default: {DEFAULT_SECONDS:g}, or the clip)",
     )
     length.add_argument("--frames", type=int, default=None, help="length of the video in frames")
     parser.add_argument(
@@ -79,7 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
     engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
     video = engine.bundle.video
     assert video is not None
-    total = check_length(arguments.frames, seconds, video.fps)
+    method = engine.bundle.method
+    if arguments.frames is None and arguments.seconds is None and method.get("name") == "clip":
+        total: int | None = video.frames(method["chunk_frames"])  # such a model makes that and no more
+    else:
+        total = check_length(arguments.frames, seconds, video.fps)
     assert total is not None
     engine.check_prompt(arguments.prompt)  # before a file is made
     start = _start(arguments, (video.height, video.width))

@@ -79,18 +79,14 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _print(console: Console, facts: dict[str, Any], indent: str = "") -> None:
+def _print(console: Console, facts: dict[str, Any], indent: str = "", nothing: str = "none") -> None:
     for name, value in facts.items():
         if isinstance(value, dict):
             console.print(f"{indent}{name}:", highlight=False)
-            _print(console, value, indent + "  ")
+            _print(console, value, indent + "  ", "not installed" if name == "backends" else nothing)
         else:
             text = (
-                ", ".join(map(str, value))
-                if isinstance(value, list)
-                else "not installed"
-                if value is None
-                else value
+                ", ".join(map(str, value)) if isinstance(value, list) else nothing if value is None else value
             )
             console.print(f"{indent}{name}: {text}", highlight=False, markup=False, soft_wrap=True)
 

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pyengine.errors import ConfigError
 from pyengine.hierarchy import HierarchyConfig
 from pyengine.plan import Variant
 
 __all__ = ["Hierarchical"]
+
+GUIDANCE_FORMS = ("original", "text")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class Hierarchical:
         cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int
     ) -> Hierarchical:
         del given_chunks  # such a model cannot continue given frames
+        form, level = settings.get("guidance_form", "original"), settings.get("perturbation")
+        if form not in GUIDANCE_FORMS:
+            raise ConfigError(f"guidance_form must be one of {', '.join(GUIDANCE_FORMS)} but is {form!r}")
+        levels = settings.get("levels") or settings["timesteps"]  # rows of the table that embeds them
+        if level is not None and not (isinstance(level, int) and 0 <= level < levels):
+            raise ConfigError(
+                f"perturbation must be a timestep in 0..{levels - 1}, or none, but is {level!r}"
+            )
         return cls(
             HierarchyConfig(
                 steps=settings["steps"],
@@ -47,8 +58,8 @@ class Hierarchical:
                 decode=settings.get("decode", "windowed"),
                 behaviour=settings.get("behaviour", "intended"),
             ),
-            guidance=settings.get("guidance_form", "original"),
-            perturbation=settings.get("perturbation"),
+            guidance=form,
+            perturbation=level,
             eta=settings["eta"],
             betas=tuple(settings["betas"]),
         )

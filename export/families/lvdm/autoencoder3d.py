@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import lt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyengine.errors import ConfigError, ShapeError
+
 from .config import refuse_unknown, refuse_value
 
 GROUPS, EPSILON = 32, 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
+PADDINGS = ("replicate", "reflect", "circular", "constant")
 # Keys of the released yaml that only training reads.
 _TRAINING = ("lossconfig", "monitor", "ckpt_path", "ignore_keys", "image_key", "std", "mean", "prob")
 
@@ -31,8 +35,9 @@ class Autoencoder3D(nn.Module):
     """encode: pixels [B, 3, T, H, W] in [-1, 1] -> (mean, logvar) [B, embed_dim, T/4, H/8, W/8]; decode: the reverse.
 
     Takes the released `first_stage_config.params` (`embed_dim`, `ddconfig`) or the same numbers flat: `n_hiddens`, `downsample`
-    (and `upsample`, default the same), `z_channels`, `embed_dim`, `image_channel`. `model latent = scale * (latent + shift)` is the
-    diffusion model's business, not done here.
+    (and `upsample`, default the same), `z_channels`, `embed_dim`, `image_channel`, and `padding_type`, which as released is for
+    the encoder's convolutions outside its ResBlocks alone: all others replicate. Raises ConfigError, ShapeError.
+    `model latent = scale * (latent + shift)` is the diffusion model's business, not done here.
     """
 
     def __init__(self, **config: Any) -> None:
@@ -40,17 +45,27 @@ class Autoencoder3D(nn.Module):
         flat = _flatten(config)
         hidden, factors, z = flat["n_hiddens"], flat["downsample"], flat["z_channels"]
         self.factors = tuple(int(factor) for factor in factors)  # of time, height, width
-        self.encoder = Encoder(hidden, factors, z, flat["image_channel"])
-        self.decoder = Decoder(hidden, flat["upsample"], z, flat["image_channel"])
-        self.quant_conv = SamePadConv3d(2 * z, 2 * flat["embed_dim"], 1)
-        self.post_quant_conv = SamePadConv3d(flat["embed_dim"], z, 1)
+        self.channels, self.embed_dim = flat["image_channel"], flat["embed_dim"]
+        self.encoder = Encoder(hidden, factors, z, self.channels, flat["padding_type"])
+        self.decoder = Decoder(hidden, flat["upsample"], z, self.channels)
+        self.quant_conv = SamePadConv3d(2 * z, 2 * self.embed_dim, 1)
+        self.post_quant_conv = SamePadConv3d(self.embed_dim, z, 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latent, the latter clamped."""
+        smallest = [self.channels, *self.factors]
+        if x.ndim != 5 or x.shape[1] != self.channels or any(map(lt, x.shape[2:], self.factors)):
+            raise ShapeError(
+                f"[Autoencoder3D] expected x [batch, channels, frames, height, width] of {smallest} or more but got {list(x.shape)}"
+            )
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, 1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
+        if z.ndim != 5 or z.shape[1] != self.embed_dim:
+            raise ShapeError(
+                f"[Autoencoder3D] expected z [batch, {self.embed_dim}, frames, height, width] but got {list(z.shape)}"
+            )
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,15 +80,17 @@ def triple(stride: Sequence[int]) -> tuple[int, int, int]:
 
 
 class SamePadConv3d(nn.Module):
-    """Convolution behind replicate padding of kernel - stride in all. [B, C, T, H, W]"""
+    """Convolution behind padding of kernel - stride in all, by replication unless told otherwise. [B, C, T, H, W]"""
 
-    def __init__(self, channels: int, out: int, kernel: int, stride: Sequence[int] = (1, 1, 1)) -> None:
+    def __init__(
+        self, channels: int, out: int, kernel: int, stride: Sequence[int] = (1, 1, 1), mode: str = "replicate"
+    ) -> None:
         super().__init__()
-        self.pad = replicate_padding(kernel, stride)
+        self.pad, self.mode = same_padding(kernel, stride), mode
         self.conv = nn.Conv3d(channels, out, kernel, triple(stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, self.pad, mode="replicate") if any(self.pad) else x)
+        return self.conv(F.pad(x, self.pad, mode=self.mode) if any(self.pad) else x)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state_dict.pop(f"{prefix}weight", None)  # the released alias of conv.weight
@@ -85,7 +102,7 @@ class SamePadConvTranspose3d(nn.Module):
 
     def __init__(self, channels: int, out: int, kernel: int, stride: Sequence[int]) -> None:
         super().__init__()
-        self.pad = replicate_padding(kernel, stride)
+        self.pad = same_padding(kernel, stride)
         self.convt = nn.ConvTranspose3d(channels, out, kernel, triple(stride), padding=kernel - 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,17 +123,20 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, hidden: int, factors: Sequence[int], z_channels: int, image_channels: int) -> None:
+    def __init__(
+        self, hidden: int, factors: Sequence[int], z_channels: int, image_channels: int, mode: str
+    ) -> None:
         super().__init__()
-        self.conv_first = SamePadConv3d(image_channels, hidden, 3)
+        self.conv_first = SamePadConv3d(image_channels, hidden, 3, mode=mode)
         self.conv_blocks = nn.ModuleList()
         channels = hidden
         for stride in strides(factors):
-            down = SamePadConv3d(channels, 2 * channels, 4, stride)
+            down = SamePadConv3d(channels, 2 * channels, 4, stride, mode)
             channels *= 2
             self.conv_blocks.append(nn.ModuleDict({"down": down, "res": ResBlock(channels)}))
         norm = nn.GroupNorm(GROUPS, channels, eps=EPSILON)
-        self.final_block = nn.Sequential(norm, nn.SiLU(), SamePadConv3d(channels, 2 * z_channels, 3))
+        last = SamePadConv3d(channels, 2 * z_channels, 3, mode=mode)
+        self.final_block = nn.Sequential(norm, nn.SiLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_first(x)
@@ -155,7 +175,7 @@ def strides(factors: Sequence[int]) -> list[tuple[int, int, int]]:
     return levels
 
 
-def replicate_padding(kernel: int, stride: Sequence[int]) -> tuple[int, ...]:
+def same_padding(kernel: int, stride: Sequence[int]) -> tuple[int, ...]:
     """(front, back) of width, height, time, as F.pad takes them; the odd one goes to the front."""
     totals = [kernel - step for step in reversed(tuple(stride))]
     return tuple(side for total in totals for side in (total // 2 + total % 2, total // 2))
@@ -171,14 +191,27 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     flat |= dd
     refuse_value("Autoencoder3D", "double_z", flat.pop("double_z", True), True)
     refuse_value("Autoencoder3D", "norm_type", flat.pop("norm_type", "group"), "group")
-    refuse_value("Autoencoder3D", "padding_type", flat.pop("padding_type", "replicate"), "replicate")
-    known = {"image_channel": 3, "z_channels": 4, "embed_dim": 4, **flat}
+    known = {"image_channel": 3, "z_channels": 4, "embed_dim": 4, "padding_type": "replicate", **flat}
     known.setdefault("upsample", known.get("downsample"))
-    needed = ("n_hiddens", "downsample", "upsample", "z_channels", "embed_dim", "image_channel")
+    needed = (
+        "n_hiddens",
+        "downsample",
+        "upsample",
+        "z_channels",
+        "embed_dim",
+        "image_channel",
+        "padding_type",
+    )
     refuse_unknown("Autoencoder3D", known, (*needed, *_TRAINING))
     missing = [key for key in needed if known.get(key) is None]
     if missing:
-        refuse_value("Autoencoder3D", missing[0], None, "a number")
+        raise ConfigError(
+            f"[Autoencoder3D] expected {missing[0]} but got none; give the yaml's `first_stage_config.params`"
+        )
+    if known["padding_type"] not in PADDINGS:
+        raise ConfigError(
+            f"[Autoencoder3D] expected padding_type out of {', '.join(PADDINGS)} but got {known['padding_type']!r}"
+        )
     return {key: known[key] for key in needed}
 
 

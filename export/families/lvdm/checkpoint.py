@@ -64,8 +64,7 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, ValueError) as error:
         raise InputError(
-            f"[checkpoint] expected a file of plain tensors but cannot read {path} ({str(error).splitlines()[0]}); "
-            "download it again"
+            f"[checkpoint] expected a file of plain tensors but cannot read {path} ({_reason(error)}); download it again"
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -73,6 +72,15 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
             f"[checkpoint] expected tensors by name in {path} but got something else; download it again"
         )
     return state
+
+
+def _reason(error: Exception) -> str:
+    """In our words where PyTorch's are long, or advise to run what the file holds."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors, and none of that was run"
+    if isinstance(error, RuntimeError):
+        return "it is no whole file of torch.save"
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def load_part(module: nn.Module, state: Mapping[str, Tensor], part: str, weights: str = "raw") -> None:

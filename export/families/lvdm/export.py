@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError, ConfigError
 
 from ...graph import Inputs, export_component, round_weights
+from ...output import prepared
 from ...weights import WeightStore
 from ..shapes import autoencoder as causal
 from ..shapes.modules import load_modules
@@ -30,6 +32,9 @@ from .unet import UNet
 VERSION = "1"
 RELEASED_FPS = 8.0
 CLIP_TOKENS = 77
+TIMESTEPS = 1000
+# Of two levels: the exact decoder, and the published loop with its bugs, which decodes so.
+WHOLE_PRESETS = {"whole": {"decode": "whole"}, "released": {"decode": "whole", "behaviour": "released"}}
 # Of the small model. Half of the released steps, for a minute of video in less than one. With the released 0.1 and one known key its
 # shapes vanish twice as fast: one key shows no velocity, and little of a small shape is left at the perturbation level.
 SMALL_METHOD = {"steps": 25, "guidance": 1.0, "known": 2}
@@ -126,10 +131,11 @@ def export_bundle(
     tokenizer: str | None = None,
     only: tuple[str, ...] | None = None,
 ) -> Bundle:
-    """Write the bundle into an empty or new folder. `tokenizer`: its JSON. `only`: leave out other components."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    """Write the bundle into a new or empty folder, or over an earlier bundle. `tokenizer`: its JSON. `only`: no other components.
+
+    Raises OutputError.
+    """
+    prepared(folder)
     store = WeightStore()
     exported = {}
     layers = 0
@@ -192,22 +198,25 @@ def clip_method(modules: Modules, guidance: float) -> dict[str, Any]:
 def long_method(modules: Modules, guidance: float = 0.1, perturbation: int | None = 100) -> dict[str, Any]:
     """Two levels, with the released guidance and perturbation."""
     stride = modules.clip_frames["interpolation"] - 1
-    return _method(modules) | {
+    remembers, common = isinstance(modules.autoencoder, causal.Decoder), _method(modules)
+    return common | {
         "name": "hierarchical",
         "stride": stride,
         "chunk_frames": stride,
         "guidance": guidance,
         "guidance_form": "original",
         "perturbation": perturbation,
+        "levels": modules.unets["interpolation"].num_classes,
         # A decoder with a memory takes each latent once, in order: exact, and bounded however long the video is.
-        "decode": "streamed" if isinstance(modules.autoencoder, causal.Decoder) else "windowed",
+        "decode": "streamed" if remembers else "windowed",
+        "presets": common["presets"] | ({} if remembers else WHOLE_PRESETS),
     }
 
 
 def _method(modules: Modules) -> dict[str, Any]:
     return {
         "steps": 50,
-        "timesteps": 1000,
+        "timesteps": TIMESTEPS,
         "eta": 1.0,
         "betas": list(modules.betas),
         "clip_frames": modules.clip_frames["prediction"],
@@ -216,6 +225,7 @@ def _method(modules: Modules) -> dict[str, Any]:
         "left_context": 2,
         "decode": "windowed",
         "behaviour": "intended",
+        "presets": {"ddpm": {"steps": TIMESTEPS}},
     }
 
 
@@ -270,6 +280,12 @@ def run(arguments: argparse.Namespace) -> int:
     bundle_name = "shapes-lvdm" if name is None else f"lvdm-{name}"
     if (arguments.training is None) == (arguments.configuration is None):
         raise ConfigError("expected --training or --configuration but got both or neither")
+    if (name == "text2video") != (arguments.clip is not None):
+        raise ConfigError(
+            "expected --clip with --configuration text2video, and with no other, but got "
+            f"{'no --clip' if arguments.clip is None else f'--clip with {name}'}; "
+            "text to video reads openai/clip-vit-large-patch14"
+        )
     if arguments.training is not None:
         modules = trained_modules(Path(arguments.training), Bundle.load(arguments.autoencoder))
     else:
@@ -279,7 +295,7 @@ def run(arguments: argparse.Namespace) -> int:
             else {"prediction": name}
         )
         modules = random_modules({level: configuration(which) for level, which in levels.items()})
-        _fill(modules, arguments.checkpoint, arguments.weights)
+        fill(modules, arguments.checkpoint, arguments.weights)
         if arguments.clip is not None:
             tokenizer = add_clip(modules, Path(arguments.clip))
     method = (
@@ -295,9 +311,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None:
+def fill(modules: Modules, checkpoints: list[str] | None, weights: str) -> None:
     """Loads released checkpoints strictly, one per level; the first has the autoencoder."""
     if checkpoints is None:
+        print("no --checkpoint: the weights are random, which is good for measuring alone", file=sys.stderr)
         return
     if len(checkpoints) != len(modules.unets):
         raise ConfigError(f"expected {len(modules.unets)} checkpoints but got {len(checkpoints)}")

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, ShapeError
 
 from .attention import STAttentionBlock
 from .config import refuse_unknown, refuse_value
 from .group_norm import GROUPS
 from .transformer import SpatialTemporalTransformer, TransformerBlock
 
-# Keys of the released yaml that do not change the function.
-_IGNORED = ("image_size", "use_checkpoint", "legacy", "use_fp16", "dropout")
+# Keys of the released constructor that do not change the function.
+_IGNORED = ("image_size", "use_checkpoint", "use_fp16", "dropout", "num_heads_upsample")
+_IGNORED_CLASSES = ("ST_transformer_module", "ST_transformer_class")  # there is one of each
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
 
 class UNet(nn.Module):
@@ -33,7 +35,7 @@ class UNet(nn.Module):
     timesteps  [B] integer steps of training, 0..999
     y          [B] integer perturbation level, a row of `label_emb`; None adds nothing (the unconditional branch)
     context    [B, tokens, context_dim] text, where `use_temporal_transformer`
-    Takes the keys of the released `unet_config.params`. Raises ConfigError.
+    Takes the keys of the released `unet_config.params`, with the released defaults. Raises ConfigError, ShapeError.
     """
 
     def __init__(
@@ -56,16 +58,21 @@ class UNet(nn.Module):
         use_relative_position: bool = False,
         kernel_size_t: int = 1,
         padding_t: int = 1,
+        conv_resample: bool = True,
+        resblock_updown: bool = False,
+        legacy: bool = True,
+        nonlinearity_type: str = "silu",
         **rest: Any,
     ) -> None:
         super().__init__()
         refuse_value("UNet", "dims", rest.pop("dims", 3), 3)
-        refuse_value("UNet", "resblock_updown", rest.pop("resblock_updown", False), False)
-        refuse_value("UNet", "conv_resample", rest.pop("conv_resample", True), True)
-        refuse_value("UNet", "nonlinearity_type", rest.pop("nonlinearity_type", "silu"), "silu")
-        refuse_unknown(
-            "UNet", rest, (*_IGNORED, "num_heads_upsample", "ST_transformer_module", "ST_transformer_class")
-        )
+        # Embeds the perturbation level per frame: neither shipped configuration does.
+        refuse_value("UNet", "cond_aug_mode", rest.pop("cond_aug_mode", None), None)
+        refuse_unknown("UNet", rest, (*_IGNORED, *_IGNORED_CLASSES))
+        if nonlinearity_type not in _ACTIVATIONS:
+            raise ConfigError(
+                f"[UNet] expected nonlinearity_type out of {', '.join(_ACTIVATIONS)} but got {nonlinearity_type!r}"
+            )
         if use_temporal_transformer != (context_dim is not None):
             raise ConfigError("[UNet] expected context_dim exactly when use_temporal_transformer is true")
         if num_heads == -1 and num_head_channels == -1:
@@ -76,27 +83,50 @@ class UNet(nn.Module):
         self.context_dim, self.num_classes = context_dim, num_classes
         embedding = 4 * model_channels
         reach = temporal_length if use_relative_position else None
+        activation = _ACTIVATIONS[nonlinearity_type]
 
         def conv(channels: int, out: int, stride: int = 1) -> nn.Conv3d:
             return nn.Conv3d(channels, out, (kernel_size_t, 3, 3), (1, stride, stride), (padding_t, 1, 1))
 
-        def residual(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, out, embedding, conv, use_scale_shift_norm)
+        def residual(channels: int, out: int, resize: nn.Module | None = None) -> ResBlock:
+            return ResBlock(channels, out, embedding, conv, use_scale_shift_norm, activation, resize)
+
+        def halved(channels: int) -> nn.Module:
+            pool = nn.AvgPool3d((1, 2, 2))
+            if resblock_updown:
+                return residual(channels, channels, pool)
+            return Downsample(conv(channels, channels, 2) if conv_resample else pool)
+
+        def doubled(channels: int) -> nn.Module:
+            if resblock_updown:
+                return residual(channels, channels, Upsample(nn.Identity()))
+            return Upsample(conv(channels, channels) if conv_resample else nn.Identity())
 
         def attention(channels: int) -> nn.Module:
-            heads = num_heads if num_head_channels == -1 else channels // num_head_channels
-            if context_dim is None:
-                return STAttentionBlock(channels, heads, reach)
-            size = channels // heads
-            return SpatialTemporalTransformer(channels, heads, size, transformer_depth, context_dim, reach)
+            if num_head_channels == -1:
+                heads, size = num_heads, channels // num_heads
+            else:
+                heads, size = channels // num_head_channels, num_head_channels
+            if context_dim is not None:
+                size = channels // heads if legacy else size
+                return SpatialTemporalTransformer(
+                    channels, heads, size, transformer_depth, context_dim, reach
+                )
+            if heads * size != channels:
+                raise ConfigError(
+                    f"[UNet] expected heads that divide {channels} channels but got {heads} of {size}; "
+                    "change num_heads or num_head_channels"
+                )
+            return STAttentionBlock(channels, heads, reach)
 
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            nn.Linear(model_channels, embedding), activation(), nn.Linear(embedding, embedding)
         )
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, embedding)
         widths = [mult * model_channels for mult in channel_mult]
         factors = [2**level for level in range(len(widths))]
+        self.shrinks = factors[-1]
         channels = model_channels
         skips = [channels]
         self.input_blocks = nn.ModuleList([nn.ModuleList([conv(in_channels, channels)])])
@@ -108,7 +138,7 @@ class UNet(nn.Module):
                 self.input_blocks.append(nn.ModuleList(layers))
                 skips.append(channels)
             if factor != factors[-1]:
-                self.input_blocks.append(nn.ModuleList([Downsample(conv(channels, channels, 2))]))
+                self.input_blocks.append(nn.ModuleList([halved(channels)]))
                 skips.append(channels)
         self.middle_block = nn.ModuleList(
             [residual(channels, channels), attention(channels), residual(channels, channels)]
@@ -120,17 +150,30 @@ class UNet(nn.Module):
                 channels = width
                 layers += [attention(channels)] if factor in attention_resolutions else []
                 if factor > 1 and place == num_res_blocks:
-                    layers.append(Upsample(conv(channels, channels)))
+                    layers.append(doubled(channels))
                 self.output_blocks.append(nn.ModuleList(layers))
-        self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), conv(channels, out_channels))
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), activation(), conv(channels, out_channels))
         nn.init.zeros_(self.out[2].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.out[2].bias)  # type: ignore[arg-type]
 
     def forward(
         self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
+        self._check(x, y, context)
         texts = None if context is None else self.text_keys(context)
         return self.denoise(x, self.project(self.embed(timesteps, y)), texts)
+
+    def _check(self, x: Tensor, y: Tensor | None, context: Tensor | None) -> None:
+        if x.ndim != 5 or x.shape[1] != self.in_channels or any(side % self.shrinks for side in x.shape[3:]):
+            raise ShapeError(
+                f"[UNet] expected x [batch, {self.in_channels}, frames, height, width] with height and width in multiples "
+                f"of {self.shrinks} but got {list(x.shape)}"
+            )
+        if y is not None and self.num_classes is None:
+            raise ConfigError("[UNet] expected no y but got one; num_classes of the configuration is none")
+        if self.context_dim is not None and (context is None or context.shape[-1] != self.context_dim):
+            got = "none" if context is None else str(list(context.shape))
+            raise ShapeError(f"[UNet] expected context [batch, tokens, {self.context_dim}] but got {got}")
 
     def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The embedding that every ResBlock reads, which depends on nothing else. [B, 4 * model_channels]"""
@@ -191,14 +234,28 @@ def run(block: nn.ModuleList, h: Tensor, given: _Given) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """x [B, C, T, H, W], emb [B, E] -> [B, out, T, H, W]. The embedding scales and shifts (FiLM) or is added."""
+    """x [B, C, T, H, W], emb [B, E] -> [B, out, T, H, W]. The embedding scales and shifts (FiLM) or is added.
 
-    def __init__(self, channels: int, out: int, embedding: int, conv: Any, film: bool) -> None:
+    `resize` halves or doubles height and width, between the activation and the first convolution, and beside them.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        embedding: int,
+        conv: Any,
+        film: bool,
+        activation: type[nn.Module],
+        resize: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.film = film
-        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), conv(channels, out))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out if film else out))
-        self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, out), nn.SiLU(), nn.Dropout(0.0), conv(out, out))
+        self.film, self.resize = film, resize
+        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, channels), activation(), conv(channels, out))
+        self.emb_layers = nn.Sequential(activation(), nn.Linear(embedding, 2 * out if film else out))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, out), activation(), nn.Dropout(0.0), conv(out, out)
+        )
         self.skip_connection = nn.Identity() if channels == out else nn.Conv3d(channels, out, 1)
         nn.init.zeros_(self.out_layers[3].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.out_layers[3].bias)  # type: ignore[arg-type]
@@ -208,9 +265,13 @@ class ResBlock(nn.Module):
 
     def with_projection(self, x: Tensor, projected: Tensor) -> Tensor:
         """`projected` [B, out or 2 out]: the embedding behind `emb_layers`."""
-        h = self.in_layers(x)
+        norm, active, conv = self.in_layers
+        h = active(norm(x))
+        if self.resize is not None:
+            h, x = self.resize(h), self.resize(x)
+        h = conv(h)
         e = projected[:, :, None, None, None]
-        norm, silu, _, conv = self.out_layers
+        norm, active, _, conv = self.out_layers
         assert isinstance(norm, nn.GroupNorm)
         if self.film:
             scale, shift = e.chunk(2, 1)
@@ -220,7 +281,7 @@ class ResBlock(nn.Module):
             h = normalised(h, norm) * (weight * (1 + scale)) + (bias * (1 + scale) + shift)
         else:
             h = norm(h + e)
-        return self.skip_connection(x) + conv(silu(h))
+        return self.skip_connection(x) + conv(active(h))
 
 
 def normalised(x: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -230,9 +291,9 @@ def normalised(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Halves height and width."""
+    """Halves height and width: a strided convolution, or the mean."""
 
-    def __init__(self, op: nn.Conv3d) -> None:
+    def __init__(self, op: nn.Module) -> None:
         super().__init__()
         self.op = op
 
@@ -241,9 +302,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution or nothing."""
 
-    def __init__(self, conv: nn.Conv3d) -> None:
+    def __init__(self, conv: nn.Module) -> None:
         super().__init__()
         self.conv = conv
 

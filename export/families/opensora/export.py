@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyengine.bundle import MANIFEST, Bundle, Latent, Text, Video, write_manifest
-from pyengine.errors import BundleError, ConfigError, OutputError
+from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.errors import BundleError, ConfigError
 from pyengine.warp import Arithmetic
 
 from ...deferred import Deferred
 from ...graph import Inputs, export_component
+from ...output import prepared
 from ...weights import WeightStore
 from . import presets
 from .checkpoint import Weights, empty, empty_autoencoder
@@ -127,6 +128,10 @@ def _denoiser(model: STDiT3, latent: tuple[int, ...], options: Options, normal: 
         raise ConfigError(
             f"expected a patch of one latent frame but got {config.patch_size}: frames could not have their own levels"
         )
+    if config.head_size % 2:
+        raise ConfigError(
+            f"expected heads of an even size, whose channels are rotated in pairs, but got {config.head_size}"
+        )
     module = StreamingSTDiT3(model, (latent[1], latent[2]), options.size, options.fps, with_ring).eval()
     frames, slots, words, blocks = 3, 2, _words(model, options), 2 * config.depth
     text = (BRANCHES, config.num_heads, words, config.head_size)
@@ -188,13 +193,21 @@ def export_bundle(
 
     Raises BundleError for checkpoints that are not Open-Sora's, ConfigError for options that do not fit, OutputError.
     """
-    target = _prepared(Path(folder))
+    method = presets.method(
+        options.size,
+        arithmetic=options.arithmetic,
+        steps=options.steps,
+        noisy_frames=options.noisy_frames,
+        context=options.context,
+    )
     weights = {"denoiser": Weights.open(checkpoint), "autoencoder": Weights.open(vae)}
     model = empty(STDiT3, weights["denoiser"].config)
     autoencoder = empty_autoencoder(weights["autoencoder"].config)
     weights["denoiser"].check(model)
     weights["autoencoder"].check(autoencoder)
     _check_rotary(weights["denoiser"], model)
+    parts = components(model, autoencoder, options)
+    target = prepared(Path(folder))  # an earlier bundle goes when there is something to put in its place
     store = WeightStore(target)
     deferred = {
         "denoiser": Deferred.of(model, weights["denoiser"].numpy, bfloat16=options.bfloat16),
@@ -213,19 +226,12 @@ def export_bundle(
             working=part.working,
             deferred=deferred["denoiser" if name in ("denoiser", "text_encoder") else "autoencoder"],
         )
-        for name, part in components(model, autoencoder, options).items()
+        for name, part in parts.items()
         if only is None or name in only
     }
     store.write(target)
     high, wide = (extent // 8 for extent in options.size)
     length = model.config.model_max_length
-    method = presets.method(
-        options.size,
-        arithmetic=options.arithmetic,
-        steps=options.steps,
-        noisy_frames=options.noisy_frames,
-        context=options.context,
-    )
     return write_manifest(
         target,
         name=f"opensora-{options.size[0]}x{options.size[1]}",
@@ -237,24 +243,6 @@ def export_bundle(
         text=Text("", length, kind="t5", source=text_encoder, dtype=dtype, words=_words(model, options)),
         method=method,
     )
-
-
-def _prepared(folder: Path) -> Path:
-    """An empty folder; of an earlier bundle the files that its manifest lists are removed."""
-    if (folder / MANIFEST).is_file():
-        for name in Bundle.load(folder, verify=False).files:
-            (folder / name).unlink(missing_ok=True)
-        (folder / MANIFEST).unlink()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise OutputError(
-            f"cannot make a bundle in '{folder}': {error.strerror}; choose another place"
-        ) from error
-    if taken:
-        raise OutputError(f"expected {folder} to be empty but it holds {taken[0]}; choose another folder")
-    return folder
 
 
 def _check_rotary(weights: Weights, model: STDiT3) -> None:
@@ -282,12 +270,16 @@ def run(arguments: argparse.Namespace) -> int:
         bfloat16=arguments.weights == "bf16",
     )
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[arguments.text_precision]
-    bundle = export_bundle(
-        arguments.checkpoint, arguments.vae, arguments.text_encoder, arguments.output, options, dtype
-    )
+    source = text_source(arguments.text_encoder)
+    bundle = export_bundle(arguments.checkpoint, arguments.vae, source, arguments.output, options, dtype)
     size = sum(path.stat().st_size for path in bundle.folder.iterdir())
     print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
     return 0
+
+
+def text_source(name: str) -> str:
+    """A folder by its absolute path, so that the bundle finds it from anywhere; any other name is one of the hub."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _size(text: str) -> tuple[int, int]:

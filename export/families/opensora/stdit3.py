@@ -56,12 +56,16 @@ class STDiT3Config:
             )
         names = {field.name for field in fields(cls)}
         known = {name: value for name, value in config.items() if name in names}
-        if "patch_size" in known:
-            known["patch_size"] = tuple(known["patch_size"])
-        made = cls(**known)
-        if made.hidden_size % made.num_heads or made.hidden_size % 4 or len(made.patch_size) != 3:
+        patch = known.setdefault("patch_size", cls.patch_size)
+        if not isinstance(patch, Sequence) or len(patch) != 3 or min(patch) < 1:
             raise ConfigError(
-                f"expected hidden_size to be a multiple of 4 and of num_heads, and three patch sizes, but got {made}"
+                f"expected patch_size of time, height and width, such as [1, 2, 2], but got {patch!r}"
+            )
+        made = cls(**{**known, "patch_size": tuple(patch)})
+        if made.num_heads < 1 or made.hidden_size % made.num_heads or made.hidden_size % 4:
+            raise ConfigError(
+                "expected hidden_size to be a multiple of 4 and of num_heads but got "
+                f"hidden_size {made.hidden_size} with num_heads {made.num_heads}"
             )
         return made
 
@@ -126,18 +130,27 @@ class STDiT3(nn.Module):
             raise ConfigError(
                 "[stdit3] expected fps, height and width but got None; give the conditioning size of the video"
             )
+        config = self.config
+        _expect(
+            "x",
+            x,
+            x.ndim == 5 and x.shape[1] == config.in_channels,
+            f"[batch, {config.in_channels}, T, H, W]",
+        )
         dtype, batch, size = self.x_embedder.proj.weight.dtype, x.shape[0], tuple(x.shape[2:])
-        frames, rows, columns = self.config.grid(*size)
-        if timestep.ndim == 2 and timestep.shape[1] != frames:
-            raise ShapeError(
-                f"[stdit3] expected timestep [{batch}] or [{batch}, {frames}] but got {list(timestep.shape)}"
-            )
+        frames, rows, columns = config.grid(*size)
+        fits = tuple(timestep.shape) in ((batch,), (batch, frames))
+        _expect("timestep", timestep, fits, f"[{batch}] or [{batch}, {frames}]")
+        channels = config.hidden_size if config.skip_y_embedder else config.caption_channels
+        _expect("y", y, y.shape[-1] == channels, f"[{batch}, 1, words, {channels}]")
         timestep = timestep.to(dtype).reshape(batch, -1)  # [B, T or 1]
         rate = self.fps_embedder(self._rate(fps, batch, x.device))[:, None]  # [B, 1, width]
         condition = self.t_embedder(timestep) + rate
         shared = self.t_block(condition)
         clean = None
         if x_mask is not None:
+            _expect("x_mask", x_mask, tuple(x_mask.shape) == (batch, frames), f"[{batch}, {frames}]")
+            x_mask = x_mask.bool()
             clean = self.t_embedder(torch.zeros_like(timestep)) + rate
             shared = torch.where(x_mask[..., None], shared, self.t_block(clean))
         text, bias = self.encode_text(y.to(dtype), mask, batch)
@@ -180,6 +193,9 @@ class STDiT3(nn.Module):
         if mask is None:
             return text, None
         seen = torch.as_tensor(mask, device=y.device)
+        words = text.shape[1]
+        fits = seen.ndim > 1 and seen.shape[-1] == words and batch % seen.shape[0] == 0
+        _expect("mask", seen, fits, f"[{batch} or 1, {words}]")
         seen = seen.reshape(seen.shape[0], -1).repeat(batch // seen.shape[0], 1)
         return text, _bias(seen != 0, text.dtype)
 
@@ -197,7 +213,13 @@ class STDiT3(nn.Module):
 
     def _rate(self, fps: Numbers, batch: int, device: torch.device) -> Tensor:
         rate = torch.as_tensor(fps, device=device).reshape(-1)
+        _expect("fps", rate, len(rate) > 0 and batch % len(rate) == 0, f"[{batch}] or [1]")
         return rate.repeat(batch // len(rate))
+
+
+def _expect(name: str, given: Tensor, fits: bool, shape: str) -> None:
+    if not fits:
+        raise ShapeError(f"[stdit3] expected {name} {shape} but got {list(given.shape)}")
 
 
 def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyengine.errors import ConfigError
+from pyengine.errors import ConfigError, ShapeError
 
 from .vae_spatial import FrameAutoencoder
 from .vae_temporal import TimeAutoencoder
@@ -63,8 +63,15 @@ class VideoAutoencoder(nn.Module):
         batch = frame.pop("micro_batch_size", MICRO_BATCH)
         self.micro_batch_size: int | None = batch
         self.micro_frame_size = micro_frame_size
-        self.spatial_vae = _Wrapped(FrameAutoencoder(**frame))
-        self.temporal_vae = TimeAutoencoder(**_sizes(temporal if temporal is not None else vae_temporal))
+        if micro_frame_size is not None and micro_frame_size < 1:
+            raise ConfigError(f"expected micro_frame_size of at least 1, or none, but got {micro_frame_size}")
+        try:
+            self.spatial_vae = _Wrapped(FrameAutoencoder(**frame))
+            self.temporal_vae = TimeAutoencoder(**_sizes(temporal if temporal is not None else vae_temporal))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"expected the sizes of an autoencoder but they do not fit ({error}); give Open-Sora's VAE v1.2"
+            ) from error
         for name, values in (("scale", scale), ("shift", shift)):
             tensor = torch.tensor(values, dtype=torch.float32)
             self.register_buffer(name, tensor[None, :, None, None, None] if tensor.ndim else tensor)
@@ -81,11 +88,13 @@ class VideoAutoencoder(nn.Module):
         return whole * -(-size // per) + -(-rest // per)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Posterior mean of frames [B, 3, T, H, W] in [-1, 1] -> [B, 4, T', H / 8, W / 8]."""
+        """Posterior mean of frames [B, 3, T, H, W] in [-1, 1] -> [B, 4, T', H / 8, W / 8]. Raises ShapeError."""
+        _expect("frames", x, self.spatial_vae.module.encoder.conv_in.in_channels)
         return self.normalised(self.encode_time(self.encode_frames(x)))
 
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
-        """Frames [B, 3, num_frames, 8 h, 8 w] of latents [B, 4, T', h, w], not clipped."""
+        """Frames [B, 3, num_frames, 8 h, 8 w] of latents [B, 4, T', h, w], not clipped. Raises ShapeError."""
+        _expect("latents", z, self.temporal_vae.post_quant_conv.conv.in_channels)
         return self.decode_frames(self.decode_time(self.denormalised(z), num_frames))
 
     def encode_frames(self, x: Tensor) -> Tensor:
@@ -122,6 +131,13 @@ class VideoAutoencoder(nn.Module):
         """All frames of all samples, a few at a time."""
         frames = x.transpose(1, 2).flatten(0, 1)
         return frames.split(self.micro_batch_size or len(frames))
+
+
+def _expect(what: str, given: Tensor, channels: int) -> None:
+    if given.ndim != 5 or given.shape[1] != channels or not given.shape[2]:
+        raise ShapeError(
+            f"[autoencoder] expected {what} [batch, {channels}, T, H, W] but got {list(given.shape)}"
+        )
 
 
 def _sizes(config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyengine.errors import ConfigError
+
 EPSILON = 1e-5
 
 
@@ -146,6 +148,10 @@ class TimeAutoencoder(nn.Module):
         num_groups: int = 32,
     ) -> None:
         super().__init__()
+        if len(temporal_downsample) != len(channel_multipliers) - 1:
+            raise ConfigError(
+                f"expected temporal_downsample between {len(channel_multipliers)} levels but got {list(temporal_downsample)}"
+            )
         sizes = (filters, num_res_blocks, tuple(channel_multipliers), tuple(temporal_downsample), num_groups)
         self.frames_per_latent = 2 ** sum(bool(half) for half in temporal_downsample)
         self.encoder = Encoder(in_out_channels, 2 * latent_embed_dim, *sizes)

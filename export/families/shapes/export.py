@@ -12,6 +12,7 @@ from torch import nn
 from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
 
 from ...graph import Inputs, export_component
+from ...output import prepared
 from ...weights import WeightStore
 from .autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, FrameDecoder, FrameEncoder
 from .captions import MAX_TOKENS, build_tokenizer
@@ -70,10 +71,8 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
 
 
 def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundle:
-    """Write the bundle into an empty or new folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    """Write the bundle into a new or empty folder, or over an earlier bundle. Raises OutputError."""
+    prepared(folder)
     depth = modules.denoiser.config.depth
     parts = components(modules)
     store = WeightStore()
