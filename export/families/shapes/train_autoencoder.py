@@ -1,7 +1,7 @@
 """Train the autoencoder on endless fresh scenes: `python -m pyengine.export.families.shapes.train_autoencoder --help`.
 
-With `--encoder FOLDER` the encoder of an earlier run is kept as it is and only the decoder goes on, in a folder of its own: so the
-decoder can improve after the denoiser has been trained on the encoder's latents.
+With `--encoder FOLDER` the encoder of an earlier run (with `--bundle NAME`, that of a bundle) is kept as it is and only the decoder goes
+on, in a folder of its own: so the decoder can improve after the denoiser has been trained on the encoder's latents.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pyengine.bundle import Bundle
+
 from .autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder
+from .modules import load_modules
 from .training import Clock, Trainer, learning_rate
 from .world import render, sample_scene
 
@@ -97,6 +100,10 @@ def main() -> None:
         "--encoder", type=Path, default=None, help="train the decoder alone, from this earlier run"
     )
     parser.add_argument(
+        "--bundle", default=None, help="train the decoder alone, from the weights of this bundle"
+    )
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument(
         "--workers",
         type=int,
         default=min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 0,
@@ -109,9 +116,13 @@ def main() -> None:
     model = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()})
     if arguments.encoder is not None:
         model.load_state_dict(load_file(arguments.encoder / "average.safetensors"))
+    if arguments.bundle is not None:
+        modules = load_modules(Bundle.load(arguments.bundle))
+        model = torch.nn.ModuleDict({"encoder": modules.encoder, "decoder": modules.decoder})
+    if arguments.encoder is not None or arguments.bundle is not None:
         model["encoder"].requires_grad_(False).eval()
     model = model.to(arguments.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = Trainer(model, arguments.folder, peak_rate=2e-3, ema=0.998)
+    trainer = Trainer(model, arguments.folder, peak_rate=arguments.rate, ema=0.998)
     source = DataLoader(
         FreshClips(arguments.batch, trainer.step + 1), batch_size=None, num_workers=arguments.workers
     )
