@@ -26,6 +26,7 @@ from .training import Clock, Trainer, learning_rate
 from .world import render, sample_scene
 
 CLIP_LATENTS = 4
+LEAST_CONTRAST = 0.2  # between neighbouring pixels of a range of 2; a gradient's rows differ by less
 LATENT_NOISE = 0.15  # the decoder learns to bear what the denoiser leaves behind
 
 
@@ -52,13 +53,18 @@ class FreshClips(IterableDataset[Tensor]):
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     """L1 and L2 of the pixels and L1 of their differences between neighbours, which keeps edges sharp. [n, 3, height, width].
 
-    Pixels near an edge of the target count up to nine times: most of a picture is background, and a star lives by its outline.
+    Pixels near an edge of the target count up to nine times: most of a picture is background, and a star lives by its outline. Errors are
+    taken relative to the contrast around them, or a green star on grey would be left a blob for the sake of a white one on black.
     """
     error = output - target
-    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     steps = F.pad(target.diff(dim=-1), (0, 1)).abs() + F.pad(target.diff(dim=-2), (0, 0, 0, 1)).abs()
-    contrast = F.max_pool2d(steps.amax(1, keepdim=True), 5, stride=1, padding=2).clamp(max=1)
-    weight = 1 + 8 * contrast
+    steps = steps.amax(1, keepdim=True)
+    contrast = F.max_pool2d(steps, 5, stride=1, padding=2)
+    around = F.max_pool2d(steps, 17, stride=1, padding=8)
+    around = torch.where(around > LEAST_CONTRAST, around.clamp(max=1), 1.0)
+    error = error / around
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    weight = 1 + 8 * (contrast / around).clamp(max=1)
     return (weight * (error.abs() + 2 * error.square())).mean() + edges
 
 
