@@ -121,13 +121,21 @@ def test_ctrl_c_closes_the_file_and_exits_130(tmp_path: Path, plan_cache: Path) 
         str(path),
     ]
     process = subprocess.Popen(
-        command, env=os.environ | {"PYENGINE_CACHE": str(plan_cache)}, stderr=subprocess.PIPE, text=True
+        command,
+        env=os.environ | {"PYENGINE_CACHE": str(plan_cache)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and what they start does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120  # plans are built first
     while (not path.exists() or path.stat().st_size < 150_000) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=90)[1]
+    try:
+        said = process.communicate(timeout=90)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "made so far" in said
     assert len(pyengine.read_video(path)) > 24
