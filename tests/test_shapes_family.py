@@ -95,14 +95,14 @@ def test_windows_are_what_inference_will_ask_for() -> None:
     noisy = (level > 0) & present
     assert noisy.any(1).all()
     assert (
-        0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.6
+        0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.5
     )  # some start from text alone
     seen = window.allowed
     apart = window.part[:, :, None] != window.part[:, None, :]
     assert apart.any()
     assert not (seen & apart).any()  # windows that share a clip know nothing of each other
     later_sees_earlier = seen.float().tril().sum() / seen.float().sum()
-    assert later_sees_earlier > 0.75
+    assert later_sees_earlier > 0.8
     assert not (seen & (level[:, None, :] > level[:, :, None])).any()  # nobody looks at something noisier
 
 

@@ -83,7 +83,8 @@ def test_clips_after_single_frames_lose_nothing(engine: Engine) -> None:
 def test_strict_autoregression_of_one_chunk_is_the_ordinary_sampler(plan_cache: Path) -> None:
     """Invariant 2, through the whole engine: m = S and N = 1 against Euler written out here.
 
-    In fp32: a bf16 plan would round the last bits in which the two ways of writing the sum differ up to 5e-3.
+    In fp32: a bf16 plan would round the last bits in which the two ways of writing the sum differ up to 5e-3. With this seed a change
+    of the noise by 1e-6 changes the outcome as little; there are seeds (8) at a fork, where it grows a hundredfold.
     """
     engine = pyengine.load("shapes", cache_dir=plan_cache, choice="cut", precision="fp32")
     steps = engine.bundle.method["steps"]
@@ -108,9 +109,7 @@ def test_strict_autoregression_of_one_chunk_is_the_ordinary_sampler(plan_cache: 
             velocity = np.tensordot(cfg(1.0), executor.output(variant, "velocity"), 1)[rows - len(latents) :]
             latents = latents + (now - then) * velocity
     engine.close()
-    assert np.allclose(
-        got, latents, rtol=0, atol=1e-4
-    )  # rounding alone: 1e-6; some seeds blow it up a hundredfold
+    assert np.allclose(got, latents, rtol=0, atol=1e-5)
 
 
 def test_a_new_prompt_shows_and_is_deterministic(engine: Engine) -> None:
