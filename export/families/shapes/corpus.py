@@ -18,7 +18,7 @@ from pyengine.bundle import Bundle
 
 from .autoencoder import FRAMES_PER_LATENT, Decoder, Encoder
 from .captions import build_tokenizer, token_ids, varied_caption
-from .modules import load_modules
+from .modules import autoencoder_weights, load_modules
 from .world import render, sample_scene
 
 CLIP_LATENTS = 20
@@ -28,7 +28,7 @@ SHARD_CLIPS = 512
 def load_autoencoder(folder: Path) -> tuple[Encoder, Decoder]:
     """The averaged autoencoder of a training folder, in evaluation mode."""
     model = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()})
-    model.load_state_dict(load_file(folder / "average.safetensors"))
+    model.load_state_dict(autoencoder_weights(folder))
     model.eval()
     return model["encoder"], model["decoder"]  # type: ignore[return-value]
 

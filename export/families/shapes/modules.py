@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from pyengine.bundle import Bundle
 from pyengine.errors import BundleError, ConfigError
@@ -59,12 +59,12 @@ class Modules:
         config = DenoiserConfig()
         text = TextEncoder(config.depth, config.width, config.heads)
         modules = load_modules(bundle) if bundle else cls(Denoiser(config), text, Encoder(), Decoder())
-        for folder, parts in (
-            (autoencoder, {"encoder": modules.encoder, "decoder": modules.decoder}),
-            (denoiser, {"denoiser": modules.denoiser, "text": modules.text_encoder}),
+        for folder, parts, weights in (
+            (autoencoder, {"encoder": modules.encoder, "decoder": modules.decoder}, autoencoder_weights),
+            (denoiser, {"denoiser": modules.denoiser, "text": modules.text_encoder}, averaged_weights),
         ):
             if folder is not None:
-                nn.ModuleDict(parts).load_state_dict(load_file(folder / "average.safetensors"))
+                nn.ModuleDict(parts).load_state_dict(weights(folder))
         return modules.rounded()
 
     def parts(self) -> tuple[nn.Module, ...]:
@@ -75,6 +75,17 @@ class Modules:
         for part in self.parts():
             round_weights(part.eval())
         return self
+
+
+def averaged_weights(folder: Path) -> dict[str, Tensor]:
+    """What a training folder ships."""
+    return load_file(folder / "average.safetensors")
+
+
+def autoencoder_weights(folder: Path) -> dict[str, Tensor]:
+    """Encoder and decoder of a training folder, without the head that only training needs."""
+    weights = averaged_weights(folder)
+    return {name: value for name, value in weights.items() if not name.startswith("alignment.")}
 
 
 def load_modules(bundle: Bundle) -> Modules:

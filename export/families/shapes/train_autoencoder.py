@@ -1,7 +1,8 @@
 """Train the autoencoder on endless fresh scenes: `python -m pyengine.export.families.shapes.train_autoencoder --help`.
 
 With `--encoder FOLDER` the encoder of an earlier run (with `--bundle NAME`, that of a bundle) is kept as it is and only the decoder goes
-on, in a folder of its own: so the decoder can improve after the denoiser has been trained on the encoder's latents.
+on, in a folder of its own: so the decoder can improve after the denoiser has been trained on the encoder's latents. With `--whole` the
+encoder goes on as well; its latents change, and the denoiser has to be trained on them afterwards.
 """
 
 from __future__ import annotations
@@ -10,40 +11,45 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyengine.bundle import Bundle
 
+from .alignment import Alignment, CellLabels, label_cells
 from .autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder
-from .modules import load_modules
-from .training import Clock, Trainer, learning_rate
+from .modules import autoencoder_weights, load_modules
+from .training import Clock, Trainer, join_processes, learning_rate
 from .world import render, sample_scene
 
 CLIP_LATENTS = 4
 LEAST_CONTRAST = 0.2  # between neighbouring pixels of a range of 2; a gradient's rows differ by less
 LATENT_NOISE = 0.15  # the decoder learns to bear what the denoiser leaves behind
+ALIGNMENT_WEIGHT = 0.1
 
 
-def sample_clips(rng: np.random.Generator, count: int) -> Tensor:
-    """Fresh clips. [count, 16, 64, 64, 3] uint8."""
-    starts = rng.integers(0, 2000, count)
-    frames = CLIP_LATENTS * FRAMES_PER_LATENT
-    return torch.from_numpy(np.stack([render(sample_scene(rng), range(s, s + frames)) for s in starts]))
+def sample_clips(rng: np.random.Generator, count: int) -> tuple[Tensor, CellLabels]:
+    """Fresh clips [count, 16, 64, 64, 3] uint8 and what their latents should say, [4 * count, ...]."""
+    pictures, labels = [], []
+    for start in rng.integers(0, 2000, count):
+        scene, frames = sample_scene(rng), range(start, start + CLIP_LATENTS * FRAMES_PER_LATENT)
+        pictures.append(render(scene, frames))
+        labels.append(label_cells(scene, frames))
+    return torch.from_numpy(np.stack(pictures)), CellLabels(*map(torch.cat, zip(*labels, strict=True)))
 
 
-class FreshClips(IterableDataset[Tensor]):
+class FreshClips(IterableDataset[tuple[Tensor, CellLabels]]):
     """Endless batches of `sample_clips`, different in every worker and after every resume."""
 
     def __init__(self, batch: int, seed: int) -> None:
         self.batch, self.seed = batch, seed
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, CellLabels]]:
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
@@ -108,6 +114,9 @@ def main() -> None:
     parser.add_argument(
         "--bundle", default=None, help="train the decoder alone, from the weights of this bundle"
     )
+    parser.add_argument(
+        "--whole", action="store_true", help="with --encoder or --bundle: train the encoder on as well"
+    )
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument(
         "--workers",
@@ -118,31 +127,44 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
+    process = join_processes(arguments.device)
     torch.manual_seed(0)
-    model = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()})
+    encoder, decoder = Encoder(), Decoder()
     if arguments.encoder is not None:
-        model.load_state_dict(load_file(arguments.encoder / "average.safetensors"))
+        torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder}).load_state_dict(
+            autoencoder_weights(arguments.encoder)
+        )
     if arguments.bundle is not None:
         modules = load_modules(Bundle.load(arguments.bundle))
-        model = torch.nn.ModuleDict({"encoder": modules.encoder, "decoder": modules.decoder})
-    if arguments.encoder is not None or arguments.bundle is not None:
-        model["encoder"].requires_grad_(False).eval()
+        encoder, decoder = modules.encoder.train(), modules.decoder.train()
+    alone = (arguments.encoder is not None or arguments.bundle is not None) and not arguments.whole
+    if alone:
+        encoder.requires_grad_(False).eval()
+    model = torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    if not alone:
+        model["alignment"] = Alignment()
     model = model.to(arguments.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(model, arguments.folder, peak_rate=arguments.rate, ema=0.998)
-    source = DataLoader(
-        FreshClips(arguments.batch, trainer.step + 1), batch_size=None, num_workers=arguments.workers
-    )
-    batches = iter(source)
+    seed = trainer.step + 1 + 1_000_003 * process
+    torch.manual_seed(seed)
+    source = DataLoader(FreshClips(arguments.batch, seed), batch_size=None, num_workers=arguments.workers)
     clock = Clock(arguments.steps, arguments.minutes)
+    batches = iter(source)
     while (progress := clock.progress(trainer.step)) < 1:
-        clips = next(batches).to(arguments.device)
+        clips, labels = next(batches)
+        clips, labels = clips.to(arguments.device), CellLabels(*(part.to(arguments.device) for part in labels))
         with torch.autocast(arguments.device, torch.bfloat16):
-            latents = model["encoder"](clips.flatten(0, 1))
+            latents = encoder(clips.flatten(0, 1))
             noisy = latents + LATENT_NOISE * torch.rand(()) * torch.randn_like(latents)
-            output = decode_clip(model["decoder"], noisy.unflatten(0, (arguments.batch, -1)))
+            output = decode_clip(decoder, noisy.unflatten(0, (arguments.batch, -1)))
         target = clips.permute(0, 1, 4, 2, 3).float() * (2 / 255) - 1
         loss = reconstruction_loss(output.flatten(0, 1).float(), target.flatten(0, 1))
-        trainer.update(loss, learning_rate(progress, trainer.step))
+        read = {}
+        if not alone:
+            read["misread"], right = cast(Alignment, model["alignment"]).loss(latents.float(), labels)
+            loss = loss + ALIGNMENT_WEIGHT * read["misread"]
+            read["kinds_right"] = right
+        trainer.update(loss, learning_rate(progress, trainer.step), read)
     trainer.save()
 
 

@@ -90,8 +90,9 @@ class Trainer:
         if (folder / "optimiser.safetensors").exists():
             self._resume()
 
-    def update(self, loss: Tensor, rate: float) -> None:
-        """One optimiser step at `rate` times the peak rate; logs every 20 steps, saves every two minutes."""
+    def update(self, loss: Tensor, rate: float, also: dict[str, Tensor] | None = None) -> None:
+        """One optimiser step at `rate` times the peak rate; logs every 20 steps, saves every two minutes. `also`: parts of the loss
+        and other figures to print beside it."""
         self.model.zero_grad()
         loss.backward()
         self._share_gradients()
@@ -111,7 +112,7 @@ class Trainer:
                 kept.copy_(latest)
         self._losses.append(loss.detach())  # read when logged: a GPU need not wait for every step
         if self.step % LOG_STEPS == 0 and self._first:
-            self._log(self.peak_rate * rate)
+            self._log(self.peak_rate * rate, {name: float(value) for name, value in (also or {}).items()})
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -159,7 +160,7 @@ class Trainer:
         )
         return owner.state[parameter]
 
-    def _log(self, rate: float) -> None:
+    def _log(self, rate: float, also: dict[str, float]) -> None:
         loss = torch.stack(self._losses).mean().item()
         self._losses.clear()
         path = self.folder / "loss.csv"
@@ -169,7 +170,8 @@ class Trainer:
             if fresh:
                 writer.writerow(["step", "loss", "rate", "time"])
             writer.writerow([self.step, f"{loss:.6f}", f"{rate:.3e}", int(time.time())])
-        print(f"step {self.step:6d}  loss {loss:.5f}  rate {rate:.2e}", flush=True)
+        parts = "".join(f"  {name} {value:.4f}" for name, value in also.items())
+        print(f"step {self.step:6d}  loss {loss:.5f}  rate {rate:.2e}{parts}", flush=True)
 
 
 def _flat(module: nn.Module) -> dict[str, Tensor]:
