@@ -23,7 +23,7 @@ from .world import HEIGHT, SHAPES, Scene, coverage
 CELLS = HEIGHT // SPATIAL_FACTOR
 LEAST_SHARE = 0.1  # of a cell that a shape must cover to count as lying there
 EMPTY_WEIGHT = 0.1  # of a cell without a shape, against 1 for one that is full of it
-LEVELS = (0.2, 0.7)  # noise levels that the reading must survive
+LEVELS = (0.1, 0.6)  # noise levels that the reading must survive
 FAST_TURN = 0.5  # radians of the shape's pattern per frame that count as a rate of 1
 
 
@@ -85,5 +85,6 @@ class Alignment(nn.Module):
         turns = labels.share * (shown & (labels.kind != 1 + SHAPES.index("circle")))
         apart = (poses.float() - labels.pose).square().mean(1)
         loss = (error * weight).sum() / weight.sum() + (apart * turns).sum() / turns.sum().clamp(min=1)
-        right = (kinds.argmax(1) == labels.kind)[shown].float().mean()
+        # Of the cells that are known to lie under a shape, "nothing" is no answer.
+        right = (kinds[:, 1:].argmax(1) + 1 == labels.kind)[shown & (labels.share > 0.5)].float().mean()
         return loss, right.detach()

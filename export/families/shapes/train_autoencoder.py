@@ -30,7 +30,7 @@ from .world import render, sample_scene
 CLIP_LATENTS = 4
 LEAST_CONTRAST = 0.2  # between neighbouring pixels of a range of 2; a gradient's rows differ by less
 LATENT_NOISE = 0.15  # the decoder learns to bear what the denoiser leaves behind
-ALIGNMENT_WEIGHT = 0.1
+ALIGNMENT_WEIGHT = 0.6
 
 
 def sample_clips(rng: np.random.Generator, count: int) -> tuple[Tensor, CellLabels]:
@@ -152,7 +152,10 @@ def main() -> None:
     batches = iter(source)
     while (progress := clock.progress(trainer.step)) < 1:
         clips, labels = next(batches)
-        clips, labels = clips.to(arguments.device), CellLabels(*(part.to(arguments.device) for part in labels))
+        clips, labels = (
+            clips.to(arguments.device),
+            CellLabels(*(part.to(arguments.device) for part in labels)),
+        )
         with torch.autocast(arguments.device, torch.bfloat16):
             latents = encoder(clips.flatten(0, 1))
             noisy = latents + LATENT_NOISE * torch.rand(()) * torch.randn_like(latents)

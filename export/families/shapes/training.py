@@ -112,7 +112,9 @@ class Trainer:
                 kept.copy_(latest)
         self._losses.append(loss.detach())  # read when logged: a GPU need not wait for every step
         if self.step % LOG_STEPS == 0 and self._first:
-            self._log(self.peak_rate * rate, {name: float(value) for name, value in (also or {}).items()})
+            self._log(
+                self.peak_rate * rate, {name: float(value.detach()) for name, value in (also or {}).items()}
+            )
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
