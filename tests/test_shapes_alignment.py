@@ -20,7 +20,8 @@ def cell_of(shape: MovingShape, frame: float) -> tuple[int, int]:
 def test_the_cell_under_a_shape_names_it(kind: str) -> None:
     shape = MovingShape(kind, "red", "", "bounce", (30.0, 34.0), velocity=(1.1, -0.7))
     labels = label_cells(Scene((shape,), "black"), range(40, 80))
-    assert labels.kind.shape == labels.share.shape == (10, 8, 8) and labels.pose.shape == (10, 3, 8, 8)
+    assert labels.kind.shape == labels.share.shape == (10, 8, 8)
+    assert labels.pose.shape == (10, 3, 8, 8)
     for latent in range(10):
         row, column = cell_of(shape, 40 + 4 * latent + 1.5)
         assert labels.kind[latent, row, column] == 1 + SHAPES.index(kind)
