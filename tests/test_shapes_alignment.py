@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from pyengine.bundle import Bundle
+from pyengine.export.families.shapes import train_autoencoder
 from pyengine.export.families.shapes.alignment import Alignment, CellLabels, label_cells
+from pyengine.export.families.shapes.modules import Modules, autoencoder_weights
 from pyengine.export.families.shapes.world import SHAPES, MovingShape, Scene, coverage, sample_scene
 
 
@@ -74,3 +81,29 @@ def test_latents_that_say_the_kind_are_read_and_others_are_not() -> None:
             optimiser.step()
         reached[name] = float(right)
     assert reached["telling"] > 0.85 > 0.5 > reached["silent"]
+
+
+def test_the_autoencoder_trains_whole_then_the_decoder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(folder: str, *options: object) -> dict[str, torch.Tensor]:
+        words = ["train", "--folder", str(tmp_path / folder), "--batch", "1", "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", [*words, *map(str, options)])
+        train_autoencoder.main()
+        return load_file(tmp_path / folder / "model.safetensors")
+
+    first = train("whole", "--steps", 1)
+    second = train("whole", "--steps", 2)  # goes on where it stopped
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert {name.split(".")[0] for name in changed} == {"encoder", "decoder", "alignment"}
+
+    alone = train("decoder", "--steps", 1, "--encoder", tmp_path / "whole")
+    average = autoencoder_weights(tmp_path / "whole")
+    assert alone.keys() == average.keys()
+    for name in average:
+        assert torch.equal(alone[name], average[name]) == name.startswith("encoder."), name
+
+    modules = Modules.trained(tmp_path / "decoder", None, Bundle.load("shapes"))
+    torch.testing.assert_close(
+        modules.encoder.stem.weight.detach(), average["encoder.stem.weight"], atol=1e-3, rtol=1e-3
+    )
