@@ -12,10 +12,10 @@ import pyengine
 
 PROMPTS = (
     "a red circle bounces over a blue background",
+    "a small green star orbits over a grey background",
+    "a large yellow square spins over a purple gradient background",
     "a cyan triangle drifts over a black background",
-    "a large white star bounces over a green gradient background",
-    "a small orange square bounces over a black background",
-    "a purple triangle orbits over an orange gradient background",
+    "an orange circle drifts and a blue triangle spins over a grey background",
 )
 COLUMNS = 12
 GAP = 2  # pixels between frames
