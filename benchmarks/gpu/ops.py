@@ -289,7 +289,7 @@ def main() -> int:
         from pyengine import _cuda
     except ImportError:
         print(
-            "ops.py: skipped, pyengine was built without CUDA: pip install . -Ccmake.define.PYENGINE_CUDA=on"
+            "ops.py: skipped, pyengine was built without CUDA: pip install . --config-settings=cmake.define.PYENGINE_CUDA=on"
         )
         return 0
     if not torch.cuda.is_available() or not _cuda.device_count():

@@ -213,7 +213,7 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
         )
     build = [python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-index", "--no-deps",
              "--upgrade", "--target", str(site), f"-Cbuild-dir={work / 'build'}",
-             "-Ccmake.define.PYENGINE_CUDA=on", f"-Ccmake.define.PYENGINE_CUDA_ARCHITECTURES={card.architecture}",
+             "--config-settings=cmake.define.PYENGINE_CUDA=on", f"--config-settings=cmake.define.PYENGINE_CUDA_ARCHITECTURES={card.architecture}",
              str(ROOT)]  # fmt: skip
     found = [
         Step(

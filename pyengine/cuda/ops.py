@@ -25,7 +25,7 @@ def kernels() -> Any:
     except ImportError as error:
         raise BackendUnavailable(
             f"this installation has no CUDA kernels ({error}): install pyengine again where nvcc is on the PATH, with "
-            "-Ccmake.define.PYENGINE_CUDA=ON, or build the plan with choice 'inline', which needs none"
+            "--config-settings=cmake.define.PYENGINE_CUDA=ON, or build the plan with choice 'inline', which needs none"
         ) from error
     return _cuda
 
