@@ -211,10 +211,14 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
+    settings = {
+        "build-dir": work / "build",
+        "cmake.define.PYENGINE_CUDA": "on",
+        "cmake.define.PYENGINE_CUDA_ARCHITECTURES": card.architecture,
+    }
     build = [python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-index", "--no-deps",
-             "--upgrade", "--target", str(site), f"-Cbuild-dir={work / 'build'}",
-             "--config-settings=cmake.define.PYENGINE_CUDA=on", f"--config-settings=cmake.define.PYENGINE_CUDA_ARCHITECTURES={card.architecture}",
-             str(ROOT)]  # fmt: skip
+             "--upgrade", "--target", str(site),
+             *(f"--config-settings={name}={value}" for name, value in settings.items()), str(ROOT)]  # fmt: skip
     found = [
         Step(
             "build",
