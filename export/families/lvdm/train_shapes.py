@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pyengine.bundle import Bundle
 from pyengine.samplers import alphas_cumprod
 
+from ..shapes.captions import build_tokenizer
 from ..shapes.modules import load_modules
 from ..shapes.training import Trainer, learning_rate
 from ..shapes.world import Scene, render, sample_scene
@@ -84,8 +85,18 @@ def encode_corpus(folder: Path, bundle: str, shards: range) -> None:
         save_file({"latents": torch.stack(latents)}, path)
 
 
+def select_corpus(folder: Path, source: Path) -> None:
+    """The same out of a corpus that `shapes.corpus` encoded: its clips of plain scenes, known by their captions, 20 latents each."""
+    known = build_tokenizer().get_vocab()
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.safetensors")):
+        clips = load_file(path)
+        several, gradient = (clips["tokens"].eq(known[word]).any(1) for word in ("and", "gradient"))
+        save_file({"latents": clips["latents"][~(several | gradient)].contiguous()}, folder / path.name)
+
+
 def load_corpus(folder: Path) -> Tensor:
-    """[clips, 24, 8, 8, 8] float16: latents, channels, height, width."""
+    """[clips, 24, 8, 8, 8] float16 (20 latents where they were selected): latents, channels, height, width."""
     return torch.cat([load_file(path)["latents"] for path in sorted(folder.glob("*.safetensors"))])
 
 
@@ -166,6 +177,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="encoded clips; FOLDER/corpus unless given")
     parser.add_argument("--bundle", default="shapes", help="whose autoencoder makes the latents")
     parser.add_argument(
+        "--select-from",
+        type=Path,
+        metavar="CORPUS",
+        help="take the clips out of this corpus of `shapes.corpus` instead of encoding them",
+    )
+    parser.add_argument(
         "--shards",
         type=int,
         nargs=2,
@@ -177,7 +194,9 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=("corpus", "train"), default=("corpus", "train"))
     arguments = parser.parse_args()
     corpus = arguments.corpus or arguments.folder / "corpus"
-    if "corpus" in arguments.stages:
+    if "corpus" in arguments.stages and arguments.select_from is not None:
+        select_corpus(corpus, arguments.select_from)
+    elif "corpus" in arguments.stages:
         encode_corpus(corpus, arguments.bundle, range(*arguments.shards))
     if "train" in arguments.stages:
         train(arguments.folder, corpus, arguments.minutes)
