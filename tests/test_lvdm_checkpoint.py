@@ -67,6 +67,14 @@ def test_raw_and_averaged_weights_are_chosen_by_name(file: Path, state: dict[str
     )
 
 
+def test_a_file_in_the_format_before_zip_is_read(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "old.ckpt"
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
+    loaded = load_checkpoint(path)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
 def test_an_autoencoder_file_has_no_prefix_and_a_loss(tmp_path: Path) -> None:
     _, autoencoder = modules()
     bare = dict(autoencoder.state_dict()) | {"loss.perceptual.weight": torch.zeros(3)}

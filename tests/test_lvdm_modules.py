@@ -97,6 +97,49 @@ def test_the_released_yaml_of_the_autoencoder_is_understood_as_it_stands() -> No
         assert shapes(Autoencoder3D(**nested)) == KEYS["ae3d"]
 
 
+def halves(encoder: dict[str, Any], decoder: dict[str, Any], **ddconfig: Any) -> dict[str, Any]:
+    """A yaml of the autoencoder whose halves say different things."""
+    both = {"n_hiddens": 16, "z_channels": 4}
+    encoder = both | {"downsample": [2, 2, 2]} | encoder
+    decoder = both | {"upsample": [2, 2, 2]} | decoder
+    return {"ddconfig": {"encoder": {"params": encoder}, "decoder": {"params": decoder}, **ddconfig}}
+
+
+@torch.no_grad()
+def test_the_halves_of_the_autoencoder_have_their_own_sizes() -> None:
+    autoencoder = Autoencoder3D(**halves({"n_hiddens": 32}, {"image_channel": 1}))
+    mean, _ = autoencoder.encode(torch.zeros(1, 3, 2, 4, 4))
+    assert mean.shape == (1, 4, 1, 2, 2)
+    assert autoencoder.decode(mean).shape == (1, 1, 2, 4, 4)
+    assert autoencoder.encoder.conv_first.conv.out_channels == 32
+    with pytest.raises(ConfigError, match="z_channels of the decoder 4 but got 6"):
+        Autoencoder3D(**halves({}, {"z_channels": 6}))
+    with pytest.raises(ConfigError, match="keys of the released configurations but got attention"):
+        Autoencoder3D(**halves({"attention": True}, {}))
+
+
+def test_keys_that_the_release_does_not_read_are_ignored() -> None:
+    with torch.device("meta"):
+        plain = shapes(Autoencoder3D(**halves({}, {})))
+        assert shapes(Autoencoder3D(**halves({}, {}, resolution=256, dropout=0.0))) == plain
+        neutral = {
+            "attn_type": "vanilla",
+            "use_linear_attn": False,
+            "resamp_with_conv": True,
+            "tanh_out": False,
+        }
+        assert shapes(AutoencoderKL(ch=32, ddconfig=neutral, test=True)) == shapes(AutoencoderKL(ch=32))
+        with pytest.raises(ConfigError, match="attn_type 'vanilla' but got 'linear'"):
+            AutoencoderKL(ddconfig={"attn_type": "linear"})
+
+
+@torch.no_grad()
+def test_factors_that_are_no_power_of_two_halve_as_often_as_they_can() -> None:
+    autoencoder = Autoencoder3D(n_hiddens=16, downsample=[3, 2, 2])
+    assert autoencoder.factors == (2, 2, 2)
+    assert autoencoder.encode(torch.zeros(1, 3, 2, 4, 4))[0].shape == (1, 4, 1, 2, 2)
+
+
 @torch.no_grad()
 def test_kl_f8_halves_three_times_and_comes_back() -> None:
     torch.manual_seed(0)
@@ -163,6 +206,10 @@ def test_heads_that_do_not_divide_the_channels_follow_the_released_constructor()
             for legacy, given in ((True, {}), (False, {"num_head_channels": 24, "num_heads": -1}))
         }
     assert inner == {True: 63, False: 48}  # 3 heads of 64 // 3; 64 // 24 heads of 24
+    plain = TINY | {"channel_mult": [1], "attention_resolutions": [1], "num_heads": 11}
+    unet = filled(UNet(**plain, cond_aug_mode="learned_embed"))  # 32 // 11 = 2 channels in each of 16 heads
+    assert unet(torch.randn(1, 4, 3, 4, 4), torch.tensor([5])).shape == (1, 4, 3, 4, 4)
+    assert unet.middle_block[1].heads == 16
 
 
 @torch.no_grad()

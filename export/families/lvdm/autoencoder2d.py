@@ -23,7 +23,19 @@ _IGNORED = (
     "colorize_nlabels",
     "resolution",
     "dropout",
+    "test",
+    "logdir",
+    "input_dim",
+    "test_args",
 )
+# Keys of the released ddconfig that are built with one value only.
+_FIXED = {
+    "attn_type": "vanilla",
+    "use_linear_attn": False,
+    "resamp_with_conv": True,
+    "tanh_out": False,
+    "give_pre_end": False,
+}
 
 
 class AutoencoderKL(nn.Module):
@@ -37,9 +49,11 @@ class AutoencoderKL(nn.Module):
         flat = {**config, **dict(config.get("ddconfig", {}))}
         flat.pop("ddconfig", None)
         refuse_value("AutoencoderKL", "double_z", flat.pop("double_z", True), True)
+        for key, only in _FIXED.items():
+            refuse_value("AutoencoderKL", key, flat.pop(key, only), only)
         refuse_value("AutoencoderKL", "attn_resolutions", list(flat.pop("attn_resolutions", [])), [])
         z, embed = flat.pop("z_channels", 4), flat.pop("embed_dim", 4)
-        width, mult = flat.pop("ch", 128), tuple(flat.pop("ch_mult", (1, 2, 4, 4)))
+        width, mult = flat.pop("ch", 128), tuple(flat.pop("ch_mult", (1, 2, 4, 8)))
         blocks = flat.pop("num_res_blocks", 2)
         pixels, out = flat.pop("in_channels", 3), flat.pop("out_ch", 3)
         refuse_unknown("AutoencoderKL", flat, _IGNORED)

@@ -27,6 +27,8 @@ from .config import refuse_unknown, refuse_value
 GROUPS, EPSILON = 32, 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 PADDINGS = ("replicate", "reflect", "circular", "constant")
+_NEEDED = ("n_hiddens", "downsample", "upsample", "z_channels", "embed_dim", "image_channel", "padding_type")
+_DD = (*_NEEDED, "double_z", "norm_type")
 # Keys of the released yaml that only training reads.
 _TRAINING = ("lossconfig", "monitor", "ckpt_path", "ignore_keys", "image_key", "std", "mean", "prob")
 
@@ -43,11 +45,12 @@ class Autoencoder3D(nn.Module):
     def __init__(self, **config: Any) -> None:
         super().__init__()
         flat = _flatten(config)
-        hidden, factors, z = flat["n_hiddens"], flat["downsample"], flat["z_channels"]
-        self.factors = tuple(int(factor) for factor in factors)  # of time, height, width
-        self.channels, self.embed_dim = flat["image_channel"], flat["embed_dim"]
-        self.encoder = Encoder(hidden, factors, z, self.channels, flat["padding_type"])
-        self.decoder = Decoder(hidden, flat["upsample"], z, self.channels)
+        given, made = flat["encoder"], flat["decoder"]
+        z, factors = flat["z_channels"], given["downsample"]
+        self.factors = tuple(2 ** int(math.log2(factor)) for factor in factors)  # of time, height, width
+        self.channels, self.embed_dim = given["image_channel"], flat["embed_dim"]
+        self.encoder = Encoder(given["n_hiddens"], factors, z, self.channels, given["padding_type"])
+        self.decoder = Decoder(made["n_hiddens"], made["upsample"], z, made["image_channel"])
         self.quant_conv = SamePadConv3d(2 * z, 2 * self.embed_dim, 1)
         self.post_quant_conv = SamePadConv3d(self.embed_dim, z, 1)
 
@@ -182,37 +185,42 @@ def same_padding(kernel: int, stride: Sequence[int]) -> tuple[int, ...]:
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a released yaml or of flat keys, in one dictionary."""
-    flat = dict(config)
-    dd = dict(flat.pop("ddconfig", {}))
-    for key in ("encoder", "decoder"):
-        nested = dict(dd.pop(key, {}))
-        flat |= nested.get("params", nested)
-    flat |= dd
-    refuse_value("Autoencoder3D", "double_z", flat.pop("double_z", True), True)
-    refuse_value("Autoencoder3D", "norm_type", flat.pop("norm_type", "group"), "group")
-    known = {"image_channel": 3, "z_channels": 4, "embed_dim": 4, "padding_type": "replicate", **flat}
-    known.setdefault("upsample", known.get("downsample"))
-    needed = (
-        "n_hiddens",
-        "downsample",
-        "upsample",
-        "z_channels",
-        "embed_dim",
-        "image_channel",
-        "padding_type",
-    )
-    refuse_unknown("Autoencoder3D", known, (*needed, *_TRAINING))
-    missing = [key for key in needed if known.get(key) is None]
-    if missing:
+    """The numbers of a released yaml or of flat keys: those of both halves, and of `encoder` and `decoder` each, which may differ."""
+    common = dict(config)
+    dd = dict(common.pop("ddconfig", {}))
+    halves = {half: dict(dd.pop(half, {})) for half in ("encoder", "decoder")}
+    halves = {half: dict(nested.get("params", nested)) for half, nested in halves.items()}
+    refuse_unknown("Autoencoder3D", common, (*_NEEDED, "double_z", "norm_type", *_TRAINING))
+    common |= {
+        key: value for key, value in dd.items() if key in _DD
+    }  # the release reads no other key of ddconfig
+    found: dict[str, Any] = {}
+    for half, nested in halves.items():
+        refuse_unknown("Autoencoder3D", nested, (*_NEEDED, "double_z", "norm_type"))
+        own = {"image_channel": 3, "z_channels": 4, "padding_type": "replicate", **common, **nested}
+        own.setdefault("upsample", own.get("downsample", halves["encoder"].get("downsample")))
+        refuse_value("Autoencoder3D", "double_z", own.pop("double_z", True), True)
+        refuse_value("Autoencoder3D", "norm_type", own.pop("norm_type", "group"), "group")
+        found[half] = own
+    z = common.get("z_channels", found["encoder"]["z_channels"])
+    for half in halves:
+        refuse_value("Autoencoder3D", f"z_channels of the {half}", found[half]["z_channels"], z)
+    found |= {"z_channels": z, "embed_dim": common.get("embed_dim", 4)}
+    for half, key in (
+        ("encoder", "n_hiddens"),
+        ("encoder", "downsample"),
+        ("decoder", "n_hiddens"),
+        ("decoder", "upsample"),
+    ):
+        if found[half].get(key) is None:
+            raise ConfigError(
+                f"[Autoencoder3D] expected {key} but got none; give the yaml's `first_stage_config.params`"
+            )
+    if found["encoder"]["padding_type"] not in PADDINGS:
         raise ConfigError(
-            f"[Autoencoder3D] expected {missing[0]} but got none; give the yaml's `first_stage_config.params`"
+            f"[Autoencoder3D] expected padding_type out of {', '.join(PADDINGS)} but got {found['encoder']['padding_type']!r}"
         )
-    if known["padding_type"] not in PADDINGS:
-        raise ConfigError(
-            f"[Autoencoder3D] expected padding_type out of {', '.join(PADDINGS)} but got {known['padding_type']!r}"
-        )
-    return {key: known[key] for key in needed}
+    return found
 
 
 def sample_latent(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from pyengine.samplers import alphas_cumprod
 
 from ..shapes.captions import build_tokenizer
 from ..shapes.modules import load_modules
-from ..shapes.training import Trainer, learning_rate
+from ..shapes.training import Trainer, agreed, is_first, join_processes, learning_rate
 from ..shapes.world import Scene, render, sample_scene
 from .unet import UNet
 
@@ -139,7 +139,8 @@ def clip_loss(model: UNet, clean: Tensor, mask: Tensor, alpha_bar: Tensor) -> Te
 
 
 def train(folder: Path, corpus: Path, minutes: float) -> None:
-    """Both networks by turns, so that both are of use at any time. Resumes from the folder."""
+    """Both networks by turns, so that both are of use at any time. Resumes from the folder. Runs under `torchrun`, too."""
+    process = join_processes("cpu")
     torch.manual_seed(1)
     latents = load_corpus(corpus)
     models = {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)}
@@ -147,7 +148,7 @@ def train(folder: Path, corpus: Path, minutes: float) -> None:
         name: Trainer(model, folder / name, peak_rate=1.5e-3, ema=0.999, muon=True)
         for name, model in models.items()
     }
-    torch.manual_seed(trainers["prediction"].step + 2)
+    torch.manual_seed(trainers["prediction"].step + 2 + 1_000_003 * process)
     alpha_bar = torch.from_numpy(alphas_cumprod(*BETAS, TIMESTEPS)).float()
     for progress in clock(folder, minutes):
         for name, model in models.items():
@@ -161,11 +162,11 @@ def train(folder: Path, corpus: Path, minutes: float) -> None:
 def clock(folder: Path, minutes: float) -> Iterator[float]:
     """Yields the share of the time that has gone since the first start, until it is over."""
     path = folder / "started"
-    if not path.exists():
+    if is_first() and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{time.time()}\n")
-    started = float(path.read_text())
-    while (progress := (time.time() - started) / 60 / minutes) < 1:
+    started = agreed(float(path.read_text()) if is_first() else 0.0)
+    while (progress := agreed((time.time() - started) / 60 / minutes)) < 1:
         yield progress
 
 

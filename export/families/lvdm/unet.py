@@ -67,7 +67,8 @@ class UNet(nn.Module):
         super().__init__()
         refuse_value("UNet", "dims", rest.pop("dims", 3), 3)
         # Embeds the perturbation level per frame: neither shipped configuration does.
-        refuse_value("UNet", "cond_aug_mode", rest.pop("cond_aug_mode", None), None)
+        mode = rest.pop("cond_aug_mode", None)  # "learned_embed" is a name for nothing, as released
+        refuse_value("UNet", "cond_aug_mode", None if mode == "learned_embed" else mode, None)
         refuse_unknown("UNet", rest, (*_IGNORED, *_IGNORED_CLASSES))
         if nonlinearity_type not in _ACTIVATIONS:
             raise ConfigError(
@@ -112,6 +113,10 @@ class UNet(nn.Module):
                 return SpatialTemporalTransformer(
                     channels, heads, size, transformer_depth, context_dim, reach
                 )
+            if not legacy and size and channels % size == 0:
+                heads = (
+                    channels // size
+                )  # as released: by the size, also where the number given does not divide
             if heads * size != channels:
                 raise ConfigError(
                     f"[UNet] expected heads that divide {channels} channels but got {heads} of {size}; "

@@ -38,10 +38,20 @@ class Clock:
         """In [0, 1); 1 or more when the training is over."""
         if self.minutes is None or step >= self.steps:
             return step / self.steps
-        share = torch.tensor((time.perf_counter() - self._started) / 60 / self.minutes)
-        if distributed.is_initialized():
-            distributed.broadcast(share, 0)
-        return float(share)
+        return agreed((time.perf_counter() - self._started) / 60 / self.minutes)
+
+
+def agreed(value: float) -> float:
+    """The value of process 0, so that all of them decide alike."""
+    shared = torch.tensor(value, dtype=torch.float64)
+    if distributed.is_initialized():
+        distributed.broadcast(shared, 0)
+    return float(shared)
+
+
+def is_first() -> bool:
+    """Whether this process is number 0, the one that logs and saves."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def join_processes(device: str) -> int:
@@ -111,7 +121,7 @@ class Trainer:
             for kept, latest in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 kept.copy_(latest)
         self._losses.append(loss.detach())  # read when logged: a GPU need not wait for every step
-        if self.step % LOG_STEPS == 0 and self._first:
+        if self.step % LOG_STEPS == 0 and is_first():
             self._log(
                 self.peak_rate * rate, {name: float(value.detach()) for name, value in (also or {}).items()}
             )
@@ -120,7 +130,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything a later run needs to go on."""
-        if not self._first:
+        if not is_first():
             return
         save_file(_flat(self.model), self.folder / "model.safetensors")
         save_file(_flat(self.average), self.folder / "average.safetensors")
@@ -130,10 +140,6 @@ class Trainer:
                 moments[f"{index}.{name}"] = value.contiguous()
         save_file(moments, self.folder / "optimiser.safetensors")
         self._saved = time.monotonic()
-
-    @property
-    def _first(self) -> bool:
-        return not distributed.is_initialized() or distributed.get_rank() == 0
 
     def _share_gradients(self) -> None:
         """Average the gradients over the processes, all of them in one message."""
