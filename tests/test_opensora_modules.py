@@ -11,6 +11,7 @@ import torch
 
 from pyengine.errors import ConfigError, ShapeError
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
+from pyengine.export.families.opensora.layers import place_embedding
 
 STDIT3_CASES = ["stdit3_perframe_even", "stdit3_perframe_odd", "stdit3_scalar", "stdit3_xmask"]
 
@@ -94,6 +95,38 @@ def test_text_embedded_before_gives_the_same() -> None:
     packed = text[mask != 0][None]
     out = skipping(x, timestep, packed, mask=mask.sum(1), **inputs)
     assert (out - expected).abs().max() < 1e-5
+    # Without lengths every sample reads the whole of it.
+    shared = skipping(x, timestep, packed, **inputs)
+    for row in range(len(x)):
+        alone = {name: value[row : row + 1] for name, value in inputs.items()}
+        one = skipping(x[row : row + 1], timestep[row : row + 1], packed, mask=[packed.shape[1]], **alone)
+        assert (shared[row] - one[0]).abs().max() < 1e-5
+
+
+def test_a_mask_of_frames_may_be_shared() -> None:
+    inputs = tensors(golden.case("stdit3_xmask"))
+    call = {name: value for name, value in inputs.items() if name != "x_mask"}
+    for shared in (
+        torch.tensor([[True, False] * 8])[:, : inputs["x_mask"].shape[1]],
+        torch.tensor([[True], [False]]),
+    ):
+        whole = shared.expand(inputs["x_mask"].shape)
+        assert torch.equal(golden.stdit3()(**call, x_mask=shared), golden.stdit3()(**call, x_mask=whole))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_table_of_places_rounds_where_the_original_does(dtype: torch.dtype) -> None:
+    rows, columns, width = 3, 5, 16
+    rate = (1.0 / 10000 ** (torch.arange(0, width // 2, 2).float() / (width // 2))).to(dtype)
+    table = place_embedding(rows, columns, width, 0.75, dtype).reshape(rows, columns, 4, width // 4)
+    for row in range(rows):
+        for column in range(columns):
+            across, down = (
+                torch.outer(torch.tensor([index / 0.75]) * (4 / count), rate)[0]
+                for index, count in ((column, columns), (row, rows))
+            )
+            expected = torch.stack([across.sin(), across.cos(), down.sin(), down.cos()]).to(dtype)
+            torch.testing.assert_close(table[row, column], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["vae_decode_17f", "vae_decode_21f", "vae_decode_34f"])
@@ -112,6 +145,7 @@ def test_encoding_equals_the_original(name: str) -> None:
 
 def test_other_autoencoders_have_the_shapes_of_their_config() -> None:
     spatial = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "act_fn": "silu"}
+    spatial |= {"shift_factor": None, "force_upcast": True}  # keys that change nothing
     temporal = {"type": "VAE_Temporal", "filters": 8, "num_res_blocks": 1, "num_groups": 4}
     vae = VideoAutoencoder(
         spatial=spatial,
@@ -167,7 +201,7 @@ def given(**changes: object) -> dict[str, object]:
         ({"y": torch.zeros(2, 1, 12, 31)}, r"y \[2, 1, words, 32\] but got \[2, 1, 12, 31\]"),
         ({"mask": torch.ones(3, 12)}, r"mask \[2 or 1, 12\] but got \[3, 12\]"),
         ({"mask": torch.ones(2, 11)}, r"mask \[2 or 1, 12\] but got \[2, 11\]"),
-        ({"x_mask": torch.ones(2, 4).bool()}, r"x_mask \[2, 3\] but got \[2, 4\]"),
+        ({"x_mask": torch.ones(2, 4).bool()}, r"x_mask \[2 or 1, 3 or 1\] but got \[2, 4\]"),
         ({"fps": [24.0, 24.0, 24.0]}, r"fps \[2\] or \[1\] but got \[3\]"),
     ],
 )

@@ -36,7 +36,7 @@ class Rotary(nn.Module):
     def __init__(self, head_size: int) -> None:
         super().__init__()
         self.freqs = nn.Parameter(
-            self.THETA ** (-torch.arange(0, head_size, 2)[: head_size // 2].float() / head_size),
+            1.0 / self.THETA ** (torch.arange(0, head_size, 2)[: head_size // 2].float() / head_size),
             requires_grad=False,
         )
 
@@ -208,12 +208,13 @@ def place_embedding(rows: int, columns: int, width: int, scale: float, dtype: to
     """2-D sine and cosine table [rows * columns, width], columns before rows; `scale` is the conditioning size over base."""
     base = round((rows * columns) ** 0.5)
     rate = 1.0 / 10000 ** (torch.arange(0, width // 2, 2).float() / (width // 2))
+    rate = rate.to(dtype)  # a buffer of the original, rounded with the model's weights
     parts = []
     axes = (
         (torch.arange(columns).repeat(rows), columns),
         (torch.arange(rows).repeat_interleave(columns), rows),
     )
     for index, count in axes:
-        angle = (index.float() / scale * base / count)[:, None] * rate
+        angle = (index.float() / scale * (base / count))[:, None] * rate
         parts += [angle.sin(), angle.cos()]
     return torch.cat(parts, -1).to(dtype)

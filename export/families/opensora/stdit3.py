@@ -149,8 +149,9 @@ class STDiT3(nn.Module):
         shared = self.t_block(condition)
         clean = None
         if x_mask is not None:
-            _expect("x_mask", x_mask, tuple(x_mask.shape) == (batch, frames), f"[{batch}, {frames}]")
-            x_mask = x_mask.bool()
+            fits = x_mask.ndim == 2 and x_mask.shape[0] in (1, batch) and x_mask.shape[1] in (1, frames)
+            _expect("x_mask", x_mask, fits, f"[{batch} or 1, {frames} or 1]")
+            x_mask = x_mask.bool().expand(batch, frames)
             clean = self.t_embedder(torch.zeros_like(timestep)) + rate
             shared = torch.where(x_mask[..., None], shared, self.t_block(clean))
         text, bias = self.encode_text(y.to(dtype), mask, batch)
@@ -203,10 +204,11 @@ class STDiT3(nn.Module):
         self, y: Tensor, lengths: Tensor | Sequence[int] | None, batch: int
     ) -> tuple[Tensor, Tensor | None]:
         """Text that was embedded before, samples one after another, as rows of equal length."""
-        counts = (
-            [y.shape[-2] // batch] * batch if lengths is None else [int(n) for n in torch.as_tensor(lengths)]
-        )
-        parts = y.reshape(-1, self.config.hidden_size).split(counts)
+        rows = y.reshape(-1, self.config.hidden_size)
+        if lengths is None:  # as in the original, every sample then reads the whole of it
+            return rows.expand(batch, -1, -1), None
+        counts = [int(n) for n in torch.as_tensor(lengths)]
+        parts = rows.split(counts)
         text = nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
         seen = torch.arange(text.shape[1]) < torch.tensor(counts)[:, None]
         return text, _bias(seen.to(y.device), text.dtype)

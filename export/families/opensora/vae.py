@@ -22,7 +22,7 @@ SHIFT, SCALE = (-0.10, 0.34, 0.27, 0.98), (3.85, 2.32, 2.33, 3.06)
 # Keys of either stage that change no result. The released config.json names classes instead of sizes; theirs are the defaults.
 _IDLE = frozenset(
     {"type", "from_pretrained", "subfolder", "cache_dir", "local_files_only", "sample_size", "force_upcast"}
-    | {"latents_mean", "latents_std", "_class_name", "_diffusers_version", "_name_or_path"}
+    | {"latents_mean", "latents_std", "shift_factor", "_class_name", "_diffusers_version", "_name_or_path"}
 )
 # Keys whose other values would be another network.
 _ONLY: dict[str, tuple[Any, ...]] = {
