@@ -27,8 +27,8 @@ from .config import refuse_unknown, refuse_value
 GROUPS, EPSILON = 32, 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 PADDINGS = ("replicate", "reflect", "circular", "constant")
-_NEEDED = ("n_hiddens", "downsample", "upsample", "z_channels", "embed_dim", "image_channel", "padding_type")
-_DD = (*_NEEDED, "double_z", "norm_type")
+_SIZES = ("n_hiddens", "downsample", "upsample", "z_channels", "embed_dim", "image_channel", "padding_type")
+_KEYS = (*_SIZES, "double_z", "norm_type")  # of the yaml, its ddconfig and either half of that
 # Keys of the released yaml that only training reads.
 _TRAINING = ("lossconfig", "monitor", "ckpt_path", "ignore_keys", "image_key", "std", "mean", "prob")
 
@@ -190,13 +190,12 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     dd = dict(common.pop("ddconfig", {}))
     halves = {half: dict(dd.pop(half, {})) for half in ("encoder", "decoder")}
     halves = {half: dict(nested.get("params", nested)) for half, nested in halves.items()}
-    refuse_unknown("Autoencoder3D", common, (*_NEEDED, "double_z", "norm_type", *_TRAINING))
-    common |= {
-        key: value for key, value in dd.items() if key in _DD
-    }  # the release reads no other key of ddconfig
+    refuse_unknown("Autoencoder3D", common, (*_KEYS, *_TRAINING))
+    # The release reads no other key of ddconfig.
+    common |= {key: value for key, value in dd.items() if key in _KEYS}
     found: dict[str, Any] = {}
     for half, nested in halves.items():
-        refuse_unknown("Autoencoder3D", nested, (*_NEEDED, "double_z", "norm_type"))
+        refuse_unknown("Autoencoder3D", nested, _KEYS)
         own = {"image_channel": 3, "z_channels": 4, "padding_type": "replicate", **common, **nested}
         own.setdefault("upsample", own.get("downsample", halves["encoder"].get("downsample")))
         refuse_value("Autoencoder3D", "double_z", own.pop("double_z", True), True)

@@ -6,6 +6,8 @@ level as a label. The published models are unconditional, and so are these: no t
 
     python -m pyengine.export.families.lvdm.train_shapes --folder runs/lvdm --minutes 70
 
+With `--stages train`, once there is a corpus, it runs under `torchrun` as well.
+
 Losses are squared errors, as the figure of the paper says (the released configuration: L1).
 """
 
@@ -139,7 +141,7 @@ def clip_loss(model: UNet, clean: Tensor, mask: Tensor, alpha_bar: Tensor) -> Te
 
 
 def train(folder: Path, corpus: Path, minutes: float) -> None:
-    """Both networks by turns, so that both are of use at any time. Resumes from the folder. Runs under `torchrun`, too."""
+    """Both networks by turns, so that both are of use at any time. Resumes from the folder. `torchrun`: every process draws other clips."""
     process = join_processes("cpu")
     torch.manual_seed(1)
     latents = load_corpus(corpus)

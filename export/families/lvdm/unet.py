@@ -113,10 +113,9 @@ class UNet(nn.Module):
                 return SpatialTemporalTransformer(
                     channels, heads, size, transformer_depth, context_dim, reach
                 )
+            # As released: by the size, also where the number of heads that was given does not divide.
             if not legacy and size and channels % size == 0:
-                heads = (
-                    channels // size
-                )  # as released: by the size, also where the number given does not divide
+                heads = channels // size
             if heads * size != channels:
                 raise ConfigError(
                     f"[UNet] expected heads that divide {channels} channels but got {heads} of {size}; "
