@@ -91,7 +91,7 @@ def engine_runner(
 
     def run() -> np.ndarray:
         executor.run(variant)
-        return executor.output(variant, "noise")
+        return executor.output(variant, "predicted")
 
     return run, plan.part(variant)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyengine.bundle import Bundle
 from pyengine.export.families.lvdm import UNet
-from pyengine.export.families.lvdm.train_shapes import BETAS, PREDICTION, TIMESTEPS
+from pyengine.export.families.lvdm.train_shapes import BETAS, PREDICTION, PREDICTS, TIMESTEPS
 from pyengine.export.families.shapes.autoencoder import Decoder
 from pyengine.export.families.shapes.modules import load_modules
 from pyengine.hierarchy import ddim_timesteps
@@ -33,7 +33,7 @@ CONTRAST, LEAST_PIXELS = 50.0, 30  # of 255; of 4,096
 def sample(model: UNet, known: Tensor | None, level: int, guidance: float, chains: int, steps: int) -> Tensor:
     """A clip of 4 keys for every chain, as `Clips` samples it. [chains, 8, 4, 8, 8]"""
     alpha_bar = alphas_cumprod(*BETAS, TIMESTEPS)
-    step = ddim(alpha_bar, 1.0)
+    step = ddim(alpha_bar, 1.0, PREDICTS)
     x = torch.randn(chains, 8, 4, 8, 8)
     count = 0 if known is None else known.shape[2]
     if known is not None:
@@ -46,12 +46,12 @@ def sample(model: UNet, known: Tensor | None, level: int, guidance: float, chain
         if known is not None:
             x[:, :, :count], mask[:, :, :count] = known, 1
         with torch.autocast("cpu", torch.bfloat16):
-            noise = model(torch.cat([x, mask], 1), t, labels).float()
+            predicted = model(torch.cat([x, mask], 1), t, labels).float()
             if count and guidance:
                 null = model(torch.cat([x, 0 * mask], 1), t).float()
-                noise = noise + guidance * (noise - null)
+                predicted = predicted + guidance * (predicted - null)
         a, b, c = (float(v[0]) for v in step([(now + 1) / TIMESTEPS], [(then + 1) / TIMESTEPS]))
-        x = a * x + b * noise + c * torch.randn_like(x)
+        x = a * x + b * predicted + c * torch.randn_like(x)
     return x
 
 

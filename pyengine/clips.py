@@ -41,7 +41,7 @@ class Clips:
         self._variants = method.denoiser_variants(len(self._weights))
         self._latent = latent
         self._alpha_bar = alphas_cumprod(*method.betas, self._config.timesteps)
-        self._sampler = ddim(self._alpha_bar, method.eta)
+        self._sampler = ddim(self._alpha_bar, method.eta, method.predicts)
         self._tables = {name: self._table(variant) for name, variant in method.embedding_variants().items()}
         self.call = 0
         channels, height, width = latent.channels, latent.height, latent.width
@@ -171,7 +171,7 @@ class Clips:
         for name, value in given.items():
             inputs[name][...] = value.reshape(inputs[name].shape)
         self._executor.run(variant)
-        predicted = self._executor.output(variant, "noise").copy().reshape(branches, *sample.shape)
+        predicted = self._executor.output(variant, "predicted").copy().reshape(branches, *sample.shape)
         scale = self._config.timesteps
         now = np.full(clips, (step.timestep + 1) / scale)
         then = np.full(clips, (step.timestep_next + 1) / scale)

@@ -15,6 +15,7 @@ from pyengine.errors import ConfigError, ShapeError
 
 __all__ = [
     "Coefficients",
+    "Prediction",
     "Sampler",
     "alphas_cumprod",
     "cfg",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 Levels = Sequence[float] | np.ndarray
+Prediction = Literal["epsilon", "velocity"]
 AlphaBar = Callable[[np.ndarray], np.ndarray] | Sequence[float] | np.ndarray
 
 
@@ -66,9 +68,7 @@ def renoise(level: Levels, level_next: Levels) -> Coefficients:
     return _held(now, then, 1 - then, (1 - then) * now, then)
 
 
-def ddim(
-    alpha_bar: AlphaBar, eta: float = 0.0, predicts: Literal["epsilon", "velocity"] = "epsilon"
-) -> Sampler:
+def ddim(alpha_bar: AlphaBar, eta: float = 0.0, predicts: Prediction = "epsilon") -> Sampler:
     """DDIM (Song et al. 2020, arXiv:2010.02502, equations 12 and 16): eta 0 deterministic, 1 DDPM.
 
     With eta 1 over every timestep, 999 .. 0 and then clean, this is ancestral sampling (Ho et al. 2020, arXiv:2006.11239) exactly.
@@ -116,7 +116,7 @@ def make_sampler(
     *,
     alpha_bar: AlphaBar | None = None,
     eta: float = 0.0,
-    predicts: Literal["epsilon", "velocity"] = "epsilon",
+    predicts: Prediction = "epsilon",
 ) -> Sampler:
     """The sampler that a manifest names: "euler", "renoise" or "ddim" (which alone reads the options)."""
     if name == "euler":

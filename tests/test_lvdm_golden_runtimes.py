@@ -50,7 +50,7 @@ def test_a_bundle_predicts_what_the_original_predicts(name: str, tmp_path: Path)
             inputs[f"text_{'value' if i % 2 else 'key'}.{i // 2}"] = text
     feeds = {key: value.contiguous().numpy() for key, value in inputs.items()}
     session = ort.InferenceSession(bundle.path(bundle.component("prediction").portable))
-    assert error(session.run(["noise"], feeds)[0], given["out_eps"]) < case["tolerance"]
+    assert error(session.run(["predicted"], feeds)[0], given["out_eps"]) < case["tolerance"]
     variant = Variant.of("prediction", rows=rows)
     for choice in ("cut", "inline"):
         plan = build(
@@ -60,7 +60,7 @@ def test_a_bundle_predicts_what_the_original_predicts(name: str, tmp_path: Path)
         for key, value in feeds.items():
             executor.input(variant, key)[...] = value
         executor.run(variant)
-        got = np.array(executor.output(variant, "noise"))
+        got = np.array(executor.output(variant, "predicted"))
         executor.close()
         assert error(got, given["out_eps"]) < case["tolerance"], choice
 

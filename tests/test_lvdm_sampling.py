@@ -87,7 +87,24 @@ def use_draws(monkeypatch: pytest.MonkeyPatch, draws: dict[tuple[int, int | None
     monkeypatch.setattr(clips_module, "frame_noise", stored)
 
 
-def clip(name: str, frames: int, eta: float, betas: tuple[float, float], guidance: float, unet: str) -> Clips:
+class SilentExecutor(TorchExecutor):
+    """Networks that predict 0."""
+
+    def run(self, variant: Variant) -> None:
+        super().run(variant)
+        self._outputs[variant] = 0 * self._outputs[variant]
+
+
+def clip(
+    name: str,
+    frames: int,
+    eta: float,
+    betas: tuple[float, float],
+    guidance: float,
+    unet: str,
+    executor: type[TorchExecutor] = TorchExecutor,
+    **changes: str,
+) -> Clips:
     settings = {
         "name": "clip",
         "steps": 4,
@@ -96,9 +113,9 @@ def clip(name: str, frames: int, eta: float, betas: tuple[float, float], guidanc
         "eta": eta,
         "betas": betas,
     }
-    method = Hierarchical.from_settings(settings | {"guidance_form": "text"}, 1, 0)
-    executor = TorchExecutor({"prediction": model(unet)}, {"prediction": frames})
-    return Clips(executor, Latent(4, 8, 8), method, guidance=guidance, seed=0)
+    method = Hierarchical.from_settings(settings | {"guidance_form": "text"} | changes, 1, 0)
+    networks = executor({"prediction": model(unet)}, {"prediction": frames})
+    return Clips(networks, Latent(4, 8, 8), method, guidance=guidance, seed=0)
 
 
 def finish(made: Clips) -> np.ndarray:
@@ -158,6 +175,22 @@ def test_ddim_loop_of_a_short_clip(name: str, monkeypatch: pytest.MonkeyPatch) -
         use_draws(monkeypatch, draws)
         made = finish(clip(name, 4, spec["eta"], A, 1.0, "unet_short"))
         assert error(made, given["out_x0"][b]) < CASES[name]["tolerance"]
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "velocity"])
+def test_what_the_networks_predict_is_a_setting(predicts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = np.random.default_rng(0).standard_normal((4, 4, 8, 8)).astype(np.float32)
+    use_draws(monkeypatch, {(0, None): start})
+    made = finish(clip("", 4, 0.0, A, 1.0, "unet_short", SilentExecutor, predicts=predicts))
+    # By hand, for a prediction of 0: no noise means x0 = x / a; velocity 0 means x0 = a x and eps = s x.
+    scale, alpha_bar = 1.0, alphas_cumprod(*A)
+    ladder = ddim_timesteps(4)
+    for now, then in zip(alpha_bar[list(ladder)], alpha_bar[[*ladder[1:], 0]], strict=True):
+        if predicts == "epsilon":
+            scale *= (then / now) ** 0.5
+        else:
+            scale *= (then * now) ** 0.5 + ((1 - then) * (1 - now)) ** 0.5
+    assert error(made, scale * start) < TABLE
 
 
 def test_text_to_video_with_guidance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from pyengine.errors import ConfigError
 from pyengine.hierarchy import HierarchyConfig
 from pyengine.plan import Variant
+from pyengine.samplers import Prediction
 
 __all__ = ["Hierarchical"]
 
@@ -24,6 +25,7 @@ class Hierarchical:
     guidance      "original": p_cond + w (p_cond - p_null), neutral at 0, as the long-video script; "text": p_null + g (p_cond -
                   p_null), neutral at 1
     perturbation  noise level s of the conditioning latents, a timestep; None: clean ones and no label
+    predicts      what the networks name, as in `samplers.ddim`: "epsilon", as all released ones, or "velocity"
     """
 
     config: HierarchyConfig
@@ -31,6 +33,7 @@ class Hierarchical:
     perturbation: int | None
     eta: float
     betas: tuple[float, float]  # first and last; linear in the square root between them
+    predicts: Prediction = "epsilon"
 
     @classmethod
     def from_settings(
@@ -62,6 +65,7 @@ class Hierarchical:
             perturbation=level,
             eta=settings["eta"],
             betas=tuple(settings["betas"]),
+            predicts=settings.get("predicts", "epsilon"),
         )
 
     @property

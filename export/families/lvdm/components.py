@@ -29,7 +29,7 @@ class Embedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """latents [rows, C, T, h, w], embedding [rows, values], and by model mask [rows, T] or the text -> noise [rows, C, T, h, w].
+    """latents [rows, C, T, h, w], embedding [rows, values], and by model mask [rows, T] or the text -> predicted [rows, C, T, h, w].
 
     Rows are guidance branches times clips, and may stand at different timesteps. `text_key`, `text_value`: one per cross-attention,
     [rows, heads, tokens, d].

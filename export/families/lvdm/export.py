@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError, ConfigError
+from pyengine.samplers import Prediction
 
 from ...graph import Inputs, export_component, round_weights
 from ...output import prepared
@@ -55,6 +56,7 @@ class Modules:
     shift_factor: float
     betas: tuple[float, float]
     fps: float
+    predicts: Prediction = "epsilon"
     text: nn.Module | None = None  # the text tower, where there is one
     empty_prompt: Tensor | None = None  # its ids for ""
 
@@ -178,7 +180,7 @@ def _axes(component: str, inputs: Inputs, layers: int) -> dict[str, Any]:
         pairs = [name for i in range(layers) for name in (f"text_key.{i}", f"text_value.{i}")]
         return {"outputs": pairs, "working": pairs}
     axis = "steps" if component.endswith("_embedding") else "rows"
-    output = "projected" if axis == "steps" else "noise"
+    output = "projected" if axis == "steps" else "predicted"
     texts = ["text_key*", "text_value*"] if layers else []
     return {"outputs": [output], "dynamic": {name: {0: axis} for name in inputs}, "working": texts}
 
@@ -219,6 +221,7 @@ def _method(modules: Modules) -> dict[str, Any]:
         "timesteps": TIMESTEPS,
         "eta": 1.0,
         "betas": list(modules.betas),
+        "predicts": modules.predicts,
         "clip_frames": modules.clip_frames["prediction"],
         "known": 1,
         "clips_per_round": 1,
@@ -257,7 +260,7 @@ def random_modules(
 
 def trained_modules(folder: Path, source: Bundle) -> Modules:
     """The networks of a training folder of `train_shapes`, and the decoder of the bundle whose latents they were trained on."""
-    from .train_shapes import BETAS, INTERPOLATION, PREDICTION
+    from .train_shapes import BETAS, INTERPOLATION, PREDICTION, PREDICTS
 
     unets = {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)}
     for name, unet in unets.items():
@@ -271,6 +274,7 @@ def trained_modules(folder: Path, source: Bundle) -> Modules:
         0.0,
         BETAS,
         FPS,
+        predicts=PREDICTS,
     )
 
 
