@@ -58,6 +58,7 @@ def test_known_latents_are_those_that_sampling_knows(network: str, frames: int) 
 def test_it_learns_and_resumes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_shapes, "BATCH", {"prediction": 4, "interpolation": 4})
     monkeypatch.setattr(train_shapes, "clock", lambda folder, minutes: iter([0.5] * 20))
+    monkeypatch.setattr(train_shapes, "learning_rate", lambda progress, step: 1.0)  # no warm-up
     folder = tmp_path / "runs"
     train_shapes.train(folder, corpus, 1)
     train_shapes.train(folder, corpus, 1)
@@ -67,4 +68,4 @@ def test_it_learns_and_resumes(corpus: Path, tmp_path: Path, monkeypatch: pytest
             *((int(row.split(",")[0]), float(row.split(",")[1])) for row in rows), strict=True
         )
         assert steps == (20, 40)
-        assert losses[1] < losses[0] < 2
+        assert losses[1] < 0.9 * losses[0] < 2
