@@ -2,7 +2,7 @@
 
 The model `shapes-lvdm` is unconditional, as the published ones are. So every video, the progressive ones too, is
 read by a caption made of its own first second: is that shape still there, in its colour, does it move, does it
-jump? Ablations: perturbation level 0 instead of the shipped one, no unconditional guidance, and guidance 0.1 with one
+jump? Ablations: perturbation level 0 instead of the shipped one, unconditional guidance 1, and guidance 0.1 with one
 known key as released. Reports quality_lvdm.{md,json,png} and quality_lvdm_strip.png; results are kept and a run that
 was interrupted goes on, as in benchmarks/quality.py. `--quick`: 8 seconds, one seed, no progressive videos.
 """
@@ -35,7 +35,7 @@ PROMPTS = (
 VARIANTS: dict[str, dict[str, Any]] = {
     "hierarchical": {},
     "perturbation_0": {"method": {"perturbation": 0}},
-    "no_guidance": {"guidance": 0.0},
+    "guidance_1": {"guidance": 1.0},
     "as_released": {"guidance": 0.1, "method": {"known": 1}},
 }
 

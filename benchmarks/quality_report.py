@@ -29,7 +29,7 @@ TITLES = {
     "replacement_clean": "replacement without noise",
     "hierarchical": "hierarchical (as shipped)",
     "perturbation_0": "hierarchical, perturbation level 0",
-    "no_guidance": "hierarchical, no unconditional guidance",
+    "guidance_1": "hierarchical, unconditional guidance 1",
     "as_released": "hierarchical, released guidance and one known key",
 }
 

@@ -150,8 +150,11 @@ def to_onnx(
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the graph only: its weights are already in the store."""
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    """Writes the graph only: its weights are already in the store. Types between nodes are left to the runtimes, which infer them."""
+    lean = onnx.ModelProto()
+    lean.CopyFrom(model)
+    del lean.graph.value_info[:]
+    path.write_bytes(lean.SerializeToString(deterministic=True))
 
 
 def _cleaned(
@@ -169,9 +172,9 @@ def _cleaned(
         )
     model.producer_name, model.producer_version, model.doc_string = "pyengine", "", ""
     del model.metadata_props[:], graph.metadata_props[:]
-    graph.doc_string = ""
+    graph.ClearField("doc_string")
     for entry in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        entry.doc_string = ""
+        entry.ClearField("doc_string")
         del entry.metadata_props[:]
     names = {
         value.type.tensor_type.shape.dim[axis].dim_param: symbol
