@@ -60,10 +60,8 @@ KEY_STRIDE = 4  # latents between key latents
 MAX_NOISE_LEVEL = 250  # exclusive, as released: the last row of label_emb is never trained
 CLIP_LATENTS, FRAMES_PER_LATENT = 24, 4
 SHARD_CLIPS = 256
-CONDITIONAL_SHARE = {
-    "prediction": 0.75,  # released: 0.5; of a minute's clips all but the first are conditional
-    "interpolation": 0.9,  # as released
-}  # of clips
+# Of clips. Released: 0.5 and 0.9; of a minute's prediction clips all but the first are conditional.
+CONDITIONAL_SHARE = {"prediction": 0.75, "interpolation": 0.9}
 BATCH = {"prediction": 24, "interpolation": 20}  # about the same number of latents
 
 
