@@ -44,7 +44,7 @@ PREDICTION: dict[str, Any] = {
     "model_channels": 32,
     "channel_mult": [2, 3],
     "num_res_blocks": 1,
-    "attention_resolutions": [1, 2],  # at 4 x 4 alone, which shape it is does not get from frame to frame
+    "attention_resolutions": [1, 2],  # outlines are seen at the first; at 4 x 4 alone no frame sees another's
     "num_heads": 4,
     "num_classes": 251,
     "use_scale_shift_norm": True,
