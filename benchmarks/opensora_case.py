@@ -1,12 +1,14 @@
-"""STDiT3 at its real widths with random weights, as pyengine and PyTorch run it: what `benchmarks/opensora.py` measures.
+"""STDiT3 at its real widths with random weights, as pyengine and PyTorch run it: what `benchmarks/opensora.py` measures on a
+processor and `benchmarks/gpu/opensora.py` on a card. Needs torch and onnx, and no backend.
 
 One call is a full window of PA-VDM: 35 latent frames (5 clean, 30 at six rising levels), prompt and null text.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from pyengine.build import build
 from pyengine.bundle import Bundle, Latent, write_manifest
-from pyengine.executor import Executor, Program
+from pyengine.executor import load_program
 from pyengine.export.deferred import Deferred
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
 from pyengine.export.families.opensora.checkpoint import empty
@@ -38,10 +40,10 @@ VELOCITY = math.sqrt(2)  # root mean square of x0 - eps where both have variance
 Arrays = dict[str, np.ndarray]
 
 
-def random_model(depth: int, seed: int = 0) -> STDiT3:
+def random_model(depth: int, seed: int = 0, **config: Any) -> STDiT3:
     """bf16, all weights random; the last layer is scaled so that velocities have the size of real ones."""
     torch.manual_seed(seed)
-    model = STDiT3(depth=depth).eval().requires_grad_(False)
+    model = STDiT3(depth=depth, **config).eval().requires_grad_(False)
     for table in [
         model.final_layer.scale_shift_table,
         *(b.scale_shift_table for p in model.pairs() for b in p),
@@ -177,51 +179,67 @@ class PlanRunner:
         self.case, self.variants = case, [Variant.of("denoiser", frames=n) for n in frames]
         plan = build(bundle, variants=self.variants, cache_dir=cache, **options)
         self.part = plan.part(self.variants[0])
-        self.executor = Executor(Program(plan))
+        self.executor = load_program(plan).executor()
         features = case.features()
         for variant in self.variants:
             for name, array in features.items():
                 self._set(variant, name, array)
-        self.velocity(case.noise, case.levels(0))
+        self.velocity()
 
     def __call__(self) -> None:
+        """On a card it is only enqueued."""
         self.executor.run(self.variants[0])
 
-    def velocity(self, latents: Tensor, level: Tensor) -> Tensor:
+    def velocity(self) -> np.ndarray:
+        """Of the full window. [branches, frames, c, h, w] float32"""
+        return self.predict(self.case.noise, self.case.levels(0)).numpy()
+
+    def predict(self, latents: Tensor, level: Tensor) -> Tensor:
         """[branches, frames, c, h, w] float32"""
         variant = next(v for v in self.variants if v.symbols["frames"] == len(latents))
         inputs = {"latents": latents.numpy(), "level": level.numpy(), "frame_index": np.arange(len(latents))}
         for name, array in inputs.items():
             self._set(variant, name, array)
         self.executor.run(variant)
-        return torch.from_numpy(decode(self.executor.output(variant, "velocity")).copy())
+        return torch.from_numpy(decode(self.executor.output(variant, "velocity").copy()))
 
     def _set(self, variant: Variant, name: str, array: np.ndarray) -> None:
         target = self.executor.input(variant, name)
-        target[...] = encode(array, target.dtype)
+        target[...] = encode(array, np.dtype(getattr(target, "host_dtype", target.dtype)))
 
 
 class TorchRunner:
-    """The same module in PyTorch bf16, called as the released sampler calls it."""
+    """The same module in PyTorch, called as the released sampler calls it; everything is on `device` before. `compiled` is a key of
+    COMPILERS, or None for eager.
+    """
 
-    def __init__(self, case: Case, compiled: str | None) -> None:
-        forward = case.model.forward
+    def __init__(
+        self,
+        case: Case,
+        compiled: str | None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        there = (device, dtype) == ("cpu", torch.bfloat16)
+        forward = (case.model if there else copy.deepcopy(case.model).to(device, dtype)).forward
         if compiled:
             forward = torch.compile(forward, dynamic=False, options=COMPILERS[compiled])
-        size = {
-            name: torch.tensor([float(n)]) for name, n in zip(("height", "width"), case.size, strict=True)
-        }
-        x = case.noise.transpose(0, 1).expand(BRANCHES, -1, -1, -1, -1).bfloat16()
-        level = (case.levels(0) * 1000).expand(BRANCHES, -1)
-        self._run = lambda: forward(x, level, case.text, fps=torch.tensor([FPS]), **size)
+        height, width = map(float, case.size)
+        x = case.noise.transpose(0, 1).expand(BRANCHES, -1, -1, -1, -1).to(device, dtype)
+        level = (case.levels(0) * 1000).expand(BRANCHES, -1).to(device)
+        text, fps = case.text.to(device, dtype), torch.tensor([FPS], device=device)
+        self._run: Callable[[], Tensor] = lambda: forward(x, level, text, fps=fps, height=height, width=width)
+        self._graphs = compiled == "max-autotune"
         self.channels = case.latent[0]
 
-    def __call__(self) -> None:
-        self._run()
+    def __call__(self) -> Tensor:
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self._run()
 
-    def velocity(self) -> Tensor:
+    def velocity(self) -> np.ndarray:
         """[branches, frames, c, h, w] float32"""
-        return self._run()[:, : self.channels].transpose(1, 2)
+        return self()[:, : self.channels].transpose(1, 2).cpu().numpy()
 
 
 def sample(runner: PlanRunner, steps: int) -> Tensor:
@@ -229,7 +247,7 @@ def sample(runner: PlanRunner, steps: int) -> Tensor:
     tau = noise_levels(steps, rflow_warp(*runner.case.size, 17, "released"))
     x = runner.case.noise[:CHUNK]
     for step in range(steps, 0, -1):
-        prompt, null = runner.velocity(x, torch.full((CHUNK,), tau[step]))
+        prompt, null = runner.predict(x, torch.full((CHUNK,), tau[step]))
         x = x + (tau[step] - tau[step - 1]) * (null + GUIDANCE * (prompt - null))
     return x
 

@@ -248,7 +248,7 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
             for name, missing in BACKENDS.items()
         ]
 
-    roofline, wide = ("--roofline", str(work / "roofline.json")), ("--work", str(work))
+    roofline, kept = ("--roofline", str(work / "roofline.json")), ("--work", str(work))
     # By name: others in that folder import more than these, and cannot be collected everywhere.
     files = [str(ROOT / "tests" / "ops" / f"test_cuda_{name}.py") for name in ("ops", "ring_float8")]
     tests = [python, "-P", "-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "-rs", "-k", "gpu"]
@@ -263,11 +263,14 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
         *each("bench", "stream.py", 60, *roofline, "bench"),
         script("bench:torch_eager", "stream.py", 60, "bench", "torch_eager", missing=has(*STREAM_NEEDS)),
         *each("first", "stream.py", 60, "first"),
-        *each("wide", "wide.py", 90, *wide, *roofline),
+        *each("wide", "wide.py", 90, *kept, *roofline),
         script("wide:torch_eager", "wide.py", 60, "torch_eager", *roofline, missing=has(*STREAM_NEEDS)),
+        *each("opensora", "opensora.py", 90, *kept, *roofline),
+        script("opensora:torch_eager", "opensora.py", 60, "torch_eager", *roofline, missing=has(*STREAM_NEEDS)),
         # Compilers of peers last: they may take all the time there is.
         script("bench:torch_compile", "stream.py", 150, "bench", "torch_compile", missing=has(*STREAM_NEEDS, "triton")),
         script("wide:torch_compile", "wide.py", 120, "torch_compile", *roofline, missing=has(*STREAM_NEEDS, "triton")),
+        script("opensora:torch_compile", "opensora.py", 120, "torch_compile", *roofline, missing=has(*STREAM_NEEDS, "triton")),
     ]  # fmt: skip
     return found
 

@@ -63,6 +63,11 @@ SHARD_CLIPS = 256
 # Of clips. Released: 0.5 and 0.9; of a minute's prediction clips all but the first are conditional.
 CONDITIONAL_SHARE = {"prediction": 0.75, "interpolation": 0.9}
 BATCH = {"prediction": 24, "interpolation": 20}  # about the same number of latents
+TURNS = (
+    "prediction",
+    "interpolation",
+    "prediction",
+)  # what a key gets wrong stays, what is between keys does not
 
 
 def plain_scene(rng: np.random.Generator) -> Scene:
@@ -164,7 +169,8 @@ def train(folder: Path, corpus: Path, minutes: float) -> None:
     torch.manual_seed(trainers["prediction"].step + 2 + 1_000_003 * process)
     alpha_bar = torch.from_numpy(alphas_cumprod(*BETAS, TIMESTEPS)).float()
     for progress in clock(folder, minutes):
-        for name, model in models.items():
+        for name in TURNS:
+            model = models[name]
             with sdpa_kernel(SDPBackend.MATH):  # much quicker than the flash kernel for so few tokens
                 loss = clip_loss(model, *draw(latents, name), alpha_bar)
                 trainers[name].update(loss, learning_rate(progress, trainers[name].step))

@@ -204,15 +204,22 @@ class FinalLayer(nn.Module):
         return modulate(x, shift, scale)
 
 
-def place_embedding(rows: int, columns: int, width: int, scale: float, dtype: torch.dtype) -> Tensor:
+def place_embedding(
+    rows: int,
+    columns: int,
+    width: int,
+    scale: float,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Tensor:
     """2-D sine and cosine table [rows * columns, width], columns before rows; `scale` is the conditioning size over base."""
     base = round((rows * columns) ** 0.5)
-    rate = 1.0 / 10000 ** (torch.arange(0, width // 2, 2).float() / (width // 2))
+    rate = 1.0 / 10000 ** (torch.arange(0, width // 2, 2, device=device).float() / (width // 2))
     rate = rate.to(dtype)  # a buffer of the original, rounded with the model's weights
     parts = []
     axes = (
-        (torch.arange(columns).repeat(rows), columns),
-        (torch.arange(rows).repeat_interleave(columns), rows),
+        (torch.arange(columns, device=device).repeat(rows), columns),
+        (torch.arange(rows, device=device).repeat_interleave(columns), rows),
     )
     for index, count in axes:
         angle = (index.float() / scale * (base / count))[:, None] * rate

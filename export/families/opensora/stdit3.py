@@ -156,7 +156,7 @@ class STDiT3(nn.Module):
             shared = torch.where(x_mask[..., None], shared, self.t_block(clean))
         text, bias = self.encode_text(y.to(dtype), mask, batch)
         tokens = self.x_embedder(x.to(dtype))
-        tokens = tokens + self.places(rows, columns, _first(height), _first(width)).to(x.device)
+        tokens = tokens + self.places(rows, columns, _first(height), _first(width), x.device)
         for spatial, temporal in self.pairs():
             mods = spatial.modulation(shared)
             tokens = spatial.spatial_attention(tokens, mods)
@@ -170,12 +170,13 @@ class STDiT3(nn.Module):
             final = torch.where(x_mask[..., None, None], final, self.final_layer.modulated(final, clean))
         return self.unpatchify(self.final_layer.linear(final), size).float()
 
-    def places(self, rows: int, columns: int, height: float, width: float) -> Tensor:
+    def places(
+        self, rows: int, columns: int, height: float, width: float, device: torch.device | None = None
+    ) -> Tensor:
         """The table that is added to every frame. [rows * columns, hidden_size]"""
         scale = (height * width) ** 0.5 / self.config.input_sq_size
-        return place_embedding(
-            rows, columns, self.config.hidden_size, scale, self.x_embedder.proj.weight.dtype
-        )
+        dtype = self.x_embedder.proj.weight.dtype
+        return place_embedding(rows, columns, self.config.hidden_size, scale, dtype, device)
 
     def unpatchify(self, values: Tensor, size: tuple[int, ...]) -> Tensor:
         """[B, T', S', patch * channels], channels last -> [B, channels, *size], padding cut off."""

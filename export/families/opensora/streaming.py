@@ -34,7 +34,7 @@ class StreamingSTDiT3(nn.Module):
         config = model.config
         rows, columns = config.grid(*latent)
         self.tokens = rows * columns
-        self.register_buffer("place_table", model.places(rows, columns, *map(float, size)))
+        self.register_buffer("place_table", model.places(rows, columns, float(size[0]), float(size[1])))
         self.register_buffer("fps", torch.tensor([float(fps)]))
 
     def forward(
