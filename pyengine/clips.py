@@ -7,13 +7,13 @@ them depend on the noisy ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pyengine import _C
 from pyengine.bundle import Latent
+from pyengine.clip_latents import Batch, Call, Draw
 from pyengine.errors import PromptError, ShapeError
 from pyengine.executor import Executor
 from pyengine.hierarchy import ClipStep
@@ -30,7 +30,7 @@ CONDITION_CALL = 1 << 20  # the draw that perturbs the conditioning latents; ste
 
 
 class Clips:
-    """Latents of one stream, float32 [channels, frames, height, width] per clip."""
+    """Latents of one stream. What one looks like, only its ClipLatents know."""
 
     def __init__(
         self, executor: Executor, latent: Latent, method: Hierarchical, *, guidance: float, seed: int
@@ -38,27 +38,26 @@ class Clips:
         self._executor, self._method, self._seed = executor, method, seed
         self._config = method.config
         self._weights = np.array(method.guidance_weights(guidance), np.float32)
-        self._variants = method.denoiser_variants(len(self._weights))
-        self._latent = latent
+        self._batches = {
+            (network, clips): self._batch(network, clips, variant)
+            for (network, clips), variant in method.denoiser_variants(len(self._weights)).items()
+        }
         self._alpha_bar = alphas_cumprod(*method.betas, self._config.timesteps)
         self._sampler = ddim(self._alpha_bar, method.eta, method.predicts)
-        self._tables = {name: self._table(variant) for name, variant in method.embedding_variants().items()}
+        tables = {name: self._table(variant) for name, variant in method.embedding_variants().items()}
         self.call = 0
-        channels, height, width = latent.channels, latent.height, latent.width
-        self._place = (channels, height, width)
+        self._place = (latent.channels, latent.height, latent.width)
+        batches = tuple(self._batches.values())
+        self._latents = executor.clip_latents(self._place, batches, tables, len(self._weights))
         # Keys of which intervals are still to be made, or that the next prediction reads; the first is key number `_first_key`.
-        self._keys = np.zeros((0, *self._place), np.float32)
+        self._keys: list[Any] = []
         self._first_key = 0
-        self._sample = np.zeros((0, channels, 0, height, width), np.float32)
-        self._condition = np.zeros_like(self._sample)
-        self._tail = np.zeros(
-            (0, *self._place), np.float32
-        )  # dense latents that the next decoder window sees again
+        self._tail: list[Any] = []  # dense latents that the next decoder window sees again
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         """The denoiser variants that it runs."""
-        return tuple(self._variants.values())
+        return tuple(batch.variant for batch in self._batches.values())
 
     def give(self, latents: np.ndarray) -> None:
         raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
@@ -73,15 +72,16 @@ class Clips:
         if self.call:
             raise PromptError("the prompt of a clip cannot change on the way; start another stream")
 
-    def advance(self) -> list[tuple[int, np.ndarray]]:
+    def advance(self) -> list[tuple[int, Any]]:
         """One call of one network. Returns decoder windows that are complete: (round, latents [n, channels, height, width])."""
         step = self._config.step_at(self.call)
         if step.network == "interpolation" and not self._wanted(step):
             self.call += 1
             return []
+        known = self._known(step)
         if step.index == 0:
-            self._begin(step)
-        self._denoise(step)
+            self._begin(step, known)
+        self._denoise(step, known)
         self.call += 1
         return self._finish(step) if step.is_last else []
 
@@ -89,11 +89,10 @@ class Clips:
         """All that later calls depend on, beside the executor's state."""
         return {
             "call": np.array(self.call),
-            "keys": self._keys.copy(),
+            "keys": self._on_host(self._keys),
             "first_key": np.array(self._first_key),
-            "sample": self._sample.copy(),
-            "condition": self._condition.copy(),
-            "tail": self._tail.copy(),
+            "tail": self._on_host(self._tail),
+            **self._latents.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -103,8 +102,23 @@ class Clips:
                 f"expected latents {list(self._place)} but the snapshot has {list(state['keys'].shape[1:])}"
             )
         self.call, self._first_key = int(state["call"]), int(state["first_key"])
-        self._keys, self._tail = state["keys"].copy(), state["tail"].copy()
-        self._sample, self._condition = state["sample"].copy(), state["condition"].copy()
+        self._keys = [self._latents.own(latent) for latent in state["keys"]]
+        self._tail = [self._latents.own(latent) for latent in state["tail"]]
+        step = self._config.step_at(self.call)
+        self._latents.load_state(self._batch_of(step) if step.index else None, state)
+
+    def _on_host(self, latents: Sequence[Any]) -> np.ndarray:
+        copies = [self._latents.host(latent) for latent in latents]
+        return np.stack(copies) if copies else np.zeros((0, *self._place), np.float32)
+
+    def _batch(self, network: str, clips: int, variant: Variant) -> Batch:
+        config = self._config
+        if network == "prediction":
+            return Batch(variant, clips, config.clip_frames, config.known, ends=False)
+        return Batch(variant, clips, config.stride + 1, 2, ends=True)
+
+    def _batch_of(self, step: ClipStep) -> Batch:
+        return self._batches[step.network, len(self._numbers(step))]
 
     def _wanted(self, step: ClipStep) -> range:
         """Intervals of the batch that are to be shown. A windowed decoder sees the whole round, also past the end of the video,
@@ -121,106 +135,92 @@ class Clips:
             return [step.clip]
         return [INTERPOLATION_STREAM + interval for interval in step.intervals]
 
-    def _begin(self, step: ClipStep) -> None:
-        """Fresh noise for every clip of the batch, and its conditioning latents, perturbed once."""
-        frames = self._config.clip_frames if step.network == "prediction" else self._config.stride + 1
+    def _draws(self, step: ClipStep, frames: int, call: int | None = None) -> tuple[Draw, ...]:
+        """What fills each clip of the batch with noise."""
         channels, height, width = self._place
         shape = (channels, frames, height, width)
-        numbers = self._numbers(step)
-        self._sample = np.stack([frame_noise(self._seed, number, shape) for number in numbers])
-        if step.network == "interpolation":
+
+        def draw(number: int) -> Draw:
+            return lambda out: frame_noise(self._seed, number, shape, call, out)
+
+        return tuple(draw(number) for number in self._numbers(step))
+
+    def _known(self, step: ClipStep) -> int:
+        """Frames of the step's clips that are known."""
+        return 0 if step.clip == 0 else self._batch_of(step).known
+
+    def _begin(self, step: ClipStep, count: int) -> None:
+        """Fresh noise for every clip of the batch, and its conditioning latents, perturbed once."""
+        batch = self._batch_of(step)
+        if batch.ends:
             firsts = [interval - self._first_key for interval in step.intervals]
-            known = np.stack([self._keys[[first, first + 1]] for first in firsts])
+            known = [self._keys[first : first + 2] for first in firsts]
         else:
-            count = self._config.known if step.clip else 0
-            known = self._keys[None, len(self._keys) - count :]
-        known = known.swapaxes(1, 2)  # [clips, channels, known, height, width]
+            known = [self._keys[len(self._keys) - count :]]
+        self._latents.begin(batch, known, self._draws(step, batch.frames))
         level = self._method.perturbation
-        if level is not None and known.size:
-            a = self._alpha_bar[level]
-            noise = [frame_noise(self._seed, n, known.shape[1:], CONDITION_CALL) for n in numbers]
-            known = (a**0.5 * known + (1 - a) ** 0.5 * np.stack(noise)).astype(np.float32)
-        self._condition = np.ascontiguousarray(known, np.float32)
+        if level is not None and count:
+            a = float(self._alpha_bar[level])
+            self._latents.perturb(a**0.5, (1 - a) ** 0.5, self._draws(step, count, CONDITION_CALL))
 
-    def _denoise(self, step: ClipStep) -> None:
-        sample, known = self._sample, self._condition.shape[2]
-        clips, branches = len(sample), len(self._weights)
-        ends = step.network == "interpolation"
-        places = [0, -1] if ends else list(range(known))
-        if known:
-            sample[:, :, places] = (
-                self._condition
-            )  # it stays there for both branches and for the update, as released
-        variant = self._variants[step.network, clips]
-        inputs = self._executor.inputs(variant)
-        # Made here and given as wholes: on a card an input is written, not read.
-        given = {"latents": np.concatenate([sample] * branches)}
-        if "mask" in inputs:
-            mask = np.zeros((branches, clips, sample.shape[2]), np.float32)
-            if known and self._config.behaviour == "released" and not ends:
-                mask[0] = 1  # the published loop forgets how many frames are known
-            elif known:
-                mask[0][:, places] = 1
-            given["mask"] = mask
-        table = self._tables[step.network]
+    def _denoise(self, step: ClipStep, known: int) -> None:
+        batch, branches = self._batch_of(step), len(self._weights)
+        mask = np.zeros((branches, batch.clips, batch.frames), np.float32)
+        if known and self._config.behaviour == "released" and not batch.ends:
+            mask[0] = 1  # the published loop forgets how many frames are known
+        elif known:
+            mask[0][:, batch.places] = 1
         labelled = known > 0 and self._method.perturbation is not None
-        rows = np.repeat(table[-1, step.index][None], branches, 0)
-        if labelled:
-            rows[0] = table[0, step.index]
-        given["embedding"] = np.repeat(rows, clips, 0)
-        for name, value in given.items():
-            inputs[name][...] = value.reshape(inputs[name].shape)
-        self._executor.run(variant)
-        predicted = self._executor.output(variant, "predicted").copy().reshape(branches, *sample.shape)
         scale = self._config.timesteps
-        now = np.full(clips, (step.timestep + 1) / scale)
-        then = np.full(clips, (step.timestep_next + 1) / scale)
-        coefficients = self._sampler(now, then)
-        noise = None
-        if coefficients.needs_noise:
-            shape = sample.shape[1:]
-            noise = np.stack([frame_noise(self._seed, n, shape, step.index) for n in self._numbers(step)])
-        _C.denoise_step(sample, predicted, self._weights, *coefficients, noise=noise, out=sample)
+        now = np.full(batch.clips, (step.timestep + 1) / scale)
+        then = np.full(batch.clips, (step.timestep_next + 1) / scale)
+        scales = self._sampler(now, then)
+        self._latents.call(
+            Call(
+                mask,
+                tuple((0 if labelled and branch == 0 else -1, step.index) for branch in range(branches)),
+                self._weights,
+                scales,
+                self._draws(step, batch.frames, step.index) if scales.needs_noise else (),
+            )
+        )
 
-    def _finish(self, step: ClipStep) -> list[tuple[int, np.ndarray]]:
-        frames = self._sample.swapaxes(1, 2)  # [clips, frames, channels, height, width]
-        if not self._config.interpolates:
-            return [(0, frames[0].copy())]
+    def _finish(self, step: ClipStep) -> list[tuple[int, Any]]:
+        batch, made = self._batch_of(step), self._latents.made
         if step.network == "prediction":
-            fresh = frames[0] if step.clip == 0 else frames[0, self._config.known :]
-            self._keys = np.concatenate([self._keys, fresh])
+            fresh = [made(0, frame) for frame in range(self._known(step), batch.frames)]
+            if not self._config.interpolates:
+                return [(0, self._latents.window(fresh))]
+            self._keys += fresh
             return []
         wanted = self._wanted(step)
         dense = []
         for place, interval in enumerate(wanted):
-            first = interval - self._first_key
-            dense += [
-                self._keys[first : first + 1],
-                frames[place, 1:-1],
-            ]  # clean keys, not those the clip saw
+            dense.append(
+                self._keys[interval - self._first_key]
+            )  # the clean key, not the one that the clip saw
+            dense += [made(place, frame) for frame in range(1, batch.frames - 1)]
         end = wanted.stop - self._first_key
-        made = np.concatenate([*dense, self._keys[end : end + 1]])
+        dense.append(self._keys[end])
         drop = min(end, len(self._keys) - self._config.known)
-        self._keys, self._first_key = self._keys[drop:].copy(), self._first_key + drop
-        return self._windows(step.round_index, made)
+        self._keys, self._first_key = self._keys[drop:], self._first_key + drop
+        return self._windows(step.round_index, dense)
 
-    def _windows(self, round_index: int, made: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    def _windows(self, round_index: int, made: list[Any]) -> list[tuple[int, Any]]:
         """What the decoder can take now. `made` ends with the key that opens the next round."""
-        config, joined = self._config, np.concatenate([self._tail, made])
+        config, joined, window = self._config, [*self._tail, *made], self._latents.window
         if config.decode == "streamed":
-            return [
-                (round_index, joined[start : start + config.stride])
-                for start in range(0, len(joined) - 1, config.stride)
-            ]
+            starts = range(0, len(joined) - 1, config.stride)
+            return [(round_index, window(joined[start : start + config.stride])) for start in starts]
         if config.decode == "whole":
-            self._tail = joined[:-1].copy()
+            self._tail = joined[:-1]
             last = config.rounds is not None and round_index == config.rounds - 1
-            return [(0, joined)] if last else []
-        self._tail = joined[max(0, len(joined) - 1 - config.left_context) : -1].copy()
+            return [(0, window(joined))] if last else []
+        self._tail = joined[max(0, len(joined) - 1 - config.left_context) : -1]
         # A short last round is padded by holding its last latent, so that it fits the compiled size.
         size = self._method.decoder_sizes[round_index > 0]
-        held = np.repeat(joined[-1:], max(0, size - len(joined)), 0)
-        return [(round_index, np.concatenate([joined, held]))]
+        held = [joined[-1]] * (size - len(joined))
+        return [(round_index, window([*joined, *held]))]
 
     def _table(self, variant: Variant) -> np.ndarray:
         """Projected embeddings [with and without the level, steps, values] float32."""

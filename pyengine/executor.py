@@ -21,6 +21,7 @@ import numpy as np
 
 from .backends import Engine
 from .buffers import Arrays, Memory
+from .clip_latents import HostClipLatents
 from .decoding import HostDecoder
 from .errors import PlanError, ShapeError
 from .latents import HostLatents
@@ -28,6 +29,7 @@ from .plan import Plan, Variant
 from .walk import APPEND_SLOT, HostOps, Walk
 
 if TYPE_CHECKING:
+    from .clip_latents import Batch, ClipLatents
     from .decoding import Decoder
     from .latents import Latents
 
@@ -113,6 +115,19 @@ class Executor:
     def latents(self, frame_shape: tuple[int, ...], rows: int) -> Latents:
         """Where a window keeps the latents in flight: beside the denoiser's inputs."""
         return HostLatents(self, frame_shape, rows)
+
+    def clip_latents(
+        self,
+        frame_shape: tuple[int, int, int],
+        batches: Sequence[Batch],
+        tables: Mapping[str, np.ndarray],
+        branches: int,
+    ) -> ClipLatents:
+        """Where two-level generation keeps the clips in flight of these batches, and the latents made. `tables` per network are the
+        projected embeddings of every timestep, [rows, steps, values] float32.
+        """
+        del batches, branches  # only a card has arrays for each
+        return HostClipLatents(self, frame_shape, tables)
 
     def decoder(self, chunk_frames: int, *, device_frames: bool = False) -> Decoder:
         """What turns finished chunks of latents into frames while the next call runs."""

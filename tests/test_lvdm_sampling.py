@@ -14,6 +14,7 @@ from lvdm_golden import CASES, MANIFEST, arrays, error, model
 
 from pyengine import clips as clips_module
 from pyengine.bundle import Latent
+from pyengine.clip_latents import HostClipLatents
 from pyengine.clips import CONDITION_CALL, INTERPOLATION_STREAM, Clips
 from pyengine.errors import ConfigError
 from pyengine.export.families.lvdm.components import Denoiser, Embedding
@@ -74,15 +75,20 @@ class TorchExecutor:
     def output(self, variant: Variant, name: str) -> np.ndarray:
         return self._outputs[variant]
 
+    def clip_latents(self, shape: Any, batches: Any, tables: Any, branches: int) -> HostClipLatents:
+        return HostClipLatents(self, shape, tables)  # type: ignore[arg-type]
+
 
 def use_draws(monkeypatch: pytest.MonkeyPatch, draws: dict[tuple[int, int | None], np.ndarray]) -> None:
     """Let Clips take these draws by (number of the clip, call); others are random but fixed."""
 
-    def stored(seed: int, number: int, shape: tuple[int, ...], call: int | None = None) -> np.ndarray:
+    def stored(seed: int, number: int, shape: tuple[int, ...], call: int | None, out: np.ndarray) -> None:
+        assert out.shape == tuple(shape)
         if (number, call) in draws:
-            assert draws[number, call].shape == tuple(shape)
-            return draws[number, call]
-        return np.random.default_rng([number, call or 0]).standard_normal(shape).astype(np.float32)
+            assert draws[number, call].shape == out.shape
+            out[...] = draws[number, call]
+        else:
+            out[...] = np.random.default_rng([number, call or 0]).standard_normal(shape)
 
     monkeypatch.setattr(clips_module, "frame_noise", stored)
 

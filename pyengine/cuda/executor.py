@@ -8,7 +8,7 @@ reads. Every component has a stream of its own, so that decoding overlaps denois
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ from .ops import CudaOps
 from .runtime import CudaGraph, Stream, runtime
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..clip_latents import Batch, ClipLatents
     from ..decoding import Decoder
     from ..latents import Latents
 
@@ -139,6 +142,17 @@ class CudaExecutor(Executor):
         from .latents import CudaLatents
 
         return CudaLatents(self, frame_shape, rows)
+
+    def clip_latents(
+        self,
+        frame_shape: tuple[int, int, int],
+        batches: Sequence[Batch],
+        tables: Mapping[str, np.ndarray],
+        branches: int,
+    ) -> ClipLatents:
+        from .clip_latents import CudaClipLatents
+
+        return CudaClipLatents(self, frame_shape, batches, tables, branches)
 
     def decoder(self, chunk_frames: int, *, device_frames: bool = False) -> Decoder:
         from .decoding import CudaDecoder, CudaFrameDecoder
