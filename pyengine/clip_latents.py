@@ -120,10 +120,10 @@ class HostClipLatents:
                 self._condition[clip, :, place] = latent
 
     def perturb(self, keep: float, mix: float, noise: Sequence[Draw]) -> None:
-        known, count = self._condition, len(self._condition)
-        scales = (np.full(count, scale, np.float32) for scale in (keep, 0, mix))
+        known, fresh = self._condition, self._drawn(self._condition.shape, noise)
+        kept, dropped, mixed = (np.full(len(known), scale, np.float32) for scale in (keep, 0, mix))
         nothing, no_weight = np.zeros((1, *known.shape), np.float32), np.zeros(1, np.float32)
-        _C.denoise_step(known, nothing, no_weight, *scales, noise=self._drawn(known.shape, noise), out=known)
+        _C.denoise_step(known, nothing, no_weight, kept, dropped, mixed, noise=fresh, out=known)
 
     def call(self, call: Call) -> None:
         batch, sample = self._batch, self._sample

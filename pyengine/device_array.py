@@ -31,6 +31,7 @@ HOST_DTYPES = {
     "uint8": "uint8",
     "bool": "bool",
 }
+_NAMES = {host: name for name, host in HOST_DTYPES.items() if name not in ("bfloat16", "float8_e4m3")}
 
 
 class DeviceArray:
@@ -66,6 +67,13 @@ class DeviceArray:
         array.owner = memory = stream.cuda.allocate(max(array.nbytes, 1))
         array.pointer = memory.pointer
         stream.cuda.zero(array.pointer, array.nbytes, stream)
+        return array
+
+    @classmethod
+    def of(cls, host: np.ndarray, stream: Stream) -> DeviceArray:
+        """A copy of an array on the host; done on return."""
+        array = cls.zeros(host.shape, _NAMES[str(host.dtype)], stream)
+        array[...] = host
         return array
 
     def __len__(self) -> int:

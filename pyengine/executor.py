@@ -129,7 +129,7 @@ class Executor:
         del batches, branches  # only a card has arrays for each
         return HostClipLatents(self, frame_shape, tables)
 
-    def decoder(self, chunk_frames: int, *, device_frames: bool = False) -> Decoder:
+    def decoder(self, *, device_frames: bool = False) -> Decoder:
         """What turns finished chunks of latents into frames while the next call runs."""
         return HostDecoder(self, self.program.bundle, device_frames=device_frames)
 

@@ -55,10 +55,7 @@ class Stream:
         self._window = _open_window(self._executor, bundle.latent, self._method, settings)
         if isinstance(self._method, Hierarchical):
             self.frames = self._method.shortened(self.frames, bundle.video.frames_per_latent)
-        self._decoder = self._executor.decoder(
-            self._method.chunk_frames,
-            device_frames=settings.get("device_frames", False),
-        )
+        self._decoder = self._executor.decoder(device_frames=settings.get("device_frames", False))
         self._clips: deque[Clip] = deque()
         self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
         self.frames_made = 0  # frames handed out so far

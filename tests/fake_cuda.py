@@ -75,6 +75,9 @@ class FakeCuda:
         self._events: dict[int, _Event] = {}
         self._graphs: dict[int, list[Work]] = {}
         self.allocations = self.launches = self.graphs_made = 0
+        self.to_host = self.from_pageable = (
+            0  # bytes that left the card, and that the host waited for on their way there
+        )
         self.capability = (9, 0)
 
     def __getattribute__(self, name: str) -> Any:
@@ -134,17 +137,22 @@ class FakeCuda:
                 return (CAPTURE_ERROR,)
             stream.run_to(stream.enqueued)  # as the real one, it waits for the card
         self._memory.pop(pointer)[:] = 0x5A
+        self.pinned.pop(pointer, None)
         return (OK,)
 
     cudaFreeHost = cudaFree
 
     def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> tuple[int]:
         queue = self.streams[stream]
+        pinned = any(start <= target < start + size for start, size in self.pinned.items())
+        if pinned or not self._owned(target):
+            self.to_host += nbytes
         if self._owned(source):
             queue.add(lambda: ctypes.memmove(target, source, nbytes))
         else:  # pageable: CUDA takes the bytes before it returns, and cannot do so in a capture
             if queue.recording is not None:
                 return (CAPTURE_ERROR,)
+            self.from_pageable += nbytes
             data = ctypes.string_at(source, nbytes)
             queue.add(lambda: ctypes.memmove(target, data, nbytes))
         return (OK,)
@@ -208,6 +216,8 @@ class FakeCuda:
         return (OK,)
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
+        if stream not in self.streams:
+            return (INVALID,)
         mark, queue = self._events[event], self.streams[stream]
         mark.stream, mark.position = queue, queue.enqueued
         return (OK,)

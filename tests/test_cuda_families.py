@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,6 @@ import pytest
 import pyengine
 from pyengine.cuda import runtime
 from pyengine.device_array import DeviceArray
-from pyengine.errors import ConfigError
 
 PROMPT = "a red fox runs over snow"
 
@@ -36,25 +36,56 @@ def opensora(tmp_path_factory: pytest.TempPathFactory) -> pyengine.Engine:
     return pyengine.load(folder, backend="tensorrt", precision="fp32", choice="cut", cache_dir=cache)
 
 
-def test_opensora_decodes_frame_by_frame_beside_the_denoiser(
-    opensora: pyengine.Engine, tmp_path: Path
+def whole(engine: pyengine.Engine, frames: int, **options: Any) -> np.ndarray:
+    prompt = PROMPT if engine.bundle.family == "opensora" else ""
+    with engine.stream(prompt, seed=5, frames=frames, **options) as stream:
+        made = list(stream)
+        assert all(isinstance(frame, DeviceArray) for frame in made) == options.get("device_frames", False)
+        return np.stack([np.asarray(frame) for frame in made])
+
+
+@pytest.mark.parametrize("device_frames", [False, True])
+def test_opensora_decodes_frame_by_frame_on_the_card(
+    opensora: pyengine.Engine, card: fake_cuda.FakeCuda, tmp_path: Path, device_frames: bool
 ) -> None:
     cpu = pyengine.load(opensora.bundle.folder, backend="onnxruntime", choice="cut", cache_dir=tmp_path)
+    expected = whole(cpu, 51)
+    assert expected.std() > 1
+    np.testing.assert_array_equal(whole(opensora, 51, device_frames=device_frames), expected)
+    with opensora.stream(PROMPT, seed=5, frames=51, device_frames=device_frames) as stream:
+        for _ in range(18):  # the window is warm, and the second chunk is out
+            next(stream)
+        before = card.to_host
+        for _ in range(33):
+            next(stream)
+        clips = 0 if device_frames else 1
+        assert card.to_host - before == clips * 17 * expected[0].nbytes  # finished frames, and nothing else
+        graphs = stream._open().graphs  # type: ignore[attr-defined]
+    assert {graph.split(".")[0].split("/")[0] for graph in graphs} == {"denoiser", "decoder", "frame_decoder"}
+
+
+def test_tiles_are_blended_on_the_host(tmp_path: Path) -> None:
+    tiles = dataclasses.replace(opensora_family.OPTIONS, tile=(40, 40), decode_batch=4)
+    folder = opensora_family.bundle(tiles).folder
     videos = []
-    for engine in (cpu, opensora):
-        with engine.stream(PROMPT, seed=5, frames=51) as stream:
-            videos.append(np.stack(list(stream)))
-    assert videos[0].std() > 1
+    for backend in ("onnxruntime", "tensorrt"):
+        engine = pyengine.load(folder, backend=backend, precision="fp32", choice="cut", cache_dir=tmp_path)
+        videos.append(whole(engine, 34, device_frames=backend == "tensorrt"))
     np.testing.assert_array_equal(*videos)
 
 
-def test_frames_in_parts_cannot_stay_on_the_card(opensora: pyengine.Engine) -> None:
-    with pytest.raises(ConfigError, match="leave device_frames out"):
-        opensora.stream(PROMPT, frames=17, device_frames=True)
+@pytest.fixture(scope="module")
+def two_levels(tmp_path_factory: pytest.TempPathFactory) -> list[pyengine.Engine]:
+    """On the CPU and on the card."""
+    cache, folder = tmp_path_factory.mktemp("two_levels"), lvdm_family.bundle().folder
+    options: Any = {"precision": "fp32", "choice": "cut", "cache_dir": cache}
+    return [pyengine.load(folder, backend=backend, **options) for backend in ("onnxruntime", "tensorrt")]
 
 
-def test_two_levels_run_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    videos, calls = [], []
+def test_two_levels_run_on_the_card(
+    two_levels: list[pyengine.Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, states, calls = [], [], []
     kernel = fake_cuda.FakeKernels.relative_attention
 
     def counted(self: fake_cuda.FakeKernels, *arrays: DeviceArray, **options: Any) -> None:
@@ -62,15 +93,67 @@ def test_two_levels_run_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         kernel(self, *arrays, **options)
 
     monkeypatch.setattr(fake_cuda.FakeKernels, "relative_attention", counted)
-    for backend in ("onnxruntime", "tensorrt"):
-        folder = lvdm_family.bundle().folder
-        engine = pyengine.load(folder, backend=backend, precision="fp32", choice="cut", cache_dir=tmp_path)
+    for engine in two_levels:
         with engine.stream(frames=60, seed=5) as stream:
             made = [next(stream) for _ in range(30)]
-            state = stream.snapshot()
+            states.append(stream.snapshot())
             videos.append(np.stack([*made, *stream]))
-        with engine.resume(state) as resumed:
-            np.testing.assert_array_equal(np.stack(list(resumed)), videos[-1][30:])
     assert calls
     assert videos[0].std() > 1
     np.testing.assert_array_equal(*videos)
+    for engine in two_levels:
+        for state in states:  # of either device
+            with engine.resume(state) as resumed:
+                np.testing.assert_array_equal(np.stack(list(resumed)), videos[0][30:])
+
+
+@pytest.mark.parametrize("calls", [1, 6, 9, 14])
+def test_two_levels_resume_within_a_clip(two_levels: list[pyengine.Engine], calls: int) -> None:
+    """In the first prediction, in an interpolation, in a prediction with known keys, between two."""
+    for engine in two_levels:
+        with engine.stream(frames=60, seed=5) as stream:
+            for _ in range(calls):
+                stream._call()
+            state = stream.snapshot()
+            expected = np.stack(list(stream))
+        with engine.resume(state) as resumed:
+            np.testing.assert_array_equal(np.stack(list(resumed)), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": 0.0},
+        {"method": {"perturbation": None}},
+        {"method": {"clips_per_round": 2}},
+        {"method": {"behaviour": "released", "decode": "whole"}},
+        {"method": {"eta": 0.0}},
+        {"device_frames": True},
+    ],
+    ids=str,
+)
+def test_two_levels_in_all_their_forms(two_levels: list[pyengine.Engine], options: dict[str, Any]) -> None:
+    cpu, card = two_levels
+    same = {name: value for name, value in options.items() if name != "device_frames"}
+    np.testing.assert_array_equal(whole(card, 100, **options), whole(cpu, 100, **same))
+
+
+def test_two_levels_cross_the_host_as_frames_only(
+    two_levels: list[pyengine.Engine], card: fake_cuda.FakeCuda
+) -> None:
+    with two_levels[1].stream(frames=200, seed=5) as stream:
+        for _ in range(100):  # every network has run at every size
+            next(stream)
+        stream._settle()
+        waiting = len(stream._rest) + sum(len(clip.result()) for clip in stream._clips)
+        frame, captured = stream._video.height * stream._video.width * 3, card.graphs_made
+        before, waited = card.to_host, card.from_pageable
+        for _ in stream:
+            pass
+        crossed = (card.to_host - before) / frame
+    assert card.from_pageable == waited
+    assert card.graphs_made == captured
+    assert crossed == int(crossed)
+    assert (
+        100 - waiting <= crossed < 100 - waiting + 24
+    )  # the last clip may be longer than what is left to show

@@ -41,7 +41,7 @@ class CudaClipLatents:
         largest = max(batch.frames for batch in batches) * frame_shape[0] * self._plane
         self._staging = {name: Staging(stream, largest) for name, stream in streams.items()}
         self._pools = {name: Pool(stream, "float32") for name, stream in streams.items()}
-        self._tables = {name: _uploaded(tables[name], stream) for name, stream in streams.items()}
+        self._tables = {name: DeviceArray.of(tables[name], stream) for name, stream in streams.items()}
         self._batch: Batch | None = None
         self._known = 0  # frames of the batch in flight
 
@@ -63,7 +63,7 @@ class CudaClipLatents:
         batch, clips = self._batch, self._in_flight()
         assert batch is not None
         inputs = self._executor.inputs(batch.variant)
-        if "mask" in inputs and not np.array_equal(call.mask, clips.mask):
+        if "mask" in inputs and (clips.mask is None or not np.array_equal(call.mask, clips.mask)):
             inputs["mask"][...] = call.mask.reshape(inputs["mask"].shape)
             clips.mask = call.mask
         table, rows = self._tables[batch.variant.component], inputs["embedding"]
@@ -204,7 +204,7 @@ class CudaClipLatents:
         if latent.stream is not stream:
             assert latent.ready is not None
             stream.wait_for(latent.ready)
-            latent.owner.readers.add(stream.handle)  # type: ignore[attr-defined]
+            latent.owner.own_readers.add(stream)  # type: ignore[attr-defined]
 
 
 class _Clips:
@@ -250,9 +250,3 @@ class _Clips:
             out=self.condition,
         )
         enqueue()
-
-
-def _uploaded(table: np.ndarray, stream: Stream) -> DeviceArray:
-    copy = DeviceArray.zeros(table.shape, "float32", stream)
-    copy[...] = table
-    return copy

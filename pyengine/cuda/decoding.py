@@ -1,20 +1,22 @@
-"""Decoding on a stream of its own, and finished frames to the host while the next call runs."""
+"""Decoding on streams of its own, and finished frames to the host while the next call runs."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..bundle import Bundle
-from ..chunks import decoder_variants
+from ..chunks import FRAME_DECODER, decoder_variants
 from ..decoding import HostDecoder
 from ..device_array import DeviceArray, PinnedArray
-from ..errors import ConfigError
 from .memory import Pool
 from .nvtx import annotate
-from .runtime import Event
+from .runtime import Event, Runtime, Stream
 
 if TYPE_CHECKING:
     from .executor import CudaExecutor
@@ -23,90 +25,87 @@ SLOTS = 2  # one clip is written by the card while the host reads the other
 
 
 class CudaDecoder:
-    """`decoding.Decoder`: the latents never leave the card, nor do the frames with `device_frames`."""
+    """`decoding.Decoder`: the latents never leave the card, nor do planes between two networks, nor the frames with `device_frames`."""
 
-    def __init__(self, executor: CudaExecutor, chunk_frames: int, *, device_frames: bool = False) -> None:
-        bundle = executor.program.bundle
-        (variant,) = decoder_variants(bundle, chunk_frames)
+    def __init__(self, executor: CudaExecutor, bundle: Bundle, *, device_frames: bool = False) -> None:
         video = bundle.video
         assert video is not None
-        self._executor, self._variant = executor, variant
-        self._stream = executor.stream(variant.component)
+        self._executor, self._bundle = executor, bundle
+        self._stream = executor.stream("decoder")
+        by_frame = FRAME_DECODER.component in bundle.components
+        self._last = executor.stream(FRAME_DECODER.component) if by_frame else self._stream
         self._cuda = self._stream.cuda
-        self._frames = executor.on_card(variant, "frames")
-        nbytes = self._frames.nbytes
-        self._shape = (nbytes // (video.height * video.width * 3), video.height, video.width, 3)
-        self._pool = Pool(self._stream, "uint8")
-        self._slots = [] if device_frames else [PinnedArray(self._cuda, nbytes) for _ in range(SLOTS)]
-        self._pending: list[CudaClip | None] = [None] * SLOTS
-        self._turn = 0
+        self._between = self._cuda.event()
+        self._frame = (video.height, video.width, 3)
+        self._out = _Pooled(self._last) if device_frames else _Slots(self._last)
         # Latents are not given back to their pool before the decoder has read them.
         self._reading: deque[tuple[Event, object]] = deque()
 
     def submit(self, latents: DeviceArray | np.ndarray, kept: slice = slice(None)) -> CudaClip:
-        executor, stream, variant = self._executor, self._stream, self._variant
+        executor, stream = self._executor, self._stream
+        variant, *per_frame = decoder_variants(self._bundle, len(latents))
         with annotate("decode"):
-            target = executor.on_card(variant, "latents")
             if isinstance(latents, DeviceArray):
                 if latents.ready is not None:
                     stream.wait_for(latents.ready)
+                target = executor.on_card(variant, "latents")
                 self._cuda.copy(target.pointer, latents.pointer, target.nbytes, stream)
             else:
-                given = executor.input(variant, "latents")
-                given[...] = latents
+                executor.input(variant, "latents")[...] = latents
             executor.run(variant)
-            clip = self._deliver()
+            clip = (
+                self._by_frame(executor.on_card(variant, "planes"))
+                if per_frame
+                else self._whole(executor.on_card(variant, "frames")[kept])
+            )
         while self._reading and self._reading[0][0].done():
             self._reading.popleft()
         self._reading.append((clip.arrived, latents))
         return clip
 
     def own(self, frames: np.ndarray) -> np.ndarray | DeviceArray:
-        if self._slots:
-            return frames
-        copy = DeviceArray.zeros(frames.shape, "uint8", self._stream)
-        copy[...] = frames
-        return copy
+        return self._out.own(frames)
 
     def close(self) -> None:
         self._stream.synchronize()
+        self._last.synchronize()
         self._reading.clear()
 
-    def _deliver(self) -> CudaClip:
+    def _whole(self, frames: DeviceArray) -> CudaClip:
         """The frames of the run just enqueued, on their way out."""
-        if not self._slots:
-            block = self._pool.take(self._shape)
-            assert block.ready is not None
-            self._cuda.copy(block.pointer, self._frames.pointer, block.nbytes, self._stream)
-            block.ready.record(self._stream)
-            return CudaClip(block, block.ready)
-        turn, self._turn = self._turn, (self._turn + 1) % SLOTS
-        waiting = self._pending[turn]
-        if waiting is not None:
-            waiting.result()  # a slot is written again only when its frames are out
-        slot = self._slots[turn]
-        self._cuda.copy(slot.pointer, self._frames.pointer, self._frames.nbytes, self._stream)
-        arrived = self._cuda.event().record(self._stream)
-        clip = CudaClip(slot.array(self._shape, "uint8"), arrived)
-        self._pending[turn] = clip
+        with self._out.clip((frames.nbytes // prod(self._frame), *self._frame)) as clip:
+            self._cuda.copy(clip.pointer, frames.pointer, frames.nbytes, self._stream)
+        return clip
+
+    def _by_frame(self, planes: DeviceArray) -> CudaClip:
+        """Planes of the run just enqueued through the second network, a few at a time, each batch on its way out behind it."""
+        executor, stream, cuda = self._executor, self._last, self._cuda
+        stream.wait_for(self._between.record(self._stream))
+        given, made = (executor.on_card(FRAME_DECODER, name) for name in ("planes", "frames"))
+        with self._out.clip((len(planes), *self._frame)) as clip:
+            for start in range(0, len(planes), len(given)):
+                part = planes[start : start + len(given)]
+                cuda.copy(given.pointer, part.pointer, part.nbytes, stream)
+                executor.run(FRAME_DECODER)
+                frames = made[: len(part)]
+                cuda.copy(clip.pointer + start * prod(self._frame), frames.pointer, frames.nbytes, stream)
+        self._stream.wait_for(clip.arrived)  # the next chunk's planes lie where these do
         return clip
 
 
-class CudaFrameDecoder(HostDecoder):
-    """For bundles that decode frame by frame, or windows of several sizes: what passes between the networks crosses the host, in a
-    thread of its own. The decoder's stream waits for the latents, the denoiser's goes on.
+class CudaTileDecoder(HostDecoder):
+    """For frames that are decoded in tiles: planes and tiles cross the host, where they are blended, in a thread of its own. The
+    decoder's stream waits for the latents, the denoiser's goes on.
     """
 
     def __init__(self, executor: CudaExecutor, bundle: Bundle, *, device_frames: bool = False) -> None:
-        if device_frames:
-            raise ConfigError(
-                f"expected a bundle with one decoder of one size for device_frames but '{bundle.name}' decodes in "
-                "parts that meet on the host; leave device_frames out"
-            )
         super().__init__(executor, bundle)
-        self._decoder_stream = executor.stream("decoder")
+        self._decoder_stream, self._device_frames = executor.stream("decoder"), device_frames
 
-    def _decode(self, latents: DeviceArray | np.ndarray, kept: slice) -> np.ndarray:
+    def own(self, frames: np.ndarray) -> np.ndarray | DeviceArray:  # type: ignore[override]
+        return DeviceArray.of(frames, self._decoder_stream) if self._device_frames else frames
+
+    def _decode(self, latents: DeviceArray | np.ndarray, kept: slice) -> np.ndarray | DeviceArray:  # type: ignore[override]
         if isinstance(latents, DeviceArray):
             stream, on_card = self._decoder_stream, latents
             latents = np.empty(on_card.shape, on_card.host_dtype)
@@ -114,14 +113,14 @@ class CudaFrameDecoder(HostDecoder):
                 stream.wait_for(on_card.ready)
             stream.cuda.copy(latents.ctypes.data, on_card.pointer, on_card.nbytes, stream)
             stream.synchronize()
-        return super()._decode(latents, kept)
+        return self.own(super()._decode(latents, kept))
 
 
 class CudaClip:
-    """`decoding.Clip`: frames on their way to the host, or on the card."""
+    """`decoding.Clip`: frames on their way to the host, or on the card. `pointer` is where they are written."""
 
-    def __init__(self, frames: np.ndarray | DeviceArray, arrived: Event) -> None:
-        self._frames, self.arrived, self._out = frames, arrived, False
+    def __init__(self, frames: np.ndarray | DeviceArray, pointer: int, arrived: Event) -> None:
+        self._frames, self.pointer, self.arrived, self._out = frames, pointer, arrived, False
 
     def done(self) -> bool:
         return self._out or self.arrived.done()
@@ -133,3 +132,49 @@ class CudaClip:
             self._frames = self._frames.copy()
         self._out = True
         return self._frames
+
+
+class _Pooled:
+    """Clips that stay on the card."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._pool = stream, Pool(stream, "uint8")
+
+    @contextmanager
+    def clip(self, shape: tuple[int, ...]) -> Iterator[CudaClip]:
+        """Where frames go that are enqueued inside."""
+        block = self._pool.take(shape)
+        assert block.ready is not None
+        yield CudaClip(block, block.pointer, block.ready)
+        block.ready.record(self._stream)
+
+    def own(self, frames: np.ndarray) -> DeviceArray:
+        return DeviceArray.of(frames, self._stream)
+
+
+class _Slots:
+    """Clips in page-locked memory, which is written again only when its frames are out."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._slots: list[PinnedArray | None] = [None] * SLOTS
+        self._pending: list[CudaClip | None] = [None] * SLOTS
+        self._turn = 0
+
+    @contextmanager
+    def clip(self, shape: tuple[int, ...]) -> Iterator[CudaClip]:
+        """Where frames go that are enqueued inside."""
+        turn, self._turn = self._turn, (self._turn + 1) % SLOTS
+        waiting, slot = self._pending[turn], self._slots[turn]
+        if waiting is not None:
+            waiting.result()
+        cuda: Runtime = self._stream.cuda
+        if slot is None or len(slot.bytes) < prod(shape):
+            slot = self._slots[turn] = PinnedArray(cuda, prod(shape))
+        clip = CudaClip(slot.array(shape, "uint8"), slot.pointer, cuda.event())
+        yield clip
+        clip.arrived.record(self._stream)
+        self._pending[turn] = clip
+
+    def own(self, frames: np.ndarray) -> np.ndarray:
+        return frames

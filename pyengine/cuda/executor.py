@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..chunks import FRAME_DECODER
-from ..device_array import HOST_DTYPES, DeviceArray
+from ..device_array import DeviceArray
 from ..errors import PlanError
 from ..executor import Executor, Program
 from ..plan import Plan, Variant
@@ -47,7 +47,7 @@ class CudaProgram(Program):
         return CudaExecutor(self)
 
     def _read(self, variant: Variant) -> dict[str, Any]:
-        return {name: _uploaded(array, self._stream) for name, array in super()._read(variant).items()}
+        return {name: DeviceArray.of(array, self._stream) for name, array in super()._read(variant).items()}
 
 
 class CudaExecutor(Executor):
@@ -154,17 +154,21 @@ class CudaExecutor(Executor):
 
         return CudaClipLatents(self, frame_shape, batches, tables, branches)
 
-    def decoder(self, chunk_frames: int, *, device_frames: bool = False) -> Decoder:
-        from .decoding import CudaDecoder, CudaFrameDecoder
+    def decoder(self, *, device_frames: bool = False) -> Decoder:
+        from .decoding import CudaDecoder, CudaTileDecoder
 
         bundle = self.program.bundle
-        # A method may decode windows of several sizes; on the card a decoder is bound to one.
-        sizes = {variant for variant in self.program.variants if variant.component == "decoder"}
-        if FRAME_DECODER.component in bundle.components or sizes != {
-            Variant.of("decoder", chunk=chunk_frames)
-        }:
-            return CudaFrameDecoder(self, bundle, device_frames=device_frames)
-        return CudaDecoder(self, chunk_frames, device_frames=device_frames)
+        tiled = FRAME_DECODER.component in bundle.components and self._is_tiled()
+        return (CudaTileDecoder if tiled else CudaDecoder)(self, bundle, device_frames=device_frames)
+
+    def _is_tiled(self) -> bool:
+        """Whether the second network takes less than a whole plane."""
+        planes = next(
+            self.on_card(variant, "planes")
+            for variant in self.program.variants
+            if variant.component == "decoder"
+        )
+        return planes.shape[2:] != self.on_card(FRAME_DECODER, "planes").shape[2:]
 
     def synchronize(self) -> None:
         for name in self._memory:
@@ -205,10 +209,3 @@ class CudaExecutor(Executor):
         memory = self._memory[component]
         assert isinstance(memory, CudaMemory)
         return memory
-
-
-def _uploaded(array: Any, stream: Stream) -> DeviceArray:
-    names = {host: name for name, host in HOST_DTYPES.items() if name not in ("bfloat16", "float8_e4m3")}
-    copy = DeviceArray.zeros(array.shape, names[str(array.dtype)], stream)
-    copy[...] = array
-    return copy

@@ -7,6 +7,7 @@ few hundred bytes per run, from page-locked memory that is not touched again bef
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from ..backends import Port
 from ..buffers import Memory
 from ..device_array import DeviceArray, PinnedArray
+from ..errors import PlanError
 from .runtime import Event, Stream
 
 ALIGNMENT = 256  # what engines want of an address
@@ -151,8 +153,12 @@ class Lease:
     def __init__(self, free: list[_Block], block: _Block) -> None:
         self._free, self._block = free, block
         self.readers: set[int] = set()  # streams of other libraries, noted when they took the array
+        self.own_readers: set[Stream] = set()
 
     def __del__(self) -> None:
         cuda = self._block.array.cuda
-        self._block.read += [cuda.event().record_on(reader) for reader in self.readers]
+        for reader in self.readers:
+            with suppress(PlanError):  # its library has destroyed that stream
+                self._block.read.append(cuda.event().record_on(reader))
+        self._block.read += [cuda.event().record(reader) for reader in self.own_readers]
         self._free.append(self._block)
