@@ -108,9 +108,9 @@ class EngineSource:
         """All that a result depends on beside the job."""
         return [self.engine.bundle.digest, self.own, self.settings(variant)]
 
-    def caption(self, job: Job, video: Video) -> str | Caption:
-        """What the video is read by."""
-        return job.prompt
+    def measure(self, job: Job, video: Video) -> dict[str, Any]:
+        """A line of results; the video is read by its prompt."""
+        return measure(job, video, job.prompt)
 
     def prepare(self, variants: list[str]) -> None:
         """Build every plan once, before several processes look for them."""
@@ -133,8 +133,8 @@ class TruthSource:
     def identity(self, variant: str) -> Any:
         return ["truth", variant]
 
-    def caption(self, job: Job, video: Video) -> str | Caption:
-        return job.prompt
+    def measure(self, job: Job, video: Video) -> dict[str, Any]:
+        return measure(job, video, job.prompt)
 
     def prepare(self, variants: list[str]) -> None:
         """Nothing to build."""
@@ -204,7 +204,7 @@ def _work(job: Job, name: str, work: Path) -> dict[str, Any]:
         raise RuntimeError(f"expected {job.frames} frames but the source made {len(video.frames)}")
     places = np.linspace(0, job.frames - 1, STRIP_FRAMES).round().astype(int)
     np.save(strip_path(work, name), video.frames[places])
-    return {"key": name, **measure(job, video, _source.caption(job, video))}
+    return {"key": name, **_source.measure(job, video)}
 
 
 def run(make_source: Callable[[], Any], jobs: list[Job], work: Path, processes: int) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 The model `shapes-lvdm` is unconditional, as the published ones are. So every video, the progressive ones too, is
 read by a caption made of its own first second: is that shape still there, in its colour, does it move, does it
-jump? Ablations: perturbation level 0 instead of the shipped one, unconditional guidance 1, and guidance 0.1 with one
-known key as released. Reports quality_lvdm.{md,json,png} and quality_lvdm_strip.png; results are kept and a run that
-was interrupted goes on, as in benchmarks/quality.py. `--quick`: 8 seconds, one seed, no progressive videos.
+jump? And second by second without a caption: is it of the same kind, whatever its colour? Ablations: perturbation
+level 0 instead of the shipped one, unconditional guidance 1, and guidance 0.1 with one known key as released. Reports
+quality_lvdm.{md,json,png} and quality_lvdm_strip.png; results are kept and a run that was interrupted goes on, as in
+benchmarks/quality.py. `--quick`: 8 seconds, one seed, no progressive videos.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import quality_report
-from quality import Job, Video, run, strip_path
+from quality import Job, Video, measure, run, strip_path
 
-from pyengine.export.families.shapes.describe import describe
-from pyengine.export.families.shapes.reader import WINDOW, Caption
+from pyengine.export.families.shapes.describe import describe, kind_of
+from pyengine.export.families.shapes.reader import WINDOW
 from pyengine.export.families.shapes.world import FPS
 
 PROGRESSIVE = "progressive"
@@ -61,7 +62,7 @@ class EngineSource:
     def identity(self, variant: str) -> Any:
         """All that a result depends on beside the job."""
         bundle = self.engine(variant).bundle
-        return [bundle.digest, dict(bundle.method), self.settings(variant), "first second"]
+        return [bundle.digest, dict(bundle.method), self.settings(variant), "first second, kinds"]
 
     def prepare(self, variants: list[str]) -> None:
         """Build every plan once, before several processes look for them."""
@@ -83,8 +84,17 @@ class EngineSource:
             frames = np.concatenate(list(stream.clips()))
             return Video(frames, stream.calls_made, time.perf_counter() - start)
 
-    def caption(self, job: Job, video: Video) -> Caption:
-        return describe(video.frames[:FPS])
+    def measure(self, job: Job, video: Video) -> dict[str, Any]:
+        caption = describe(video.frames[:FPS])
+        found = measure(job, video, caption)
+        starts = np.arange(0, job.frames - FPS + 1, FPS)
+        same = np.array([kind_of(video.frames[start:][:FPS]) == caption.shapes[0].kind for start in starts])
+        for part in ("quarters", "course"):
+            place = (starts + FPS // 2) * len(found[part]) // job.frames
+            for index, rates in enumerate(found[part]):
+                rates["kind"] = 100 * float(np.mean(same[place == index])) if index in place else float("nan")
+        found["whole"]["kind"] = 100 * float(same.mean())
+        return found
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ MEASURES = {
     "teleports": "teleports / 100 frames",
     "sharpness": "sharpness",
     "background": "background %",
+    "kind": "kind, in any colour %",  # where videos have no caption
 }
 TITLES = {
     "progressive": "progressive (full method)",
@@ -64,7 +65,12 @@ def summarise(results: list[Result]) -> dict[str, Any]:
 
 
 def _mean(rates: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([rate[name] for rate in rates])) for name in MEASURES}
+    return {name: float(np.nanmean([rate[name] for rate in rates])) for name in measures(rates[0])}
+
+
+def measures(rates: dict[str, float]) -> dict[str, str]:
+    """Those that were taken, with their titles."""
+    return {name: title for name, title in MEASURES.items() if name in rates}
 
 
 def verdicts(summary: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
@@ -102,7 +108,8 @@ def markdown(results: list[Result], summary: dict[str, Any]) -> str:
     frames = results[0]["frames"]
     prompts = list(dict.fromkeys(result["prompt"] for result in results))
     seeds = len({result["seed"] for result in results})
-    head = "| variant | part | " + " | ".join(MEASURES.values()) + " |\n|---|---|" + "---:|" * len(MEASURES)
+    shown = measures(results[0]["whole"])
+    head = "| variant | part | " + " | ".join(shown.values()) + " |\n|---|---|" + "---:|" * len(shown)
     lines = [
         "# Quality over a long video",
         "",
@@ -112,6 +119,11 @@ def markdown(results: list[Result], summary: dict[str, Any]) -> str:
         "disappearances and cuts. Sharpness: 1 = edges as narrow as the renderer's, 0.5 = twice as wide.",
         "",
     ]
+    if "kind" in shown:
+        lines[-1:] = [
+            "Kind: percent of seconds that show a shape of the first second's kind, whatever its colour.",
+            "",
+        ]
     rows = verdicts(summary)
     if rows:
         lines += ["## Goals, full method", "", "| | goal | measured | |", "|---|---:|---:|---|"]
@@ -155,7 +167,7 @@ def _row(name: str, part: str, rates: dict[str, float]) -> str:
     return (
         f"| {name} | {part} | "
         + " | ".join(
-            f"{rates[measure]:.{2 if measure in ('teleports', 'sharpness') else 1}f}" for measure in MEASURES
+            f"{rates[name]:.{2 if name in ('teleports', 'sharpness') else 1}f}" for name in measures(rates)
         )
         + " |"
     )
@@ -168,7 +180,7 @@ def plot(results: list[Result], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [name for name in MEASURES if name != "background"]
+    shown = [name for name in measures(results[0]["whole"]) if name != "background"]
     figure, axes = pyplot.subplots(1, len(shown), figsize=(4 * len(shown), 3.2), layout="constrained")
     for variant in dict.fromkeys(result["variant"] for result in results):
         videos = [result for result in results if result["variant"] == variant]

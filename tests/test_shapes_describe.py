@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyengine.export.families.shapes.describe import describe
+from pyengine.export.families.shapes.describe import describe, kind_of
 from pyengine.export.families.shapes.reader import read
 from pyengine.export.families.shapes.world import MovingShape, Scene, render
 
@@ -35,3 +35,19 @@ def test_a_scene_that_becomes_another_is_not_found_again() -> None:
     assert rates.rates(0, 48)["shape"] > 97
     assert rates.rates(48, 96)["shape"] < 3
     assert rates.rates()["teleports"] > 0
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.shapes[0].kind)
+def test_a_kind_is_seen_in_any_colour(scene: Scene) -> None:
+    frames = render(scene, range(24)).astype(np.float32)
+    mixed = np.stack((0.6 * frames[..., 1] + 0.3 * frames[..., 2], frames[..., 0], 255 - frames[..., 1]), -1)
+    assert kind_of(mixed.round().astype(np.uint8)) == scene.shapes[0].kind
+
+
+def test_nothing_and_a_blob_have_no_kind() -> None:
+    assert kind_of(np.full((24, 64, 64, 3), 90, np.uint8)) is None
+    rows, columns = np.indices((64, 64)) - 32
+    blob = np.hypot(rows, columns) < 14 + 5 * np.sin(5 * np.arctan2(rows, columns) + np.cos(rows))
+    assert (
+        kind_of(np.where(blob[None, ..., None], 220, 40).repeat(3, -1).repeat(24, 0).astype(np.uint8)) is None
+    )

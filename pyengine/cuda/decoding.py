@@ -16,7 +16,7 @@ from ..decoding import HostDecoder
 from ..device_array import DeviceArray, PinnedArray
 from .memory import Pool
 from .nvtx import annotate
-from .runtime import Event, Runtime, Stream
+from .runtime import Event, Stream
 
 if TYPE_CHECKING:
     from .executor import CudaExecutor
@@ -37,7 +37,7 @@ class CudaDecoder:
         self._cuda = self._stream.cuda
         self._between = self._cuda.event()
         self._frame = (video.height, video.width, 3)
-        self._out = _Pooled(self._last) if device_frames else _Slots(self._last)
+        self._out = _Pooled(self._last) if device_frames else _Slots(self._last, self._largest(by_frame))
         # Latents are not given back to their pool before the decoder has read them.
         self._reading: deque[tuple[Event, object]] = deque()
 
@@ -70,6 +70,13 @@ class CudaDecoder:
         self._stream.synchronize()
         self._last.synchronize()
         self._reading.clear()
+
+    def _largest(self, by_frame: bool) -> int:
+        """Bytes of the longest clip."""
+        executor, name = self._executor, "planes" if by_frame else "frames"
+        variants = [v for v in executor.program.variants if v.component == "decoder"]
+        made = [executor.on_card(variant, name) for variant in variants]
+        return max(len(array) * prod(self._frame) if by_frame else array.nbytes for array in made)
 
     def _whole(self, frames: DeviceArray) -> CudaClip:
         """The frames of the run just enqueued, on their way out."""
@@ -155,9 +162,9 @@ class _Pooled:
 class _Slots:
     """Clips in page-locked memory, which is written again only when its frames are out."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, nbytes: int) -> None:
         self._stream = stream
-        self._slots: list[PinnedArray | None] = [None] * SLOTS
+        self._slots = [PinnedArray(stream.cuda, nbytes) for _ in range(SLOTS)]
         self._pending: list[CudaClip | None] = [None] * SLOTS
         self._turn = 0
 
@@ -168,10 +175,7 @@ class _Slots:
         waiting, slot = self._pending[turn], self._slots[turn]
         if waiting is not None:
             waiting.result()
-        cuda: Runtime = self._stream.cuda
-        if slot is None or len(slot.bytes) < prod(shape):
-            slot = self._slots[turn] = PinnedArray(cuda, prod(shape))
-        clip = CudaClip(slot.array(shape, "uint8"), slot.pointer, cuda.event())
+        clip = CudaClip(slot.array(shape, "uint8"), slot.pointer, self._stream.cuda.event())
         yield clip
         clip.arrived.record(self._stream)
         self._pending[turn] = clip

@@ -2,6 +2,7 @@
 
     caption = describe(frames[:24])  # the first second
     reading = read(caption, frames)
+    kind_of(frames[24:48])  # of a shape whose colour may have changed
 
 One shape over a plain background is assumed. Whatever is shown, the nearest caption is returned: reading the same frames by it says
 how near.
@@ -16,9 +17,11 @@ import numpy as np
 from .reader import COLOUR_DISTANCE, LEAST_SHIFT, Caption, Wanted, read
 from .world import BACKGROUNDS, COLOURS, SHAPES, SIZES, MovingShape, coverage
 
-__all__ = ["describe"]
+__all__ = ["describe", "kind_of"]
 
 CONTRAST = 40.0  # of 255, between a shape and its background
+LEAST_PIXELS = 30  # of a frame's 4,096
+SHOWN = 50.0  # percent of frames
 
 
 def describe(frames: np.ndarray) -> Caption:
@@ -41,6 +44,21 @@ def describe(frames: np.ndarray) -> Caption:
     return Caption(
         (Wanted(wanted.kind, wanted.colour, wanted.size, "drift" if goes else "spin"),), background, False
     )
+
+
+def kind_of(frames: np.ndarray) -> str | None:
+    """The kind of shape that at least half of the frames show, in whatever colour. frames: uint8 [F, 64, 64, 3]"""
+    pixels = frames.reshape(-1, 3).astype(np.float32)
+    ground = np.median(pixels, axis=0)
+    stands_out = np.abs(pixels - ground).max(1) > CONTRAST
+    if stands_out.sum() < LEAST_PIXELS * len(frames):
+        return None
+    way = np.median(pixels[stands_out], axis=0) - ground
+    share = np.clip((pixels - ground) @ way / (way @ way), 0, 1)[:, None]
+    black, full = np.array(BACKGROUNDS["black"]), np.array(COLOURS["white"])
+    white = np.rint(black + share * (full - black)).astype(np.uint8).reshape(frames.shape)
+    caption = describe(white)
+    return caption.shapes[0].kind if read(caption, white).rates()["shape"] >= SHOWN else None
 
 
 def _background(frames: np.ndarray) -> str:
