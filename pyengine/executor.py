@@ -219,5 +219,8 @@ class Executor:
 
 def _get(arrays: Mapping[str, Any], name: str, variant: Variant) -> Any:
     if name not in arrays:
-        raise PlanError(f"expected a tensor of {variant} out of {', '.join(arrays)} but got {name!r}")
+        raise PlanError(
+            f"expected a tensor of {variant} out of {', '.join(arrays)} but got {name!r}; if another version of pyengine made the "
+            "bundle, export it again"
+        )
     return arrays[name]
