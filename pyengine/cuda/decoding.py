@@ -107,10 +107,11 @@ class CudaTileDecoder(HostDecoder):
 
     def __init__(self, executor: CudaExecutor, bundle: Bundle, *, device_frames: bool = False) -> None:
         super().__init__(executor, bundle)
-        self._decoder_stream, self._device_frames = executor.stream("decoder"), device_frames
+        self._decoder_stream = executor.stream("decoder")
+        self._kept = _Pooled(self._decoder_stream) if device_frames else None
 
     def own(self, frames: np.ndarray) -> np.ndarray | DeviceArray:  # type: ignore[override]
-        return DeviceArray.of(frames, self._decoder_stream) if self._device_frames else frames
+        return frames if self._kept is None else self._kept.own(frames)
 
     def _decode(self, latents: DeviceArray | np.ndarray, kept: slice) -> np.ndarray | DeviceArray:  # type: ignore[override]
         if isinstance(latents, DeviceArray):
@@ -155,8 +156,10 @@ class _Pooled:
         yield CudaClip(block, block.pointer, block.ready)
         block.ready.record(self._stream)
 
-    def own(self, frames: np.ndarray) -> DeviceArray:
-        return DeviceArray.of(frames, self._stream)
+    def own(self, frames: np.ndarray) -> np.ndarray | DeviceArray:
+        with self.clip(frames.shape) as clip:
+            clip.result()[...] = frames
+        return clip.result()
 
 
 class _Slots:
