@@ -25,8 +25,9 @@ from pyengine.export.families.shapes.modules import load_modules
 from pyengine.hierarchy import ddim_timesteps
 from pyengine.samplers import alphas_cumprod, ddim
 
-# level, guidance, known keys
+# level, guidance, known keys: as shipped, without perturbation, as released, and what differs from those in one or two
 SETTINGS = (
+    (100, 0.0, 2), (0, 0.0, 2),
     (100, 0.1, 1), (0, 0.1, 1), (100, 1.0, 1), (100, 0.1, 2), (0, 1.0, 2), (100, 1.0, 2), (200, 1.0, 2), (100, 3.0, 2),
 )  # fmt: skip
 CONTRAST, LEAST_PIXELS = 50.0, 30  # of 255; of 4,096

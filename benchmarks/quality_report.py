@@ -193,6 +193,7 @@ def plot(results: list[Result], path: Path) -> None:
         axis.set(title=MEASURES[name], xlabel="seconds")
         if name in GOALS:
             axis.axhline(GOALS[name], color="grey", linestyle=":", linewidth=1)
+        if name in GOALS or name == "kind":
             axis.set_ylim(0, 103)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7, loc="lower left")

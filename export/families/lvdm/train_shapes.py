@@ -63,11 +63,8 @@ SHARD_CLIPS = 256
 # Of clips. Released: 0.5 and 0.9; of a minute's prediction clips all but the first are conditional.
 CONDITIONAL_SHARE = {"prediction": 0.75, "interpolation": 0.9}
 BATCH = {"prediction": 24, "interpolation": 20}  # about the same number of latents
-TURNS = (
-    "prediction",
-    "interpolation",
-    "prediction",
-)  # what a key gets wrong stays, what is between keys does not
+# What a key gets wrong stays, what is between keys does not.
+TURNS = ("prediction", "interpolation", "prediction")
 
 
 def plain_scene(rng: np.random.Generator) -> Scene:
