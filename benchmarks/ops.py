@@ -23,10 +23,11 @@ import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from pyengine import _C
-from pyengine.export.ops import OPS
+from pyengine.export.ops import OPS, denoise_step
 from pyengine.export.ops.denoise_step import StepCase
 from pyengine.export.ops.frame_window_attention import visible
 from pyengine.export.ops.frame_window_attention_cases import AttentionCase
+from pyengine.export.ops.relative_attention import RelativeCase, reference
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Contenders = dict[str, Callable[[], Any]]
@@ -147,20 +148,42 @@ def step(case: StepCase, compiled: bool) -> Contenders:
         for k, v in inputs.items()
     }
     out = np.empty_like(arrays["sample"])
-    reference = OPS[1].reference
+    plain = denoise_step.reference
     contenders: Contenders = {
         "pyengine": lambda: _C.denoise_step(**arrays, out=out),
-        "eager": lambda: reference(**inputs),
+        "eager": lambda: plain(**inputs),
+    }
+    if compiled:
+        run = torch.compile(plain, dynamic=False)
+        contenders["compiled"] = lambda: run(**inputs)
+    return contenders
+
+
+def relative(case: RelativeCase, compiled: bool) -> Contenders:
+    """The op and its reference in PyTorch, in bfloat16; the tables of ours are float32, as a bundle keeps them."""
+    inputs: dict[str, Any] = case.make_inputs(dtype=torch.bfloat16)
+    qkv = inputs["qkv"].view(torch.uint16).numpy()
+    tables = [None if inputs[k] is None else inputs[k].float().numpy() for k in ("key_table", "value_table")]
+    out = np.empty((case.batch, case.frames, case.places, case.heads * case.head_dim), np.uint16)
+    contenders: Contenders = {
+        "pyengine": lambda: _C.relative_attention(qkv, *tables, out=out, transposed=case.transposed),
+        "eager": lambda: reference(**inputs, transposed=case.transposed)[0],
     }
     if compiled:
         run = torch.compile(reference, dynamic=False)
-        contenders["compiled"] = lambda: run(**inputs)
+        contenders["compiled"] = lambda: run(**inputs, transposed=case.transposed)
+    contenders["pyengine"]()
+    exact = reference(**case.make_inputs(dtype=torch.float32), transposed=case.transposed)[0]  # type: ignore[arg-type]
+    difference = (torch.from_numpy(out).view(torch.bfloat16).float() - exact).abs().max()
+    if difference > 0.1:
+        raise RuntimeError(f"{case}: pyengine and torch in float32 disagree by {difference}")
     return contenders
 
 
 MAKERS: dict[str, Callable[[Any, bool], Contenders]] = {
     "FrameWindowAttention": attention,
     "DenoiseStep": step,
+    "RelativeAttention": relative,
 }
 
 

@@ -75,3 +75,19 @@ def test_every_case_gets_a_row_beside_its_bound(
     for row in rows:
         if row.contender.startswith("sdpa"):
             assert row.operations >= ours[row.case, "pyengine"].operations  # no mask in it
+
+
+def test_every_op_is_timed_on_the_processor() -> None:
+    """Making a case's contenders compares them where they round alike."""
+    spec = spec_from_file_location("cpu_ops_benchmark", GPU.parent / "ops.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    assert {op.name for op in module.OPS} == set(module.MAKERS)
+    for op in module.OPS:
+        contenders = module.MAKERS[op.name](op.bench_cases[0], False)
+        assert {"pyengine", "eager"} <= set(contenders)
+        for run in contenders.values():
+            run()
