@@ -49,7 +49,7 @@ def measure(contenders: Contenders, seconds: float) -> dict[str, Timing]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, samples.values())) < 15:
         for name, run in contenders.items():
-            time.sleep(0.002)  # the previous contender's threads stop spinning
+            time.sleep(0.01)  # the previous contender's threads stop spinning
             run()
             for _ in range(3):
                 start = time.perf_counter()

@@ -12,6 +12,7 @@
 
 #ifdef __linux__
 #include <sched.h>
+#include <unistd.h>
 #endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -41,6 +42,24 @@ int available_cpus() {
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
 #endif
   return std::max(1u, std::thread::hardware_concurrency());
+}
+
+int current_cpu() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Keeps the calling thread off one CPU of those that the process may use.
+void keep_off(int cpu) {
+#ifdef __linux__
+  cpu_set_t set;
+  if (cpu < 0 || sched_getaffinity(getpid(), sizeof set, &set) != 0 || CPU_COUNT(&set) < 2) return;
+  CPU_CLR(cpu, &set);
+  sched_setaffinity(0, sizeof set, &set);
+#endif
 }
 
 // Workers are never waited for unless they have joined the job: a worker that the system has not woken yet,
@@ -76,17 +95,17 @@ class Pool {
     start_workers();
     body_ = body;
     context_ = context;
-    count_ = count;
     grain_ = grain;
-    next_.store(0, std::memory_order_relaxed);
+    divide(count);
     open_.store(true);
     epoch_.fetch_add(1);
+    submitter_cpu_.store(current_cpu(), std::memory_order_relaxed);
     if (sleeping_.load() > 0) {
       std::lock_guard<std::mutex> sleep(sleep_);
       wake_.notify_all();
     }
     inside_ = true;
-    take_ranges();
+    take_ranges(0);
     inside_ = false;
     open_.store(false);
     while (active_.load() > 0) relax();  // those who joined finish the range they hold
@@ -100,11 +119,30 @@ class Pool {
     }
   }
 
-  void take_ranges() {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-      if (begin >= count_) return;
-      body_(context_, begin, std::min(count_, begin + grain_));
+  // Each thread begins with a share of its own, the same in every job of a loop, so that what it read and
+  // wrote is still in its cache; then it helps with the others' shares.
+  void divide(int64_t count) {
+    const int n = threads();
+    if (shares_ < n) {
+      share_.reset(new Share[n]);
+      shares_ = n;
+    }
+    const int64_t ranges = (count + grain_ - 1) / grain_;
+    for (int i = 0; i < n; ++i) {
+      share_[i].next.store(ranges * i / n * grain_, std::memory_order_relaxed);
+      share_[i].end = std::min(count, ranges * (i + 1) / n * grain_);
+    }
+  }
+
+  void take_ranges(int thread) {
+    const int n = threads();
+    for (int i = 0; i < n; ++i) {
+      Share& share = share_[(thread + i) % n];
+      for (;;) {
+        const int64_t begin = share.next.fetch_add(grain_, std::memory_order_relaxed);
+        if (begin >= share.end) break;
+        body_(context_, begin, std::min(share.end, begin + grain_));
+      }
     }
   }
 
@@ -117,7 +155,7 @@ class Pool {
       // active_ goes up before open_ is read, open_ goes down before active_ is read: either this worker sees
       // the job closed, or the submitter sees this worker.
       active_.fetch_add(1);
-      if (open_.load() && worker < threads()) take_ranges();
+      if (open_.load() && worker < threads()) take_ranges(worker);
       active_.fetch_sub(1);
     }
   }
@@ -131,6 +169,10 @@ class Pool {
       }
       std::this_thread::yield();  // a thread of the segment's pool may be waiting for this core
     } while (std::chrono::steady_clock::now() < until);
+    // Linux may wake a thread on the CPU of the one that wakes it, where it would wait until that has done
+    // all the work alone; on virtual machines it does so even while other CPUs are idle.
+    thread_local int off = -1;
+    if (const int cpu = submitter_cpu_.load(std::memory_order_relaxed); cpu != off) keep_off(off = cpu);
     std::unique_lock<std::mutex> lock(sleep_);
     sleeping_.fetch_add(1);
     wake_.wait(lock, [&] { return epoch_.load() != seen; });
@@ -145,11 +187,17 @@ class Pool {
 
   RangeBody body_ = nullptr;
   const void* context_ = nullptr;
-  int64_t count_ = 0, grain_ = 1;
-  alignas(64) std::atomic<int64_t> next_{0};
+  int64_t grain_ = 1;
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::unique_ptr<Share[]> share_;
+  int shares_ = 0;
   alignas(64) std::atomic<uint64_t> epoch_{0};
   std::atomic<bool> open_{false};
   std::atomic<int> active_{0};
+  std::atomic<int> submitter_cpu_{-1};
 
   std::mutex sleep_;
   std::condition_variable wake_;

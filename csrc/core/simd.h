@@ -43,6 +43,9 @@ PYENGINE_INLINE float sum(Vec v) {
 PYENGINE_INLINE float highest(Vec v) {
   return _mm512_reduce_max_ps(v);
 }
+PYENGINE_INLINE Vec square_root(Vec v) {
+  return _mm512_sqrt_ps(v);
+}
 PYENGINE_INLINE Vec swap_neighbours(Vec v) {
   return _mm512_permute_ps(v, 0xb1);
 }
@@ -85,6 +88,23 @@ PYENGINE_INLINE Vec load_part(const bfloat16* x, int n) {
 }
 PYENGINE_INLINE void store_part(bfloat16* y, Vec v, int n) {
   _mm256_mask_storeu_epi16(y, (1u << n) - 1, narrow(v));
+}
+// The sum, or the highest, of each of kReduceRows vectors, in the first lanes: a tree that halves the vectors
+// instead of as many chains of shuffles.
+constexpr int kReduceRows = 8;
+template <class F>
+PYENGINE_INLINE Vec reduce_rows(const Vec* rows, const F& f) {
+  Vec half[4], quarter[2];
+  for (int i = 0; i < 4; ++i)  // rows i and i + 4, 8 lanes each
+    half[i] =
+        f(_mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x44), _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xee));
+  for (int i = 0; i < 2; ++i)  // rows i, i + 2, i + 4, i + 6, 4 lanes each
+    quarter[i] =
+        f(_mm512_shuffle_f32x4(half[i], half[i + 2], 0x88), _mm512_shuffle_f32x4(half[i], half[i + 2], 0xdd));
+  const Vec pairs = f(_mm512_unpacklo_ps(quarter[0], quarter[1]), _mm512_unpackhi_ps(quarter[0], quarter[1]));
+  const Vec one = f(pairs, _mm512_permute_ps(pairs, 0x4e));
+  const __m512i order = _mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+  return _mm512_permutexvar_ps(order, one);
 }
 using IntVec = __m512i;
 PYENGINE_INLINE IntVec to_int(Vec v) {
@@ -196,6 +216,21 @@ PYENGINE_INLINE void store_part(T* y, Vec v, int n) {
   store(whole, v);
   for (int i = 0; i < n; ++i) y[i] = whole[i];
 }
+PYENGINE_INLINE Vec square_root(Vec v) {
+  for (int i = 0; i < kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+}
+constexpr int kReduceRows = kWidth;
+template <class F>
+PYENGINE_INLINE Vec reduce_rows(const Vec* rows, const F& f) {
+  Vec result;
+  for (int i = 0; i < kReduceRows; ++i) {
+    float value = rows[i][0];
+    for (int j = 1; j < kWidth; ++j) value = f(value, rows[i][j]);
+    result[i] = value;
+  }
+  return result;
+}
 PYENGINE_INLINE IntVec to_int(Vec v) {
   return __builtin_convertvector(v, IntVec);
 }
@@ -203,6 +238,21 @@ PYENGINE_INLINE Vec power_of_two(IntVec n) {
   return (Vec)((n + 127) << 23);
 }
 #endif
+
+PYENGINE_INLINE float max(float a, float b) {
+  return a > b ? a : b;
+}
+// What is in the lanes of each of `n` vectors (1 or kReduceRows), together, in the first lanes.
+template <int n>
+PYENGINE_INLINE Vec sum_rows(const Vec* rows) {
+  if constexpr (n == 1) return set(sum(rows[0]));
+  return reduce_rows(rows, [](auto a, auto b) { return a + b; });
+}
+template <int n>
+PYENGINE_INLINE Vec highest_rows(const Vec* rows) {
+  if constexpr (n == 1) return set(highest(rows[0]));
+  return reduce_rows(rows, [](auto a, auto b) { return max(a, b); });
+}
 
 // 2^x for x <= 0, exactly zero for -inf; relative error 3e-9 plus rounding, or 4e-6 where bfloat16 follows.
 template <bool coarse>

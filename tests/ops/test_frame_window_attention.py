@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from functools import cache
 from threading import Thread
 from typing import Any
@@ -74,16 +76,37 @@ def test_huge_scores_do_not_overflow(isa: str) -> None:
 
 
 @pytest.mark.parametrize("scope", ["temporal", "frame"])
-def test_is_the_same_on_one_thread_and_on_many(scope: str) -> None:
+def test_the_norm_takes_rows_of_any_size(isa: str, scope: str) -> None:
+    inputs = cast(AttentionCase("sizes", tokens=5).make_inputs(), torch.bfloat16)
+    plain = from_numpy(run_attention(inputs, scope=scope)["out"]).float()
+    inputs["qkv"][:, :, :, :2] *= 2.0**40  # queries and keys; exact
+    large = from_numpy(run_attention(inputs, scope=scope)["out"]).float()
+    torch.testing.assert_close(large, plain, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("scope", ["temporal", "frame"])
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_is_the_same_on_one_thread_and_on_many(scope: str, threads: int) -> None:
     inputs = cast(AttentionCase("threads", tokens=33).make_inputs(), torch.float32)
-    many = run_attention(inputs, list(range(8)), scope=scope)
-    _C.set_threads(1)
     try:
+        _C.set_threads(1)
         one = run_attention(inputs, list(range(8)), scope=scope)
+        _C.set_threads(threads)
+        runs = [run_attention(inputs, list(range(8)), scope=scope) for _ in range(5)]
     finally:
         _C.set_threads(0)
-    for name, value in many.items():
-        np.testing.assert_array_equal(value, one[name])
+    for many in runs:
+        for name, value in many.items():
+            np.testing.assert_array_equal(value, one[name])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say")
+def test_callers_keep_their_processors() -> None:
+    before = os.sched_getaffinity(0)
+    for _ in range(3):
+        run_attention(cast(AttentionCase("affinity", tokens=40).make_inputs(), torch.float32))
+        time.sleep(0.01)  # the workers choose where to sleep
+    assert os.sched_getaffinity(0) == before
 
 
 def test_python_threads_may_call_at_once() -> None:

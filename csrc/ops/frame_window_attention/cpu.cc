@@ -6,28 +6,28 @@ namespace pyengine::ops::PYENGINE_ISA {
 
 namespace {
 
-template <class T, int n>
+template <class T, int d>
 struct Instance {
   using type = T;
-  static constexpr int nv = n;
+  static constexpr int dim = d;
 };
 
 // Rows of 64 (the head size of most models) and 72 (width 1152 over 16 heads) values get instances of their
 // own.
 template <class T, class F>
-void with_row_length(const Params& p, F&& f) {
-  switch ((p.head_dim + kWidth - 1) / kWidth) {
-    case (64 + kWidth - 1) / kWidth:
-      return f(Instance<T, (64 + kWidth - 1) / kWidth>{});
-    case (72 + kWidth - 1) / kWidth:
-      return f(Instance<T, (72 + kWidth - 1) / kWidth>{});
+void with_head_dim(const Params& p, F&& f) {
+  switch (p.head_dim) {
+    case 64:
+      return f(Instance<T, 64>{});
+    case 72:
+      return f(Instance<T, 72>{});
     default:
       return f(Instance<T, 0>{});
   }
 }
 template <class F>
 void with_instance(const Params& p, F&& f) {
-  p.is_bfloat16 ? with_row_length<bfloat16>(p, f) : with_row_length<float>(p, f);
+  p.is_bfloat16 ? with_head_dim<bfloat16>(p, f) : with_head_dim<float>(p, f);
 }
 
 size_t temporal_scratch(const Params& p) {
@@ -45,13 +45,13 @@ size_t frame_scratch(const Params& p) {
 
 void temporal(const Params& p, int64_t begin, int64_t end, void* scratch) {
   with_instance(p, [&](auto i) {
-    temporal_items<typename decltype(i)::type, decltype(i)::nv>(p, begin, end, static_cast<float*>(scratch));
+    temporal_items<typename decltype(i)::type, decltype(i)::dim>(p, begin, end, static_cast<float*>(scratch));
   });
 }
 
 void frame(const Params& p, int64_t begin, int64_t end, void* scratch) {
   with_instance(p, [&](auto i) {
-    frame_items<typename decltype(i)::type, decltype(i)::nv>(p, begin, end, static_cast<float*>(scratch));
+    frame_items<typename decltype(i)::type, decltype(i)::dim>(p, begin, end, static_cast<float*>(scratch));
   });
 }
 
@@ -60,7 +60,7 @@ void append(const Params& p, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item)
       for (int64_t n = 0; n < p.tokens; ++n)
         for (int64_t h = 0; h < p.heads; ++h)
-          append_row<typename decltype(i)::type, decltype(i)::nv>(p, item / p.frames, item % p.frames, n, h);
+          append_row<typename decltype(i)::type, decltype(i)::dim>(p, item / p.frames, item % p.frames, n, h);
   });
 }
 

@@ -46,15 +46,17 @@ struct FrameScratch {
 };
 
 // Keys of one frame as transposed blocks [depth, width] one after the other, values as rows of words.
-template <class T, int nv>
+template <class T, int dim>
 void pack_frame(const Params& p, const FrameScratch& s, int64_t b, int64_t source, int64_t h,
                 int64_t position) {
   float* key_t = s.key_t + position * s.columns * s.size.row;
   for (int64_t first = 0; first < s.columns; first += kBlockColumns) {
     const int64_t width = s.columns - first < kBlockColumns ? s.columns - first : kBlockColumns;
     for (int64_t n = 0; n < width; ++n) {
+      const auto key = [&](int64_t) { return key_place<T>(p, b, source, first + n, h); };
       if (first + n < p.tokens)
-        key_row<T, nv>(p, b, source, first + n, h, s.rows + n * s.size.row);
+        turn_rows<T, dim, false>(p, key_turn(p, source), key, p.rotary + source, 1, s.rows + n * s.size.row,
+                                 s.size.row, nullptr);
       else
         std::memset(s.rows + n * s.size.row, 0, s.size.row * sizeof(float));
     }
@@ -70,13 +72,13 @@ void pack_frame(const Params& p, const FrameScratch& s, int64_t b, int64_t sourc
       std::memset(value, 0, s.size.value_row * sizeof(float));
       continue;
     }
-    const T* odd = n + 1 < p.tokens ? value_row<T>(p, b, source, n + 1, h) : nullptr;
-    pack_values<T, nv>(p, value_row<T>(p, b, source, n, h), odd, value);
+    const T* odd = n + 1 < p.tokens ? value_place<T>(p, b, source, n + 1, h) : nullptr;
+    pack_values<T, dim>(p, value_place<T>(p, b, source, n, h), odd, value);
   }
 }
 
 // One softmax step: `rows` queries over the frames at positions [first, last).
-template <class T, int nv>
+template <class T, int dim>
 void attend_run(const Params& p, const FrameScratch& s, int64_t first, int64_t last, int rows,
                 Softmax* state) {
   constexpr int64_t pack = kPairs<T> ? 2 : 1;
@@ -99,14 +101,14 @@ void attend_run(const Params& p, const FrameScratch& s, int64_t first, int64_t l
       for (int64_t position = 0; position < last - first; ++position)
         for (int64_t n = p.tokens; n < s.columns; ++n) scores[position * s.columns + n] = -INFINITY;
       Softmax& row = state[m + i];
-      const Softmax step = softmax<T>(scores, nullptr, static_cast<int>(width / kWidth), row.max);
+      const Softmax step = softmax<T>(scores, static_cast<int>(width / kWidth), row.max);
       shrink[i] = exp2f(row.max - step.max);
       row.sum = row.sum * shrink[i] + step.sum;
       row.max = step.max;
     }
     gemm<kPairs<T>>(s.scores + m * s.run_columns, s.run_columns,
                     s.value + first * s.columns / pack * s.size.value_row, s.size.value_row, s.sums,
-                    s.size.value_row, tile, vectors<nv>(p), static_cast<int>(width / pack));
+                    s.size.value_row, tile, vectors<dim>(p), static_cast<int>(width / pack));
     for (int i = 0; i < tile; ++i) {
       float *total = s.out + (m + i) * s.size.value_row, *sums = s.sums + i * s.size.value_row;
       for (int64_t d = 0; d < s.size.value_row; d += kWidth)
@@ -116,7 +118,7 @@ void attend_run(const Params& p, const FrameScratch& s, int64_t first, int64_t l
 }
 
 // Queries [first, first + rows) of frame i.
-template <class T, int nv>
+template <class T, int dim>
 void attend_queries(const Params& p, const FrameScratch& s, int64_t b, int64_t h, int64_t i, int64_t first,
                     int rows) {
   Softmax state[kQueryRows];
@@ -125,24 +127,25 @@ void attend_queries(const Params& p, const FrameScratch& s, int64_t b, int64_t h
   std::memset(s.out, 0, rows * s.size.value_row * sizeof(float));
   for (int m = 0; m < rows; ++m) {
     state[m] = {kLowest, 0};
-    if (end) query_row<T, nv>(p, b, i, first + m, h, s.query + m * s.size.row);
+    const auto query = [&](int64_t) { return active<T>(p, b, i, first + m, kQuery, h); };
+    if (end)
+      turn_rows<T, dim, false>(p, query_turn(p), query, p.rotary + p.ring + i, 1, s.query + m * s.size.row,
+                               s.size.row, nullptr);
   }
   const int64_t longest = s.run_columns / s.columns;
   for (int64_t j = 0, run; j < end; j += run) {
     for (run = 0; run < longest && j + run < end && bias[j + run] == 0; ++run) {
     }
-    if (run) attend_run<T, nv>(p, s, j, j + run, rows, state);
+    if (run) attend_run<T, dim>(p, s, j, j + run, rows, state);
     run = run ? run : 1;
   }
   for (int m = 0; m < rows; ++m) {
-    Vec v[nv ? nv : kMaxVectors];
-    const Vec scale = set(state[m].sum > 0 ? 1 / state[m].sum : 0);
-    for (int d = 0; d < vectors<nv>(p); ++d) v[d] = load(s.out + m * s.size.value_row + d * kWidth) * scale;
-    store_row<nv>(p, out_row<T>(p, b, i, first + m, h), v);
+    const float scale = state[m].sum > 0 ? 1 / state[m].sum : 0;
+    unpack_sums<T, dim>(p, s.out + m * s.size.value_row, scale, out_row<T>(p, b, i, first + m, h));
   }
 }
 
-template <class T, int nv>
+template <class T, int dim>
 void frame_items(const Params& p, int64_t begin, int64_t end, float* memory) {
   const Tiles tiles;
   int64_t words, packed = -1;
@@ -154,14 +157,14 @@ void frame_items(const Params& p, int64_t begin, int64_t end, float* memory) {
                   b = sequence / p.heads;
     if (sequence != packed) {
       for (int64_t j = 0; j < p.key_count[b]; ++j)
-        pack_frame<T, nv>(p, s, b, p.key_source[b * p.key_stride + j], h, j);
+        pack_frame<T, dim>(p, s, b, p.key_source[b * p.key_stride + j], h, j);
       float* past = s.value + p.key_count[b] * s.columns / (kPairs<T> ? 2 : 1) * s.size.value_row;
       std::memset(past, 0, kDepthMultiple<T> * s.size.value_row * sizeof(float));  // met by weights of zero
     }
     packed = sequence;
     for (int64_t n = 0; n < p.tokens; n += kQueryRows)
-      attend_queries<T, nv>(p, s, b, h, i, n,
-                            static_cast<int>(p.tokens - n < kQueryRows ? p.tokens - n : kQueryRows));
+      attend_queries<T, dim>(p, s, b, h, i, n,
+                             static_cast<int>(p.tokens - n < kQueryRows ? p.tokens - n : kQueryRows));
   }
 }
 

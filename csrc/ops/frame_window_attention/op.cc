@@ -28,7 +28,7 @@ int64_t round_up(int64_t n, int64_t multiple) {
 // Everything that kernels read besides the arrays themselves. Kept per thread: no allocation in the steady
 // state.
 struct Tables {
-  std::vector<float> query_gain, key_gain, bias;
+  std::vector<float> query_gain, key_gain, query_pair_gain, key_pair_gain, bias;
   std::vector<int64_t> index, position;  // [ring + frames]; -1 = empty or absent
   std::vector<const float*> rotary;
   std::vector<int32_t> key_source, key_count, key_end, append_slot;
@@ -42,6 +42,12 @@ void fill_gains(const FrameWindowAttention& op, const FrameWindowAttentionParams
   for (int64_t d = 0; d < p.head_dim; ++d) {
     t.query_gain[d] = static_cast<float>((op.q_gain ? op.q_gain.as<float>()[d] : 1.0f) * scale);
     t.key_gain[d] = op.k_gain ? op.k_gain.as<float>()[d] : 1.0f;
+  }
+  t.query_pair_gain.assign(2 * p.pair_stride, 0);
+  t.key_pair_gain.assign(2 * p.pair_stride, 0);
+  for (int64_t d = 0; d < p.head_dim; ++d) {
+    t.query_pair_gain[d % 2 * p.pair_stride + d / 2] = t.query_gain[d];
+    t.key_pair_gain[d % 2 * p.pair_stride + d / 2] = t.key_gain[d];
   }
 }
 
@@ -101,6 +107,7 @@ FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
   p.batch = shape[0], p.frames = shape[1], p.tokens = shape[2], p.heads = shape[4], p.head_dim = shape[5];
   p.ring = op.ring_key.shape[1];
   p.padded_dim = round_up(p.head_dim, kLane);
+  p.pair_stride = pair_stride(p.padded_dim);
   p.normalise_query = static_cast<bool>(op.q_gain);
   p.normalise_key = static_cast<bool>(op.k_gain);
   p.epsilon = static_cast<float>(op.epsilon);
@@ -125,6 +132,8 @@ FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
   }
   p.query_gain = t.query_gain.data();
   p.key_gain = t.key_gain.data();
+  p.query_pair_gain = t.query_pair_gain.data();
+  p.key_pair_gain = t.key_pair_gain.data();
   p.rotary = t.rotary.data();
   p.key_source = t.key_source.data();
   p.key_count = t.key_count.data();

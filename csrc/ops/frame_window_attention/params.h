@@ -26,12 +26,15 @@ struct FrameWindowAttentionParams {
   float epsilon, inverse_dim;  // inverse_dim = 1 / head_dim
   const float*
       query_gain;  // [padded_dim] gain * score scale * log2(e): scores are exponents of 2; 0 in the padding
-  const float* key_gain;  // [padded_dim] gain or 1; 0 in the padding
+  const float* key_gain;                         // [padded_dim] gain or 1; 0 in the padding
+  int64_t pair_stride;                           // pairs of lanes, padded to kLane
+  const float *query_pair_gain, *key_pair_gain;  // [2, pair_stride] the same of even, then of odd lanes
 
   // A frame is named by its source: a ring slot r is r, active frame f is ring + f.
   Rotation rotation;
   int64_t rotary_dim;
-  const float* const* rotary;  // [ring + frames] -> [2, padded_dim]: cos, then sin with the sign of its lane
+  const float* const* rotary;  // [ring + frames] -> [2, padded_dim]: cos, then sin with the sign of its lane;
+                               // after them, where lanes are interleaved, [2, pair_stride] of pairs
 
   // Per batch, the frames that any query sees, ring first; absent frames and empty slots are not in the list.
   int64_t key_stride;         // capacity of the lists, a multiple of 2 * kLane

@@ -12,7 +12,11 @@ struct TemporalScratch {
   Sizes size;
   int64_t columns;  // keys, padded
   int64_t rows;     // queries, padded
-  float *key, *key_t, *value, *query, *scores, *scale, *sums;
+  float *key, *key_t, *value, *query, *scores, *sums;
+  float *key_factor, *query_factor;  // left by the norms
+  float* scale;                      // of a query's sums
+  const void **key_at, **value_at;   // rows of the first head in one place, keys of the ring first
+  const float** rotary;              // of keys
 
   template <class T>
   static TemporalScratch at(const Params& p, float* memory, int64_t* words) {
@@ -31,8 +35,14 @@ struct TemporalScratch {
     s.value = take(s.columns * s.size.value_row);
     s.query = take(s.rows * s.size.row);
     s.scores = take(s.rows * s.columns);
+    s.sums = take(kTileRows * s.size.value_row);
+    s.key_factor = take(s.columns);
+    s.query_factor = take(s.rows);
     s.scale = take(s.rows);
-    s.sums = take(s.rows * s.size.value_row);
+    constexpr int64_t address = sizeof(void*) / sizeof(float);
+    s.key_at = reinterpret_cast<const void**>(take(s.columns * address));
+    s.value_at = reinterpret_cast<const void**>(take(s.columns * address));
+    s.rotary = reinterpret_cast<const float**>(take(s.columns * address));
     *words = used;
     return s;
   }
@@ -40,10 +50,10 @@ struct TemporalScratch {
 
 // Rows of one problem lie a frame apart, too many streams for the hardware to follow, so each row asks for
 // the same row of the next token: all heads of a token fit the second-level cache.
-template <class T>
+template <int dim, class T>
 PYENGINE_INLINE void prefetch_row(const Params& p, const T* x) {
   const char* start = reinterpret_cast<const char*>(x);
-  const int64_t bytes = p.head_dim * sizeof(T);
+  const int64_t bytes = lanes<dim>(p) * sizeof(T);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(start + i, 0, 2);
 }
 
@@ -53,42 +63,122 @@ void clear(const TemporalScratch& s) {
   std::memset(s.key, 0, s.columns * s.size.row * sizeof(float));
   std::memset(s.value, 0, s.columns * s.size.value_row * sizeof(float));
   std::memset(s.query, 0, s.rows * s.size.row * sizeof(float));
+  std::memset(s.key_factor, 0, s.columns * sizeof(float));
 }
 
-template <class T, int nv>
-void gather_keys(const Params& p, const TemporalScratch& s, int64_t b, int64_t n, int64_t h) {
+// Where the keys and values of a place are. Returns how many of them are in the ring.
+template <class T>
+int64_t find_rows(const Params& p, const TemporalScratch& s, int64_t b, int64_t n) {
   const int32_t* source = p.key_source + b * p.key_stride;
-  const int64_t count = p.key_count[b], padded = round_up(count, kWidth);
-  for (int64_t j = 0; j < count; ++j) {
-    key_row<T, nv>(p, b, source[j], n, h, s.key + j * s.size.row);
-    const bool in_ring = source[j] < p.ring;
-    const int64_t next = (in_ring ? 1 : 3) * p.heads * p.head_dim;
-    const T* key = in_ring ? slot<T>(p.ring_key, p, b, source[j], n, h)
-                           : active<T>(p, b, source[j] - p.ring, n, kKey, h);
-    prefetch_row(p, key + next);
-    prefetch_row(p, value_row<T>(p, b, source[j], n, h) + next);
+  int64_t in_ring = 0;
+  for (int64_t j = 0; j < p.key_count[b]; ++j) {
+    s.key_at[j] = key_place<T>(p, b, source[j], n, 0);
+    s.value_at[j] = value_place<T>(p, b, source[j], n, 0);
+    if (p.rotation != Rotation::none) s.rotary[j] = p.rotary[source[j]];
+    in_ring += source[j] < p.ring;
   }
-  for (int64_t j = 0; j < padded; j += kWidth)
+  return in_ring;
+}
+
+template <class T, int dim>
+void gather_keys(const Params& p, const TemporalScratch& s, int64_t in_ring, int64_t count, int64_t h) {
+  const int64_t head = h * lanes<dim>(p), next = p.heads * lanes<dim>(p);
+  const auto turn = [&](int64_t first, int64_t last, int64_t source, int64_t ahead) {
+    const auto key = [&, at = s.key_at + first](int64_t j) {
+      const T* x = static_cast<const T*>(at[j]) + head;
+      prefetch_row<dim>(p, x + ahead);
+      return x;
+    };
+    turn_rows<T, dim, kPairs<T>>(p, key_turn(p, source), key, s.rotary + first, last - first,
+                                 s.key + first * s.size.row, s.size.row, s.key_factor + first);
+  };
+  turn(0, in_ring, 0, next);
+  turn(in_ring, count, p.ring, 3 * next);
+  for (int64_t j = 0; j < count; j += kWidth)
     for (int64_t d = 0; d < s.size.depth; d += kWidth)
       transpose_block(s.key + j * s.size.row + d, s.size.row, s.key_t + d * s.columns + j, s.columns);
   constexpr int pack = kPairs<T> ? 2 : 1;
-  for (int64_t j = 0; j < count; j += pack) {
-    const T* odd = pack == 2 && j + 1 < count ? value_row<T>(p, b, source[j + 1], n, h) : nullptr;
-    pack_values<T, nv>(p, value_row<T>(p, b, source[j], n, h), odd, s.value + j / pack * s.size.value_row);
+  const auto value = [&](int64_t j) {
+    const T* x = static_cast<const T*>(s.value_at[j]) + head;
+    prefetch_row<dim>(p, x + (j < in_ring ? next : 3 * next));
+    return x;
+  };
+  for (int64_t j = 0; j < count; j += pack)
+    pack_values<T, dim>(p, value(j), pack == 2 && j + 1 < count ? value(j + 1) : nullptr,
+                        s.value + j / pack * s.size.value_row);
+}
+
+// Scores of queries [first, first + rows) to weights, and what their sums are to be multiplied with.
+template <class T, int rows>
+PYENGINE_INLINE void weigh(const Params& p, const TemporalScratch& s, int64_t b, int first, int n) {
+  float* scores = s.scores + first * s.columns;
+  const float* bias = p.bias + (b * p.frames + first) * p.key_stride;
+  const int64_t columns = s.columns, key_stride = p.key_stride;
+  Vec most[rows], total[rows];
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; ++m) {
+    most[m] = set(kLowest);
+    const Vec factor = set(s.query_factor[first + m]);
+    for (int i = 0; i < n; ++i) {
+      float* at = scores + m * columns + i * kWidth;
+      Vec v = load(at);
+      if constexpr (kPairs<T>) v = v * (load(s.key_factor + i * kWidth) * factor);
+      v = v + load(bias + m * key_stride + i * kWidth);
+      store(at, v);
+      most[m] = max(most[m], v);
+    }
   }
+  float highest_of[kWidth];
+  store(highest_of, highest_rows<rows>(most));
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; ++m) total[m] = weights<T>(scores + m * columns, n, highest_of[m]);
+  store_part(s.scale + first, set(1) / sum_rows<rows>(total), rows);
+}
+
+// Weighted sums of `k` words of values to the rows of the output, times `scale`.
+template <class T, int dim>
+PYENGINE_INLINE void mix(const Params& p, const TemporalScratch& s, const float* weights, int rows, int k,
+                         const float* scale, T* out, int64_t stride) {
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+  if constexpr (kPairs<T>) {  // straight from the registers
+    const auto block = [&](auto tile, auto columns, int64_t i) {
+      Vec sums[tile.value][columns.value];
+      sum_block<true>(weights, s.columns, s.value + i, s.size.value_row, k, sums);
+      for (int m = 0; m < tile.value && m < rows; ++m) {
+        const Vec factor = set(scale[m]), *sum = sums[m];
+        store_columns<dim>(sum[0] * factor, sum[columns.value - 1] * factor, i, p.head_dim, out + m * stride);
+      }
+    };
+    for (int64_t i = 0; i < lanes<dim>(p); i += kBlock) {
+      const auto tall = [&](auto tile) {
+        lanes<dim>(p) - i > kWidth ? block(tile, Count<2>{}, i) : block(tile, Count<1>{}, i);
+      };
+      rows > 4 ? tall(Count<kTileRows>{}) : rows > 2 ? tall(Count<4>{}) : tall(Count<2>{});
+    }
+    return;
+  }
+#endif
+  gemm<kPairs<T>>(weights, s.columns, s.value, s.size.value_row, s.sums, s.size.value_row, rows,
+                  vectors<dim>(p), k);
+  for (int m = 0; m < rows; ++m)
+    unpack_sums<T, dim>(p, s.sums + m * s.size.value_row, scale[m], out + m * stride);
 }
 
 // All queries of one problem, stage by stage rather than tile by tile: a tile is not read right after it was
 // written, which would wait for the stores.
-template <class T, int nv>
+template <class T, int dim>
 void attend(const Params& p, const TemporalScratch& s, int64_t b, int64_t n, int64_t h) {
   constexpr int pack = kPairs<T> ? 2 : 1;
   const int32_t* ends = p.key_end + b * p.frames;
   const int frames = static_cast<int>(p.frames);
-  for (int i = 0; i < frames; ++i) {
-    if (ends[i]) query_row<T, nv>(p, b, i, n, h, s.query + i * s.size.row);
-    prefetch_row(p, active<T>(p, b, i, n, kQuery, h) + 3 * p.heads * p.head_dim);
-  }
+  const int64_t next = p.heads * lanes<dim>(p), frame = p.tokens * next;
+  const auto query = [&, first = active<T>(p, b, 0, n, kQuery, h)](int64_t i) {
+    const T* x = first + i * 3 * frame;
+    prefetch_row<dim>(p, x + 3 * next);
+    return x;
+  };
+  turn_rows<T, dim, kPairs<T>>(p, query_turn(p), query, p.rotary + p.ring, frames, s.query, s.size.row,
+                               s.query_factor);
   const auto tiles = [&](auto&& f) {  // f(first row, rows, keys that any of them sees)
     for (int first = 0; first < frames; first += kTileRows) {
       const int rows = frames - first < kTileRows ? frames - first : kTileRows;
@@ -103,29 +193,23 @@ void attend(const Params& p, const TemporalScratch& s, int64_t b, int64_t n, int
                     static_cast<int>(s.size.depth));
   });
   tiles([&](int first, int rows, int end) {
-    for (int i = first; i < first + rows; ++i) {
-      const float* bias = p.bias + (b * p.frames + i) * p.key_stride;
-      const Softmax row = softmax<T>(s.scores + i * s.columns, bias, (end + kWidth - 1) / kWidth, kLowest);
-      s.scale[i] = ends[i] ? 1 / row.sum : 0;
-    }
+    const int vectors = (end + kWidth - 1) / kWidth, last = first + rows;
+    for (; first + kReduceRows <= last; first += kReduceRows) weigh<T, kReduceRows>(p, s, b, first, vectors);
+    for (; first < last; ++first) weigh<T, 1>(p, s, b, first, vectors);
   });
+  T* out = out_row<T>(p, b, 0, n, h);
   tiles([&](int first, int rows, int end) {
-    gemm<kPairs<T>>(s.scores + first * s.columns, s.columns, s.value, s.size.value_row,
-                    s.sums + first * s.size.value_row, s.size.value_row, rows, vectors<nv>(p),
-                    (end + pack - 1) / pack);
+    const float* weights = s.scores + first * s.columns;
+    mix<T, dim>(p, s, weights, rows, (end + pack - 1) / pack, s.scale + first, out + first * frame, frame);
   });
-  for (int i = 0; i < frames; ++i) {
-    Vec v[nv ? nv : kMaxVectors];
-    for (int d = 0; d < vectors<nv>(p); ++d)
-      v[d] = ends[i] ? load(s.sums + i * s.size.value_row + d * kWidth) * set(s.scale[i]) : set(0);
-    T* out = out_row<T>(p, b, i, n, h);
-    store_row<nv>(p, out, v);
-    __builtin_prefetch(out + p.heads * p.head_dim, 1, 2);
-    __builtin_prefetch(out + p.heads * p.head_dim + p.head_dim / 2, 1, 2);
+  for (int i = 0; i < frames; ++i, out += frame) {
+    if (!ends[i]) std::memset(out, 0, lanes<dim>(p) * sizeof(T));
+    __builtin_prefetch(out + next, 1, 2);
+    __builtin_prefetch(out + next + lanes<dim>(p) / 2, 1, 2);
   }
 }
 
-template <class T, int nv>
+template <class T, int dim>
 void temporal_items(const Params& p, int64_t begin, int64_t end, float* memory) {
   const Tiles tiles;
   int64_t words, cleared = -1;
@@ -134,10 +218,11 @@ void temporal_items(const Params& p, int64_t begin, int64_t end, float* memory) 
     const int64_t b = item / p.tokens, n = item % p.tokens;
     if (b != cleared) clear(s);
     cleared = b;
+    const int64_t in_ring = find_rows<T>(p, s, b, n);
     for (int64_t h = 0; h < p.heads; ++h) {
-      gather_keys<T, nv>(p, s, b, n, h);
-      attend<T, nv>(p, s, b, n, h);
-      for (int64_t i = 0; p.append_slot && i < p.frames; ++i) append_row<T, nv>(p, b, i, n, h);
+      gather_keys<T, dim>(p, s, in_ring, p.key_count[b], h);
+      attend<T, dim>(p, s, b, n, h);
+      for (int64_t i = 0; p.append_slot && i < p.frames; ++i) append_row<T, dim>(p, b, i, n, h);
     }
   }
 }
