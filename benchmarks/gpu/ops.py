@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pyengine.export.ops.denoise_step import DENOISE_STEP
 from pyengine.export.ops.frame_window_attention import BENCH_CASES, CASES, reference, visible
-from pyengine.export.ops.frame_window_attention_cases import AttentionCase
+from pyengine.export.ops.frame_window_attention_cases import GROUP_CASES, AttentionCase
 from pyengine.export.ops.relative_attention import RELATIVE_ATTENTION, RelativeCase
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "ops"))
@@ -75,6 +76,16 @@ class Row:
     of_roof: float
 
 
+@contextmanager
+def warpgroups(ops: CudaOps) -> Iterator[None]:
+    """Attention of scope frame by the kernel for Hopper's warpgroups."""
+    before = ops.module.use_warpgroups(True)
+    try:
+        yield
+    finally:
+        ops.module.use_warpgroups(before)
+
+
 def check(ops: CudaOps, small: bool) -> Iterator[dict[str, Any]]:
     """Errors of every case of every op against float64, beside torch's own in the same dtype."""
     for name, dtype in DTYPES.items():
@@ -85,6 +96,16 @@ def check(ops: CudaOps, small: bool) -> Iterator[dict[str, Any]]:
             got = ops.attention(inputs, [-1] * case.frames, workspace=True, **case.attributes)["out"]
             ours, theirs = error(got, exact[0]), error(torch_got[0], exact[0])
             yield record("FrameWindowAttention", case.name, name, ours, theirs, FLOOR[name])
+        for case in GROUP_CASES if ops.module.has_warpgroups() and name != "float32" else ():
+            exact = reference(**case.make_inputs(), **case.attributes)
+            inputs = cast(case.make_inputs(), dtype)
+            theirs = error(reference(**inputs, **case.attributes)[0], exact[0])
+            with warpgroups(ops):
+                got = ops.attention(inputs, [-1] * case.frames, workspace=True, **case.attributes)["out"]
+            ours = error(got, exact[0])
+            yield record(
+                "FrameWindowAttention", f"{case.name} on warpgroups", name, ours, theirs, FLOOR[name]
+            )
         for relative in RELATIVE_ATTENTION.cases[:: 3 if small else 1]:
             exact = RELATIVE_ATTENTION.reference(**relative.make_inputs(), **relative.attributes)
             inputs = cast(relative.make_inputs(), dtype)
@@ -146,16 +167,27 @@ def attention_contenders(
     arrays["out"] = TensorArray(torch.empty(shape, dtype=dtype, device=ops.device))
     module, stream = ops.module, current_stream(ops)
     yield "pyengine", lambda: module.frame_window_attention(**arrays, **attributes, stream=stream), None
-    size = module.frame_window_attention_workspace(
-        arrays["qkv"], arrays["ring_key"], scope=attributes["scope"]
-    )
-    if size:
-        workspace = TensorArray(torch.empty(size, dtype=torch.uint8, device=ops.device))
-        yield (
-            "pyengine split",
-            lambda: module.frame_window_attention(**arrays, workspace=workspace, **attributes, stream=stream),
-            None,
+
+    def split() -> Callable[[], object] | None:
+        """With a workspace, where one is of use."""
+        size = module.frame_window_attention_workspace(
+            arrays["qkv"], arrays["ring_key"], scope=attributes["scope"]
         )
+        if not size:
+            return None
+        workspace = TensorArray(torch.empty(size, dtype=torch.uint8, device=ops.device))
+        return lambda: module.frame_window_attention(
+            **arrays, workspace=workspace, **attributes, stream=stream
+        )
+
+    if run := split():
+        yield "pyengine split", run, None
+    if attributes["scope"] == "frame" and case.head_dim % 64 == 0 and module.has_warpgroups():
+        with warpgroups(ops):  # while the caller times what it was given
+            plain = lambda: module.frame_window_attention(**arrays, **attributes, stream=stream)  # noqa: E731
+            yield "warpgroups", plain, None
+            if run := split():
+                yield "warpgroups split", run, None
     keys = case.ring + case.frames
     if attributes["scope"] == "temporal":
         rows = (case.batch * case.tokens, case.heads)

@@ -79,11 +79,12 @@ int64_t frame_window_attention_workspace(const Object& qkv, const Object& ring_k
 // How an attention of this shape would be launched: for tests and benchmarks.
 py::dict attention_launch(const std::string& scope, const std::string& dtype, int64_t batch, int64_t frames,
                           int64_t tokens, int64_t heads, int64_t head_dim, int64_t ring, int processors,
-                          int64_t block_bytes, int64_t processor_bytes, bool may_split) {
+                          int64_t block_bytes, int64_t processor_bytes, bool warpgroups, bool may_split) {
   const ops::cuda::AttentionShape shape{
       parse_scope(scope), dtype_of(dtype), batch, frames, tokens, heads, head_dim, ring, true};
-  const auto l = ops::cuda::attention_launch(shape, {processors, block_bytes, processor_bytes}, may_split);
-  static constexpr const char* kNames[] = {"rows", "temporal", "frame"};
+  const auto l =
+      ops::cuda::attention_launch(shape, {processors, block_bytes, processor_bytes, warpgroups}, may_split);
+  static constexpr const char* kNames[] = {"rows", "temporal", "frame", "frame_group"};
   return py::dict("kernel"_a = kNames[static_cast<int>(l.kernel)],
                   "grid"_a = py::make_tuple(l.grid_x, l.grid_y, l.grid_z), "shared_bytes"_a = l.shared_bytes,
                   "stages"_a = l.stages, "sequences"_a = l.sequences, "team"_a = l.team,
@@ -159,10 +160,15 @@ PYBIND11_MODULE(PYENGINE_CUDA_MODULE, m) {
         "Bytes of the optional workspace of frame_window_attention with such arrays.");
   m.def("attention_launch", &attention_launch, py::kw_only(), "scope"_a, "dtype"_a, "batch"_a, "frames"_a,
         "tokens"_a, "heads"_a, "head_dim"_a, "ring"_a, "processors"_a, "block_bytes"_a, "processor_bytes"_a,
-        "may_split"_a = false,
+        "warpgroups"_a = false, "may_split"_a = false,
         "Which kernel an attention of this shape gets on a device with so many multiprocessors and so much "
         "shared "
         "memory, and how it is launched.");
+  m.def("use_warpgroups", &ops::cuda::use_warpgroups, "wanted"_a,
+        "Whether attention of scope `frame` may use the kernel for Hopper's warpgroups; returns what was.");
+  m.def(
+      "has_warpgroups", [] { return cuda::device_info().warpgroups; },
+      "Whether the current device has the warpgroups of compute capability 9.0.");
   m.def("relative_attention", &relative_attention, "qkv"_a, "key_table"_a = py::none(),
         "value_table"_a = py::none(), py::kw_only(), "out"_a, "transposed"_a = false, "stream"_a = 0,
         "Attention of qkv [B,T,N,3,H,D] over the frames at each place, with tables [2L+1,D] of clipped "

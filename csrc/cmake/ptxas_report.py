@@ -50,6 +50,9 @@ def compile_and_check(folder: Path, command: list[str]) -> int:
     print(*(line for line in text.splitlines() if not noise.search(line)), sep="\n", end="", file=sys.stderr)
     if done.returncode:
         return done.returncode
+    if serialized := re.findall(r"wgmma\.mma_async instructions are serialized.*", text):
+        print("ptxas_report:", *serialized, sep="\n  ", file=sys.stderr)
+        return 1
     records = parse(text)
     folder.mkdir(parents=True, exist_ok=True)
     target = command[command.index("-o") + 1]

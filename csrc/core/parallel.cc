@@ -12,7 +12,6 @@
 
 #ifdef __linux__
 #include <sched.h>
-#include <unistd.h>
 #endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -52,15 +51,23 @@ int current_cpu() {
 #endif
 }
 
-// Keeps the calling thread off one CPU of those that the process may use.
-void keep_off(int cpu) {
+// The CPUs that this thread was given when it started.
+struct Cpus {
 #ifdef __linux__
   cpu_set_t set;
-  if (cpu < 0 || sched_getaffinity(getpid(), sizeof set, &set) != 0 || CPU_COUNT(&set) < 2) return;
-  CPU_CLR(cpu, &set);
-  sched_setaffinity(0, sizeof set, &set);
+  Cpus() {
+    if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_ZERO(&set);
+  }
+  // Keeps the thread off one of them, if others are left.
+  void keep_off(int cpu) const {
+    cpu_set_t others = set;
+    if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+  }
+#else
+  void keep_off(int) const {}
 #endif
-}
+};
 
 // Workers are never waited for unless they have joined the job: a worker that the system has not woken yet,
 // or that a fork() left behind, costs parallelism and nothing else. The pool is never destroyed, so neither
@@ -171,8 +178,9 @@ class Pool {
     } while (std::chrono::steady_clock::now() < until);
     // Linux may wake a thread on the CPU of the one that wakes it, where it would wait until that has done
     // all the work alone; on virtual machines it does so even while other CPUs are idle.
+    thread_local const Cpus cpus;
     thread_local int off = -1;
-    if (const int cpu = submitter_cpu_.load(std::memory_order_relaxed); cpu != off) keep_off(off = cpu);
+    if (const int cpu = submitter_cpu_.load(std::memory_order_relaxed); cpu != off) cpus.keep_off(off = cpu);
     std::unique_lock<std::mutex> lock(sleep_);
     sleeping_.fetch_add(1);
     wake_.wait(lock, [&] { return epoch_.load() != seen; });

@@ -126,3 +126,19 @@ BENCH_CASES: tuple[AttentionCase, ...] = (
     Case("wide_35_ring", frames=35, ring=8, **_WIDE),
     Case("frame_256", frames=8, tokens=256, heads=4, ring=8, attributes={"scope": "frame", "rotary_dim": 64}),
 )
+
+_GROUPS: dict[str, Any] = {"batch": 1, "heads": 2, "frames": 2, "ring": 2, "tokens": 70}
+# Frames that fill the tiles of the CUDA kernel for warpgroups, whole and in part.
+GROUP_CASES: tuple[AttentionCase, ...] = (
+    Case("one_tile", batch=1, heads=1, frames=1, ring=0, tokens=128, attributes={"scope": "frame", "rotary_dim": 64}),
+    Case("part_of_a_tile", **_GROUPS, attributes={"scope": "frame", "rotary_dim": 64}),
+    Case("tiles_of_a_frame", batch=1, heads=1, frames=2, ring=1, tokens=200,
+         attributes={"scope": "frame", "rotary_dim": 40}),
+    Case("two_panels", batch=1, heads=1, frames=2, ring=1, tokens=131, head_dim=128,
+         attributes={"scope": "frame", "rotary_dim": 128}),
+    Case("no_gains", gains=False, **_GROUPS, attributes={"scope": "frame", "scale": 0.2}),
+    Case("empty_slots", **{**_GROUPS, "ring": 3}, empty=(0, 2), absent=(0,),
+         attributes={"scope": "frame", "rotary_dim": 64}),
+    Case("halves_128", batch=1, heads=1, frames=3, ring=2, tokens=65, head_dim=128, reach=2,
+         attributes={"scope": "frame", "mask": "ranged", "rotary_dim": 72, "interleaved": 0}),
+)  # fmt: skip

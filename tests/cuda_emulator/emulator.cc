@@ -30,6 +30,16 @@ struct Copy {
   bool valid;
 };
 
+// A warpgroup's product, what it means for one lane: rows g and g + 8 of its warp.
+struct Product {
+  float (*c)[4];
+  int columns;
+  bool in_registers, add;
+  float a[2][16];
+  uint64_t a_panel, b_panel;
+  float (*value)(uint16_t);
+};
+
 struct Fiber {
   ucontext_t start;
   jmp_buf resume;
@@ -38,6 +48,9 @@ struct Fiber {
   int meetings = 0;        // warp instructions that it has reached
   std::vector<Copy> open;  // copies not yet committed
   std::vector<std::vector<Copy>> groups;
+  int group_barriers = 0;  // barriers of its warpgroup
+  std::vector<Product> open_products;
+  std::vector<std::vector<Product>> product_groups;
 };
 
 struct Warp {  // two of everything, by parity of the meeting: a lane may run ahead by one
@@ -52,6 +65,7 @@ struct Machine {
   std::vector<Warp> warps;
   std::vector<char> stacks;
   char* shared = nullptr;
+  char* shared_start = nullptr;  // what addresses count from
   int64_t shared_bytes = 0;
   int current = 0, alive = 0;
   std::string error;
@@ -112,16 +126,28 @@ void run_block(int threads, std::mt19937& random, const std::string& order) {
   }
   std::vector<int> turn(threads);
   for (int i = 0; i < threads; ++i) turn[i] = order == "backward" ? threads - 1 - i : i;
+  const auto progress = [](int first, int last) {
+    long sum = 0;
+    for (int i = first; i < last; ++i) {
+      const Fiber& fiber = machine.fibers[i];
+      sum += fiber.barriers + fiber.group_barriers + fiber.meetings + fiber.finished;
+    }
+    return sum;
+  };
   int idle = 0;
   while (machine.alive && machine.error.empty()) {
     if (order == "shuffled") std::shuffle(turn.begin(), turn.end(), random);
-    long before = machine.alive, after = 0;
-    for (const Fiber& fiber : machine.fibers) before += fiber.barriers + fiber.meetings;
-    for (int i : turn)
-      if (!machine.fibers[i].finished && machine.error.empty()) step(i);
-    after = machine.alive;
-    for (const Fiber& fiber : machine.fibers) after += fiber.barriers + fiber.meetings;
-    idle = before == after ? idle + 1 : 0;
+    const long before = progress(0, threads);
+    for (int at = 0; at < threads; at += kLanes) {
+      const int end = std::min(at + kLanes, threads);
+      long since;
+      do {  // "alone": a warp goes on for as long as it need not wait for another
+        since = progress(at, end);
+        for (int i = at; i < end; ++i)
+          if (!machine.fibers[turn[i]].finished && machine.error.empty()) step(turn[i]);
+      } while (order == "alone" && progress(at, end) != since && machine.error.empty());
+    }
+    idle = progress(0, threads) == before ? idle + 1 : 0;
     if (idle > 2 && machine.error.empty()) machine.error = "threads wait for each other for ever";
   }
 }
@@ -146,6 +172,7 @@ void run(const std::function<void()>& thread, Size grid, int threads, int64_t sh
       mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (memory == MAP_FAILED) throw std::runtime_error("[emulator] no memory");
   mprotect(memory + bytes, page, PROT_NONE);
+  machine.shared_start = memory;
   machine.shared = memory + bytes - shared_bytes / 16 * 16;
   machine.shared_bytes = shared_bytes / 16 * 16;
   for (machine.block.z = 0; machine.block.z < grid.z; ++machine.block.z)
@@ -216,9 +243,88 @@ void multiply(float* c, const uint32_t* a, const uint32_t* b, int depth, void (*
   std::memcpy(c, all[machine.current % kLanes] + 6, 16);
 }
 
+// One value of a panel. The manual's canonical layouts with 128-byte swizzling: rows of 128 bytes, eight rows
+// to the stride offset, and bits 4 to 6 of the address xored with bits 7 to 9.
+float panel_value(const Product& product, uint64_t descriptor, int row, int column) {
+  const uint64_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) fail("a descriptor that is not of 128-byte swizzling");
+  uint64_t address = start + row / 8 * stride + row % 8 * 128 + 2 * column;
+  address ^= (address >> 7 & 7) << 4;
+  const char* at = machine.shared_start + address;
+  if (at < machine.shared || at + 2 > machine.shared + machine.shared_bytes)
+    fail("a product reads outside shared memory");
+  uint16_t bits;
+  std::memcpy(&bits, at, 2);
+  return product.value(bits);
+}
+
+void run_product(const Product& product) {
+  const int lane = machine.current % kLanes, warp = machine.current / kLanes % 4;
+  float a[2][16];
+  for (int r = 0; r < 2; ++r)
+    for (int k = 0; k < 16; ++k)
+      a[r][k] = product.in_registers ? product.a[r][k]
+                                     : panel_value(product, product.a_panel, 16 * warp + lane / 4 + 8 * r, k);
+  for (int j = 0; j < product.columns / 8; ++j)
+    for (int i = 0; i < 4; ++i) {
+      const int column = 8 * j + 2 * (lane % 4) + i % 2;
+      double sum = product.add ? product.c[j][i] : 0;
+      for (int k = 0; k < 16; ++k)
+        sum += static_cast<double>(a[i / 2][k]) * (product.in_registers
+                                                       ? panel_value(product, product.b_panel, k, column)
+                                                       : panel_value(product, product.b_panel, column, k));
+      product.c[j][i] = static_cast<float>(sum);
+    }
+}
+
+void multiply_group(float (*c)[4], int columns, const uint32_t* a, uint64_t a_panel, uint64_t b_panel,
+                    bool add, float (*value)(uint16_t)) {
+  Product product{c, columns, a != nullptr, add, {}, a_panel, b_panel, value};
+  const Lanes all = meet(Instruction::multiply_group, columns / 64, a, a ? 4 : 0);
+  const int lane = machine.current % kLanes;
+  for (int r = 0; a && r < 2; ++r)
+    for (int k = 0; k < 16; ++k) {  // lane t of the quad has columns 2t, 2t + 1, then 2t + 8, 2t + 9
+      const uint32_t word = all[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + r];
+      product.a[r][k] = value(static_cast<uint16_t>(k % 2 ? word >> 16 : word));
+    }
+  if (machine.early) return run_product(product);
+  machine.fibers[machine.current].open_products.push_back(product);
+}
+
 }  // namespace emulator
 
 using emulator::machine;
+
+void sync_group() {
+  auto& fiber = machine.fibers[machine.current];
+  const int reached = ++fiber.group_barriers, first = machine.current / 128 * 128;
+  for (;;) {
+    bool all = true;
+    for (int i = first; i < first + 128; ++i) all = all && machine.fibers[i].group_barriers >= reached;
+    if (all) return;
+    emulator::leave();
+  }
+}
+void begin_products() {
+  emulator::meet(emulator::Instruction::products, 0, nullptr, 0);
+}
+void commit_products() {
+  emulator::meet(emulator::Instruction::products, 1, nullptr, 0);
+  auto& fiber = machine.fibers[machine.current];
+  fiber.product_groups.push_back(std::move(fiber.open_products));
+  fiber.open_products.clear();
+}
+void wait_products(int pending) {
+  emulator::meet(emulator::Instruction::products, 2 + pending, nullptr, 0);
+  auto& groups = machine.fibers[machine.current].product_groups;
+  const int done = std::max(0, static_cast<int>(groups.size()) - pending);
+  for (int i = 0; i < done; ++i)
+    for (const auto& product : groups[i]) emulator::run_product(product);
+  groups.erase(groups.begin(), groups.begin() + done);
+}
+uint32_t panel_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const char*>(p) - machine.shared_start);
+}
 
 int thread_index() {
   return machine.current;
@@ -292,7 +398,7 @@ const DeviceInfo& device_info() {
   static DeviceInfo info;
   const char* bytes = std::getenv("PYENGINE_EMULATOR_SHARED");
   const char* processors = std::getenv("PYENGINE_EMULATOR_PROCESSORS");
-  info = {processors ? std::atoi(processors) : 2, bytes ? std::atoll(bytes) : 227 << 10, 228 << 10};
+  info = {processors ? std::atoi(processors) : 2, bytes ? std::atoll(bytes) : 227 << 10, 228 << 10, true};
   return info;
 }
 

@@ -4,10 +4,10 @@
 //   - shared memory starts as NaN patterns and may not be read past the bytes that the launch asked for
 //   - an asynchronous copy lands as late as it may, when its thread waits for it, or at once, as
 //     PYENGINE_EMULATOR_COPIES says (late, early)
-//   - fibers run in the order that PYENGINE_EMULATOR_ORDER says (forward, backward, shuffled): a missing
-//   barrier
-//     shows as a wrong result in one of them
-// Instructions follow the PTX manual's fragment layouts (mma.m16n8k16, m16n8k8, ldmatrix).
+//   - fibers run in the order that PYENGINE_EMULATOR_ORDER says (forward, backward, shuffled, or alone: a
+//   warp
+//     runs on until it has to wait for another): a missing barrier shows as a wrong result in one of them
+// Instructions follow the PTX manual's fragment layouts (mma.m16n8k16, m16n8k8, ldmatrix, wgmma.m64nNk16).
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,7 @@ struct Size {
 };
 void run(const std::function<void()>& thread, Size grid, int threads, int64_t shared_bytes);
 
-enum class Instruction { sync_warp, shuffle, load_matrices, multiply };
+enum class Instruction { sync_warp, shuffle, load_matrices, multiply, multiply_group, products };
 
 using Row = uint32_t[10];
 using Lanes = const Row*;
@@ -34,6 +34,10 @@ Lanes meet(Instruction instruction, int variant, const uint32_t* words, int coun
            void (*last)(Row*) = nullptr);
 
 void multiply(float* c, const uint32_t* a, const uint32_t* b, int depth, void (*last)(Row*));
+// A warpgroup's product, c += a b for this lane's rows; a in registers (words of `multiply16`), or in a
+// panel.
+void multiply_group(float (*c)[4], int columns, const uint32_t* a, uint64_t a_panel, uint64_t b_panel,
+                    bool add, float (*value)(uint16_t));
 void load_matrices(uint32_t* r, const void* row, int count, bool transposed);
 
 }  // namespace pyengine::cuda::emulator
@@ -104,6 +108,34 @@ void multiply16(float* c, const uint32_t* a, const uint32_t* b) {
 template <class T>
 void multiply8(float* c, const uint32_t* a, const uint32_t* b) {
   emulator::multiply(c, a, b, 8, multiply_all<T, 8>);
+}
+
+// Warpgroups: products happen when they are waited for, or at once, as PYENGINE_EMULATOR_COPIES says; shared
+// memory is read at the addresses that descriptors and the swizzling of 128 bytes make.
+void sync_group();
+inline void publish_shared() {}
+void begin_products();
+void commit_products();
+void wait_products(int pending);
+template <int pending>
+void wait_products() {
+  wait_products(pending);
+}
+uint32_t panel_address(const void* p);
+inline void hold(float&) {}
+template <class T>
+float value_of(uint16_t bits) {
+  T x;
+  x.bits = bits;
+  return to_float(x);
+}
+template <class T>
+void multiply_panels(float (*c)[4], uint64_t a, uint64_t b, bool add) {
+  emulator::multiply_group(c, 128, nullptr, a, b, add, value_of<T>);
+}
+template <class T>
+void multiply_weights(float (*c)[4], const uint32_t* a, uint64_t b) {
+  emulator::multiply_group(c, 64, a, 0, b, true, value_of<T>);
 }
 
 inline float exp2_fast(float x) {

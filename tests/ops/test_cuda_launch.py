@@ -16,7 +16,8 @@ RUNTIME = """
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
-                      cudaDevAttrMultiProcessorCount };
+                      cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor,
+                      cudaDevAttrComputeCapabilityMinor };
 struct dim3 { unsigned x, y, z; dim3(unsigned a, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {} };
 using cudaStream_t = void*;
 extern "C" {

@@ -53,6 +53,18 @@ def test_kernel_for_every_shape(emulated_ops: CudaOps) -> None:
     assert launch(emulated_ops, H200, scope="frame")["kernel"] == "frame"
 
 
+def test_warpgroups_where_they_suit(emulated_ops: CudaOps) -> None:
+    def kernel(**changes: Any) -> str:
+        shape = {"scope": "frame", "head_dim": 128, "tokens": 1560, "warpgroups": True, **changes}
+        return str(launch(emulated_ops, H200, **shape)["kernel"])
+
+    assert kernel() == kernel(head_dim=64) == "frame_group"
+    for changes in ({"warpgroups": False}, {"head_dim": 72}, {"tokens": 63}):
+        assert kernel(**changes) == "frame"
+    assert kernel(dtype="float32") == "rows"
+    assert kernel(scope="temporal", tokens=16) == "temporal"
+
+
 def test_frame_launch(emulated_ops: CudaOps) -> None:
     video = {
         "scope": "frame",

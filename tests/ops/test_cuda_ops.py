@@ -4,6 +4,7 @@ pyengine was built for one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from cuda_arrays import CudaOps, TensorArray
 
 from pyengine.export.ops import denoise_step, relative_attention
 from pyengine.export.ops.frame_window_attention import CASES, reference
-from pyengine.export.ops.frame_window_attention_cases import AttentionCase
+from pyengine.export.ops.frame_window_attention_cases import GROUP_CASES, AttentionCase
 from pyengine.export.ops.relative_attention import RelativeCase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,7 +73,7 @@ CROSSING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("order", ["backward", "shuffled"])
+@pytest.mark.parametrize("order", ["backward", "shuffled", "alone"])
 @pytest.mark.parametrize("case", CROSSING, ids=str)
 def test_no_barrier_is_missing(
     emulated_ops: CudaOps, case: AttentionCase, order: str, monkeypatch: pytest.MonkeyPatch
@@ -81,6 +82,33 @@ def test_no_barrier_is_missing(
     monkeypatch.setenv("PYENGINE_EMULATOR_COPIES", "early" if order == "backward" else "late")
     monkeypatch.setenv("PYENGINE_EMULATOR_PROCESSORS", "1")
     check_attention(emulated_ops, case, "bfloat16")
+
+
+@pytest.fixture
+def warpgroups(cuda_ops: CudaOps) -> Iterator[CudaOps]:
+    """The CUDA module with the kernel for warpgroups switched on."""
+    if not cuda_ops.module.has_warpgroups():
+        pytest.skip("the GPU has no warpgroups of compute capability 9.0")
+    before = cuda_ops.module.use_warpgroups(True)
+    yield cuda_ops
+    cuda_ops.module.use_warpgroups(before)
+
+
+@pytest.mark.parametrize("order", ["backward", "shuffled", "alone"])
+@pytest.mark.parametrize("case", GROUP_CASES, ids=str)
+def test_warpgroups_match_reference(
+    warpgroups: CudaOps, case: AttentionCase, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYENGINE_EMULATOR_ORDER", order)
+    monkeypatch.setenv("PYENGINE_EMULATOR_COPIES", "early" if order == "backward" else "late")
+    check_attention(warpgroups, case, "float16" if order == "shuffled" else "bfloat16")
+
+
+def test_warpgroups_put_split_keys_together(warpgroups: CudaOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYENGINE_EMULATOR_PROCESSORS", "64")
+    case = AttentionCase("split", batch=1, heads=1, frames=1, ring=17, tokens=66,
+                         attributes={"scope": "frame", "rotary_dim": 64})  # fmt: skip
+    check_attention(warpgroups, case, "bfloat16", workspace=True)
 
 
 def test_one_stage_when_memory_is_short(emulated_ops: CudaOps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +208,7 @@ def test_relative_attention_matches_reference(cuda_ops: CudaOps, case: RelativeC
     as_good_as_torch(got, torch_got, exact, dtype)
 
 
-@pytest.mark.parametrize("order", ["backward", "shuffled"])
+@pytest.mark.parametrize("order", ["backward", "shuffled", "alone"])
 def test_no_barrier_is_missing_in_relative_attention(
     emulated_ops: CudaOps, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,22 @@ def widen(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_reads_and_appends(cuda_ops: CudaOps, case: AttentionCase, dtype: torch.dtype) -> None:
+    check(cuda_ops, case, dtype)
+
+
+def test_warpgroups_read_and_append(cuda_ops: CudaOps) -> None:
+    if not cuda_ops.module.has_warpgroups():
+        pytest.skip("the GPU has no warpgroups of compute capability 9.0")
+    before = cuda_ops.module.use_warpgroups(True)
+    try:
+        for head_dim in (64, 128):
+            check(cuda_ops, AttentionCase("groups", batch=1, frames=2, ring=2, tokens=66, head_dim=head_dim,
+                                          attributes={"scope": "frame", "rotary_dim": 64}), torch.bfloat16)  # fmt: skip
+    finally:
+        cuda_ops.module.use_warpgroups(before)
+
+
+def check(cuda_ops: CudaOps, case: AttentionCase, dtype: torch.dtype) -> None:
     inputs = case.make_inputs()
     kept = {name: quantise(inputs[name]) for name in ("ring_key", "ring_value")}
     held = {**inputs, **{name: widen(*pair) for name, pair in kept.items()}}

@@ -69,6 +69,8 @@ const DeviceInfo& device_info() {
   };
   info.block_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   info.processor_bytes = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  info.warpgroups =
+      attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
   info.processors = attribute(cudaDevAttrMultiProcessorCount);
   return info;
 }

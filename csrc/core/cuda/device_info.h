@@ -10,6 +10,7 @@ struct DeviceInfo {
   int processors;           // multiprocessors
   int64_t block_bytes;      // shared memory that one block may have
   int64_t processor_bytes;  // shared memory of a multiprocessor
+  bool warpgroups = false;  // it has those of compute capability 9.0
 };
 
 int device_count();   // 0 without a driver

@@ -1,4 +1,7 @@
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 
 #include "core/cuda/launch.h"
 #include "ops/frame_window_attention/check.h"
@@ -24,6 +27,20 @@ PYENGINE_INSTANCE(float16, 128)
 #undef PYENGINE_INSTANCE
 
 namespace {
+
+std::atomic<bool>& warpgroups_wanted() {
+  static std::atomic<bool> wanted = [] {
+    const char* asked = std::getenv("PYENGINE_WARPGROUPS");
+    return asked && std::strcmp(asked, "1") == 0;
+  }();
+  return wanted;
+}
+
+AttentionLaunch launch_of(const AttentionShape& shape, bool may_split) {
+  DeviceInfo device = device_info();
+  device.warpgroups = device.warpgroups && warpgroups_wanted();
+  return attention_launch(shape, device, may_split);
+}
 
 bool aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
@@ -117,6 +134,10 @@ void run16(const AttentionParams& p, const AttentionLaunch& l, Scope scope, void
 
 }  // namespace
 
+bool use_warpgroups(bool wanted) {
+  return warpgroups_wanted().exchange(wanted);
+}
+
 int64_t frame_window_attention_workspace(const FrameWindowAttention& op) {
   check(op.qkv.rank == 6 && op.ring_key.rank == 5,
         "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] and ring_key "
@@ -124,14 +145,13 @@ int64_t frame_window_attention_workspace(const FrameWindowAttention& op) {
         "tokens, heads, head_dim] but got ",
         op.qkv, " and ", op.ring_key);
   check(op.qkv.size() > 0, "[frame_window_attention] expected qkv with values but got ", op.qkv);
-  AttentionShape shape = shape_of(op);
-  return attention_launch(shape, device_info(), true).workspace_bytes;
+  return launch_of(shape_of(op), true).workspace_bytes;
 }
 
 void frame_window_attention(const FrameWindowAttention& op, const Tensor& workspace, void* stream) {
   check_op(op, Place::device);
   const AttentionShape shape = shape_of(op);
-  const AttentionLaunch l = attention_launch(shape, device_info(), static_cast<bool>(workspace));
+  const AttentionLaunch l = launch_of(shape, static_cast<bool>(workspace));
   AttentionParams p = params_of(op, shape);
   if (workspace) {
     const int64_t given = workspace.size() * bytes(workspace.dtype);

@@ -16,4 +16,8 @@ int64_t frame_window_attention_workspace(const FrameWindowAttention& op);
 // std::runtime_error for the device's own errors.
 void frame_window_attention(const FrameWindowAttention& op, const Tensor& workspace, void* stream);
 
+// Whether scope "frame" may use the kernel for Hopper's warpgroups, where the device has them and the shape
+// suits. Off unless PYENGINE_WARPGROUPS=1 was set, until a card has verified it. Returns what it was before.
+bool use_warpgroups(bool wanted);
+
 }  // namespace pyengine::ops::cuda

@@ -11,6 +11,59 @@
 
 namespace pyengine::ops::cuda {
 
+// Where the walk over keys is: entry of the list, first token, tiles still to do.
+struct KeyPlace {
+  int entry, token, left;
+};
+template <int keys>
+PYENGINE_DEVICE void advance(const AttentionParams& p, KeyPlace& at) {
+  at.token += keys, --at.left;
+  if (at.token >= p.tokens) at.token = 0, ++at.entry;
+}
+
+// The sources that a frame sees, and this block's part of their tiles of keys. All threads of a block.
+template <int threads, int keys>
+PYENGINE_DEVICE KeyPlace find_tiles(const AttentionParams& p, int b, int i, int split, int* list,
+                                    int* flags) {
+  const int sources = p.ring + p.frames, thread = thread_index();
+  for (int s = thread; s < sources; s += threads) flags[s] = sees(p, b, i, s);
+  sync_block();
+  for (int s = thread; s < sources; s += threads) {
+    int before = 0;
+    for (int j = 0; j < s; ++j) before += flags[j];
+    if (flags[s]) list[before] = s;
+  }
+  int count = 0;
+  for (int s = 0; s < sources; ++s) count += flags[s];
+  sync_block();
+  const int frame_tiles = (p.tokens + keys - 1) / keys;
+  const int64_t all = static_cast<int64_t>(count) * frame_tiles;
+  const int begin = static_cast<int>(all * split / p.splits),
+            end = static_cast<int>(all * (split + 1) / p.splits);
+  return {begin / frame_tiles, begin % frame_tiles * keys, end - begin};
+}
+
+// Sums, highest scores and weights of one part of the keys, of 16 queries from `token` on; combine_kernel
+// puts the parts together.
+template <int D>
+PYENGINE_DEVICE void store_part(const AttentionParams& p, const float (*o)[4], const TileSoftmax& state,
+                                int b, int i, int h, int split, int token) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int64_t rows = static_cast<int64_t>(p.batch) * p.frames * p.tokens * p.heads;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float sum = sum_over<4>(state.sum[r]);
+    const int n = token + g + 8 * r;
+    if (n >= p.tokens) continue;
+    const int64_t row =
+        split * rows + ((static_cast<int64_t>(b) * p.frames + i) * p.tokens + n) * p.heads + h;
+    Pair* to = reinterpret_cast<Pair*>(p.partial + row * D);
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j) to[4 * j + t] = {o[j][2 * r], o[j][2 * r + 1]};
+    if (t == 0) reinterpret_cast<Pair*>(p.partial + p.splits * rows * D)[row] = {state.max[r], sum};
+  }
+}
+
 // `tiles` query tiles of 16 rows per warp. More mean fewer reads of shared memory per product, and more
 // registers.
 template <class T, int D, int tiles>
@@ -48,40 +101,15 @@ struct Frame {
     values = reinterpret_cast<T*>(memory + layout.values);
   }
 
-  // Where the walk over keys is: entry of the list, first token, tiles still to do.
-  struct Place {
-    int entry, token, left;
-  };
-  PYENGINE_DEVICE void advance(Place& at) const {
-    at.token += kKeys, --at.left;
-    if (at.token >= p.tokens) at.token = 0, ++at.entry;
-  }
-
-  // The sources that this frame sees, and this block's part of their tiles.
-  PYENGINE_DEVICE Place prepare() {
-    const int sources = p.ring + p.frames, thread = thread_index();
-    for (int d = thread; d < D; d += kBlockThreads) {
+  PYENGINE_DEVICE KeyPlace prepare() {
+    for (int d = thread_index(); d < D; d += kBlockThreads) {
       query_gain[d] = p.score_scale * (p.q_gain ? p.q_gain[d] : 1);
       key_gain[d] = p.k_gain ? p.k_gain[d] : 1;
     }
-    for (int s = thread; s < sources; s += kBlockThreads) flags[s] = sees(p, b, i, s);
-    sync_block();
-    for (int s = thread; s < sources; s += kBlockThreads) {
-      int before = 0;
-      for (int j = 0; j < s; ++j) before += flags[j];
-      if (flags[s]) list[before] = s;
-    }
-    int count = 0;
-    for (int s = 0; s < sources; ++s) count += flags[s];
-    sync_block();
-    const int frame_tiles = (p.tokens + kKeys - 1) / kKeys;
-    const int64_t all = static_cast<int64_t>(count) * frame_tiles;
-    const int begin = static_cast<int>(all * split / p.splits),
-              end = static_cast<int>(all * (split + 1) / p.splits);
-    return {begin / frame_tiles, begin % frame_tiles * kKeys, end - begin};
+    return find_tiles<kBlockThreads, kKeys>(p, b, i, split, list, flags);
   }
 
-  PYENGINE_DEVICE void load(const Place& at, int stage) {
+  PYENGINE_DEVICE void load(const KeyPlace& at, int stage) {
     const int source = list[at.entry], rows = p.tokens - at.token;
     const bool in_ring = source < p.ring;
     const int64_t step = static_cast<int64_t>(p.heads) * D * (in_ring ? 1 : 3);
@@ -194,7 +222,7 @@ struct Frame {
     }
   }
 
-  PYENGINE_DEVICE void attend(Place at, Sums* o, TileSoftmax* state) {
+  PYENGINE_DEVICE void attend(KeyPlace at, Sums* o, TileSoftmax* state) {
     int stage = 0, turned = -1;
     if (at.left) load(at, 0);
     while (at.left) {
@@ -202,7 +230,7 @@ struct Frame {
       const bool normalises = p.k_gain && source >= p.ring;
       wait_copies<0>();
       sync_block();  // this tile is there, and everyone is done with the one before
-      advance(at);
+      advance<kKeys>(p, at);
       if (at.left) load(at, stage ^ 1);
       if (normalises) {
         norm_keys(stage);
@@ -256,26 +284,6 @@ struct Frame {
     }
   }
 
-  // Sums, highest scores and weights of one part of the keys; combine_kernel puts the parts together.
-  PYENGINE_DEVICE void store_part(const Sums* o, const TileSoftmax* state) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-    const int64_t rows = static_cast<int64_t>(p.batch) * p.frames * p.tokens * p.heads;
-#pragma unroll
-    for (int m = 0; m < tiles; ++m)
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float sum = sum_over<4>(state[m].sum[r]);
-        const int n = first + warp_index() * kWarpRows + m * kTile + g + 8 * r;
-        if (n >= p.tokens) continue;
-        const int64_t row =
-            split * rows + ((static_cast<int64_t>(b) * p.frames + i) * p.tokens + n) * p.heads + h;
-        Pair* to = reinterpret_cast<Pair*>(p.partial + row * D);
-#pragma unroll
-        for (int j = 0; j < D / 8; ++j) to[4 * j + t] = {o[m][j][2 * r], o[m][j][2 * r + 1]};
-        if (t == 0) reinterpret_cast<Pair*>(p.partial + p.splits * rows * D)[row] = {state[m].max[r], sum};
-      }
-  }
-
   PYENGINE_DEVICE void run() {
     Sums o[tiles] = {};
     TileSoftmax state[tiles];
@@ -283,7 +291,8 @@ struct Frame {
     if (p.splits == 1)
       store(o, state);
     else
-      store_part(o, state);
+      for (int m = 0; m < tiles; ++m)
+        store_part<D>(p, o[m], state[m], b, i, h, split, first + warp_index() * kWarpRows + m * kTile);
   }
 };
 

@@ -65,6 +65,32 @@ bool temporal_launch(const AttentionShape& s, const DeviceInfo& device, Attentio
   return false;
 }
 
+void share_keys(const AttentionShape& s, int64_t blocks, AttentionLaunch* l) {
+  l->grid_x = blocks / s.batch / s.heads;
+  l->grid_y = s.heads;
+  l->grid_z = s.batch * l->splits;
+  if (l->splits > 1)
+    l->workspace_bytes = l->splits * s.batch * s.frames * s.tokens * s.heads * (s.head_dim + 2) * 4;
+}
+
+bool frame_group_launch(const AttentionShape& s, const DeviceInfo& device, bool may_split,
+                        AttentionLaunch* l) {
+  const int sources = static_cast<int>(s.ring + s.frames);
+  const GroupFrameLayout layout(static_cast<int>(s.head_dim), sources);
+  // Whole panels, and tiles that are filled well enough.
+  if (!device.warpgroups || s.head_dim % 64 || layout.bytes > device.block_bytes || s.tokens < kGroupKeys / 2)
+    return false;
+  constexpr int64_t kRows = kGroupBlockThreads / 2;
+  const int64_t blocks = s.batch * s.heads * s.frames * ((s.tokens + kRows - 1) / kRows);
+  l->kernel = Kernel::frame_group;
+  l->threads = kGroupBlockThreads;
+  l->shared_bytes = layout.bytes;
+  if (may_split)
+    l->splits = num_splits(blocks, device.processors, sources * ((s.tokens + kGroupKeys - 1) / kGroupKeys));
+  share_keys(s, blocks, l);
+  return true;
+}
+
 bool frame_launch(const AttentionShape& s, const DeviceInfo& device, bool may_split, AttentionLaunch* l) {
   const int sources = static_cast<int>(s.ring + s.frames);
   const auto layout = [&](int tiles) {
@@ -85,11 +111,7 @@ bool frame_launch(const AttentionShape& s, const DeviceInfo& device, bool may_sp
   const int keys = frame_keys(static_cast<int>(s.head_dim), l->query_tiles);
   const int64_t key_tiles = sources * ((s.tokens + keys - 1) / keys);
   if (may_split) l->splits = num_splits(blocks(l->query_tiles), device.processors * fitting, key_tiles);
-  l->grid_x = blocks(l->query_tiles) / s.batch / s.heads;
-  l->grid_y = s.heads;
-  l->grid_z = s.batch * l->splits;
-  if (l->splits > 1)
-    l->workspace_bytes = l->splits * s.batch * s.frames * s.tokens * s.heads * (s.head_dim + 2) * 4;
+  share_keys(s, blocks(l->query_tiles), l);
   return true;
 }
 
@@ -117,6 +139,7 @@ AttentionLaunch attention_launch(const AttentionShape& shape, const DeviceInfo& 
   AttentionLaunch launch;
   if (has_tensor_core_kernel(shape)) {
     if (shape.scope == Scope::temporal && temporal_launch(shape, device, &launch)) return launch;
+    if (shape.scope == Scope::frame && frame_group_launch(shape, device, may_split, &launch)) return launch;
     if (shape.scope == Scope::frame && frame_launch(shape, device, may_split, &launch)) return launch;
   }
   return rows_launch(shape);

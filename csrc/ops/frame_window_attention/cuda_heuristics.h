@@ -7,7 +7,7 @@
 
 namespace pyengine::ops::cuda {
 
-enum class Kernel { rows, temporal, frame };
+enum class Kernel { rows, temporal, frame, frame_group };
 
 struct AttentionShape {
   Scope scope;

@@ -75,4 +75,32 @@ struct FrameLayout {
   }
 };
 
+constexpr int kGroupBlockThreads = 256;  // of the warpgroup kernel: two warpgroups
+constexpr int kGroupKeys = 128;          // of its tiles
+
+// Panels first, since they start at multiples of 1024 bytes from an address of that kind.
+struct GroupFrameLayout {
+  int query;     // [2 warpgroups, panels, 64, 64] T
+  int keys;      // [2, panels, keys, 64] T
+  int values;    // the same
+  int gains;     // [2, head_dim] float
+  int turns;     // [2 warpgroups, head_dim / 2] Pair
+  int key_norm;  // [keys] float
+  int list;      // [sources] int: sources that the query frame sees
+  int flags;     // [sources] int
+  int bytes;     // with room to find such an address
+
+  PYENGINE_BOTH GroupFrameLayout(int head_dim, int sources) {
+    query = 0;
+    keys = query + kGroupBlockThreads / 2 * head_dim * 2;
+    values = keys + 2 * kGroupKeys * head_dim * 2;
+    gains = values + 2 * kGroupKeys * head_dim * 2;
+    turns = gains + 2 * head_dim * 4;
+    key_norm = turns + head_dim * 8;
+    list = key_norm + kGroupKeys * 4;
+    flags = round_up(list + sources * 4, 16);
+    bytes = round_up(flags + sources * 4, 16) + 1024;
+  }
+};
+
 }  // namespace pyengine::ops::cuda

@@ -65,19 +65,23 @@ PYENGINE_DEVICE float inverse_rms(const AttentionParams& p, const RowWords<D>& x
   }
   return inverse_root(sum_over<4>(squares) * p.inverse_dim + p.epsilon);
 }
+template <class T>
+PYENGINE_DEVICE float squares_of(const Words4& unit) {
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Pair v = unpack<T>(unit.w[i]);
+    squares += v.x * v.x + v.y * v.y;
+  }
+  return squares;
+}
 // The same from memory, unit by unit: for where registers are dear.
 template <class T, int D>
 PYENGINE_DEVICE float inverse_rms(const AttentionParams& p, const T* row) {
   float squares = 0;
 #pragma unroll 1
-  for (int u = lane_index() % 4; u < D / 8; u += 4) {
-    const Words4 x = *reinterpret_cast<const Words4*>(row + 8 * u);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Pair v = unpack<T>(x.w[i]);
-      squares += v.x * v.x + v.y * v.y;
-    }
-  }
+  for (int u = lane_index() % 4; u < D / 8; u += 4)
+    squares += squares_of<T>(*reinterpret_cast<const Words4*>(row + 8 * u));
   return inverse_root(sum_over<4>(squares) * p.inverse_dim + p.epsilon);
 }
 
@@ -126,16 +130,20 @@ PYENGINE_DEVICE RowWords<D> turn_row(const RowWords<D>& x, int t, const Turn<T>&
   for (int i = 0; i < Quad<D>::kValues / 2; ++i) y.w[i] = turn(x.w[i], Quad<D>::at(t, 2 * i));
   return y;
 }
+// Eight values of a row, from memory.
+template <class T>
+PYENGINE_DEVICE Words4 turn_unit(const Turn<T>& turn, int u) {
+  Words4 x = *reinterpret_cast<const Words4*>(turn.row + 8 * u);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x.w[i] = turn(x.w[i], 8 * u + 2 * i);
+  return x;
+}
 // A quad's row from memory to elsewhere in memory, unit by unit: for where registers are dear.
 template <class T, int D>
 PYENGINE_DEVICE void turn_row(T* to, const Turn<T>& turn) {
 #pragma unroll 1
-  for (int u = lane_index() % 4; u < D / 8; u += 4) {
-    Words4 x = *reinterpret_cast<const Words4*>(turn.row + 8 * u);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x.w[i] = turn(x.w[i], 8 * u + 2 * i);
-    *reinterpret_cast<Words4*>(to + 8 * u) = x;
-  }
+  for (int u = lane_index() % 4; u < D / 8; u += 4)
+    *reinterpret_cast<Words4*>(to + 8 * u) = turn_unit(turn, u);
 }
 
 // Two query rows of a lane, g and g + 8 of a tile of 16.
