@@ -38,8 +38,8 @@ class Latents(Protocol):
 
     def put(self, row: int, latent: Any) -> None: ...
 
-    def move(self, row: int, source: int) -> None:
-        """A row of the last call."""
+    def move(self, row: int, source: int, count: int) -> None:
+        """`count` neighbouring rows of the last call, from `source` on."""
         ...
 
     def draw_noise(self, row: int, noise: Draw) -> None:
@@ -93,8 +93,8 @@ class HostLatents:
     def put(self, row: int, latent: np.ndarray) -> None:
         self._sample[row] = latent
 
-    def move(self, row: int, source: int) -> None:
-        self._sample[row] = self._now[source]
+    def move(self, row: int, source: int, count: int) -> None:
+        self._sample[row : row + count] = self._now[source : source + count]
 
     def draw_noise(self, row: int, noise: Draw) -> None:
         noise(self._noise[row])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,7 @@ class Window:
         latents = self._latents
         latents.begin(step.frames)
         born, given, warmed = set(step.born), set(step.given), set(step.warmed)
+        stays: list[int] = []
         for row, frame in enumerate(step.frame_index):
             if row in born:
                 latents.draw(row, self._noise(frame))
@@ -132,7 +133,9 @@ class Window:
             elif frame < 0:
                 latents.clear(row)
             else:
-                latents.move(row, step.source[row])
+                stays.append(row)
+        for row, source, count in _runs(stays, step.source):
+            latents.move(row, source, count)
 
     def _noise(self, frame: int, call: int | None = None) -> Callable[[np.ndarray], object]:
         """What fills a latent with the noise of a frame."""
@@ -176,3 +179,18 @@ class Window:
                 f for f in self._clean if f not in visible and f < newest - 2 * max(self._method.row_counts)
             ]:
                 del self._clean[frame]
+
+
+def _runs(rows: Sequence[int], source: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(row, source of the row, rows) of neighbours that come from neighbours. One copy for many: numpy lets go of the
+    interpreter in each, and a thread that decodes may be slow to give it back.
+    """
+    runs: list[tuple[int, int, int]] = []
+    for row in rows:
+        if runs:
+            first, start, count = runs[-1]
+            if (first + count, start + count) == (row, source[row]):
+                runs[-1] = (first, start, count + 1)
+                continue
+        runs.append((row, source[row], 1))
+    return runs

@@ -17,36 +17,20 @@ constexpr int kBlockRows = 8, kBlockVectors = 3;  // 24 accumulators of 32 regis
 constexpr int kBlockRows = 4, kBlockVectors = 2;  // 8 of 16
 #endif
 
-// One column of A times one row of B.
-template <bool pairs, int rows, int vectors>
-PYENGINE_INLINE void add_products(const float* a, int64_t lda, const float* b, Vec (&acc)[rows][vectors]) {
-  Vec column[vectors];
-  for (int n = 0; n < vectors; ++n) column[n] = load(b + n * kWidth);
-  for (int m = 0; m < rows; ++m) {
-    const Vec row = set(a[m * lda]);
-    for (int n = 0; n < vectors; ++n) acc[m][n] = multiply_add<pairs>(acc[m][n], row, column[n]);
-  }
-}
-
-// Few sums would wait for each other, so their products go to two chains by turns.
+// Every sum is one chain of products in the order of k, whatever the block: a row of C is the same to the bit
+// in any matrix that it is part of.
 template <bool pairs, int rows, int vectors>
 PYENGINE_INLINE void sum_block(const float* a, int64_t lda, const float* b, int64_t ldb, int k,
                                Vec (&acc)[rows][vectors]) {
   for (int m = 0; m < rows; ++m)
     for (int n = 0; n < vectors; ++n) acc[m][n] = set(0);
-  if constexpr (rows * vectors > 4) {
-    for (int i = 0; i < k; ++i) add_products<pairs>(a + i, lda, b + i * ldb, acc);
-  } else {
-    Vec other[rows][vectors];
-    for (int m = 0; m < rows; ++m)
-      for (int n = 0; n < vectors; ++n) other[m][n] = set(0);
-    for (int i = 0; i + 1 < k; i += 2) {
-      add_products<pairs>(a + i, lda, b + i * ldb, acc);
-      add_products<pairs>(a + i + 1, lda, b + (i + 1) * ldb, other);
+  for (int i = 0; i < k; ++i, ++a, b += ldb) {
+    Vec column[vectors];
+    for (int n = 0; n < vectors; ++n) column[n] = load(b + n * kWidth);
+    for (int m = 0; m < rows; ++m) {
+      const Vec row = set(a[m * lda]);
+      for (int n = 0; n < vectors; ++n) acc[m][n] = multiply_add<pairs>(acc[m][n], row, column[n]);
     }
-    if (k % 2) add_products<pairs>(a + k - 1, lda, b + (k - 1) * ldb, acc);
-    for (int m = 0; m < rows; ++m)
-      for (int n = 0; n < vectors; ++n) acc[m][n] = acc[m][n] + other[m][n];
   }
 }
 

@@ -42,10 +42,9 @@ class CudaLatents:
         self._staging = Staging(self._stream, port.nbytes // rows)
         self._pool = Pool(self._stream, "float32")
         self._rows, self._renoised = 0, False
-        self._moves: list[tuple[int, int, int]] = []  # (row, source, count), neighbours together
 
     def begin(self, rows: int) -> None:
-        self._rows, self._moves = rows, []
+        self._rows = rows
 
     def clear(self, row: int) -> None:
         self._next[row : row + 1][...] = 0
@@ -56,21 +55,14 @@ class CudaLatents:
     def put(self, row: int, latent: DeviceArray) -> None:
         self._next[row] = latent
 
-    def move(self, row: int, source: int) -> None:
-        if self._moves:
-            first, start, count = self._moves[-1]
-            if (first + count, start + count) == (row, source):
-                self._moves[-1] = (first, start, count + 1)
-                return
-        self._moves.append((row, source, 1))
+    def move(self, row: int, source: int, count: int) -> None:
+        self._next[row : row + count] = self._now[source : source + count]
 
     def draw_noise(self, row: int, noise: Draw) -> None:
         self._send(self._noise[row], noise)
 
     def feed(self, variant: Variant, renoised: Sequence[tuple[int, float, Draw]] = ()) -> None:
-        for row, source, count in self._moves:
-            self._next[row : row + count] = self._now[source : source + count]
-        self._moves, self._renoised = [], bool(renoised)
+        self._renoised = bool(renoised)
         if not renoised:
             return  # the graph begins with the copy
         keep, drop, mix = (self._memory.host(array)[: self._rows] for array in self._mix)

@@ -75,6 +75,20 @@ def test_huge_scores_do_not_overflow(isa: str) -> None:
     assert from_numpy(run_attention(inputs)["out"]).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 72, 40])
+def test_a_frame_is_the_same_in_a_longer_window(isa: str, dtype: str, head_dim: int) -> None:
+    """To the bit: later frames are noisier and not seen, and a stream is the head of a longer one."""
+    case = AttentionCase("long", frames=19, ring=5, chunk_frames=1, tokens=3, head_dim=head_dim,
+                         attributes={"rotary_dim": head_dim})  # fmt: skip
+    inputs = cast(case.make_inputs(), DTYPES[dtype])
+    whole = run_attention(inputs, **case.attributes)["out"]
+    for frames in (1, 2, 3, 5, 8, 9, 12, 17):
+        head = {**inputs, "frame_index": inputs["frame_index"][:frames]}
+        head |= {name: inputs[name][:, :frames].contiguous() for name in ("qkv", "level")}
+        np.testing.assert_array_equal(run_attention(head, **case.attributes)["out"], whole[:, :frames])
+
+
 @pytest.mark.parametrize("scope", ["temporal", "frame"])
 def test_the_norm_takes_rows_of_any_size(isa: str, scope: str) -> None:
     inputs = cast(AttentionCase("sizes", tokens=5).make_inputs(), torch.bfloat16)
