@@ -48,7 +48,8 @@ struct Fiber {
   int meetings = 0;        // warp instructions that it has reached
   std::vector<Copy> open;  // copies not yet committed
   std::vector<std::vector<Copy>> groups;
-  int group_barriers = 0;  // barriers of its warpgroup
+  int group_barriers = 0;        // barriers of its warpgroup
+  std::vector<int64_t> written;  // units of 16 bytes that it has not published
   std::vector<Product> open_products;
   std::vector<std::vector<Product>> product_groups;
 };
@@ -69,14 +70,22 @@ struct Machine {
   int64_t shared_bytes = 0;
   int current = 0, alive = 0;
   std::string error;
-  bool early = false;  // asynchronous copies land at once
+  std::vector<char> unpublished;  // per unit of shared memory
+  bool early = false;             // asynchronous copies land at once
   jmp_buf scheduler;
 };
 
 Machine machine;
 
+void mark(const void* to) {
+  const int64_t unit = (static_cast<const char*>(to) - machine.shared) / 16;
+  machine.unpublished[unit] = 1;
+  machine.fibers[machine.current].written.push_back(unit);
+}
+
 void land(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
+    mark(copy.to);
     if (copy.valid)
       std::memcpy(copy.to, copy.from, 16);
     else
@@ -114,6 +123,7 @@ void step(int index) {
 void run_block(int threads, std::mt19937& random, const std::string& order) {
   machine.fibers.assign(threads, {});
   machine.warps.assign((threads + kLanes - 1) / kLanes, {});
+  machine.unpublished.assign(machine.shared_bytes / 16 + 1, 0);
   machine.alive = threads;
   std::memset(machine.shared, 0xff, machine.shared_bytes);
   for (int i = 0; i < threads; ++i) {
@@ -253,6 +263,7 @@ float panel_value(const Product& product, uint64_t descriptor, int row, int colu
   const char* at = machine.shared_start + address;
   if (at < machine.shared || at + 2 > machine.shared + machine.shared_bytes)
     fail("a product reads outside shared memory");
+  if (machine.unpublished[(at - machine.shared) / 16]) fail("a product reads what was not published");
   uint16_t bits;
   std::memcpy(&bits, at, 2);
   return product.value(bits);
@@ -304,6 +315,15 @@ void sync_group() {
     if (all) return;
     emulator::leave();
   }
+}
+void publish_shared() {
+  auto& written = machine.fibers[machine.current].written;
+  for (int64_t unit : written) machine.unpublished[unit] = 0;
+  written.clear();
+}
+void store_unit(void* to, const Words4& unit) {
+  std::memcpy(to, &unit, sizeof unit);
+  emulator::mark(to);
 }
 void begin_products() {
   emulator::meet(emulator::Instruction::products, 0, nullptr, 0);

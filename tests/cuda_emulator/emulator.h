@@ -4,6 +4,9 @@
 //   - shared memory starts as NaN patterns and may not be read past the bytes that the launch asked for
 //   - an asynchronous copy lands as late as it may, when its thread waits for it, or at once, as
 //     PYENGINE_EMULATOR_COPIES says (late, early)
+//   - a warpgroup's product may only read what was published: units that were copied or stored are marked
+//   until
+//     the thread that wrote them calls publish_shared
 //   - fibers run in the order that PYENGINE_EMULATOR_ORDER says (forward, backward, shuffled, or alone: a
 //   warp
 //     runs on until it has to wait for another): a missing barrier shows as a wrong result in one of them
@@ -113,7 +116,8 @@ void multiply8(float* c, const uint32_t* a, const uint32_t* b) {
 // Warpgroups: products happen when they are waited for, or at once, as PYENGINE_EMULATOR_COPIES says; shared
 // memory is read at the addresses that descriptors and the swizzling of 128 bytes make.
 void sync_group();
-inline void publish_shared() {}
+void publish_shared();
+void store_unit(void* to, const Words4& unit);
 void begin_products();
 void commit_products();
 void wait_products(int pending);

@@ -61,6 +61,11 @@ PYENGINE_DEVICE uint32_t panel_address(const void* p) {
   return shared_address(p);
 }
 
+// A unit of a panel that this thread writes itself: not seen by products before it is published.
+PYENGINE_DEVICE void store_unit(void* to, const Words4& unit) {
+  *static_cast<Words4*>(to) = unit;
+}
+
 // Keeps the compiler from moving registers that products under way read or write.
 PYENGINE_DEVICE void hold(float& x) {
   asm volatile("" : "+f"(x)::"memory");

@@ -70,7 +70,7 @@ struct GroupFrame {
         const int row = e / kUnits, unit = e % kUnits;
         Words4 x{};
         if (row < rows) x = widen<T>(from + row * step + 8 * unit, scale);
-        *reinterpret_cast<Words4*>(unit_of(to, kKeys, row, unit)) = x;
+        store_unit(unit_of(to, kKeys, row, unit), x);
       }
       return;
     }
@@ -101,7 +101,7 @@ struct GroupFrame {
       const Turn<T> turn{p, from, norm, query_gain, turns, after};
 #pragma unroll 1
       for (int u = lane_index() % 4; u < kUnits; u += 4)
-        *reinterpret_cast<Words4*>(unit_of(query, kGroupRows, row, u)) = turn_unit(turn, u);
+        store_unit(unit_of(query, kGroupRows, row, u), turn_unit(turn, u));
     }
     publish_shared();
     sync_group();
