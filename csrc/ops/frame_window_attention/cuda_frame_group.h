@@ -85,9 +85,9 @@ struct GroupFrame {
   }
 
   // This warpgroup's queries, normalised and turned to a source: R_{i-j}, then the gain of active keys.
+  // The block has met since the last turns were read.
   PYENGINE_DEVICE void turn_queries(int source) {
     const int64_t distance = index_of(p, p.ring + i) - index_of(p, source);
-    sync_group();  // nobody reads the last turns any more
     if (p.rotation != Rotation::none)
       for (int k = thread_index() % kGroup; k < D / 2; k += kGroup)
         turns[k] = k < p.rotary_dim / 2 ? cosine_sine(p, distance, k) : Pair{1, 0};
