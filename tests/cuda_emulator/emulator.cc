@@ -1,8 +1,6 @@
 #include "emulator.h"
 
-#include <setjmp.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -14,66 +12,11 @@
 #include <vector>
 
 #include "core/cuda/device_info.h"
+#include "machine.h"
 
 namespace pyengine::cuda {
 
 namespace emulator {
-
-namespace {
-
-constexpr size_t kStack = 256 << 10;
-constexpr int kLanes = 32;
-
-struct Copy {
-  void* to;
-  const void* from;
-  bool valid;
-};
-
-// A warpgroup's product, what it means for one lane: rows g and g + 8 of its warp.
-struct Product {
-  float (*c)[4];
-  int columns;
-  bool in_registers, add;
-  float a[2][16];
-  uint64_t a_panel, b_panel;
-  float (*value)(uint16_t);
-};
-
-struct Fiber {
-  ucontext_t start;
-  jmp_buf resume;
-  bool started = false, finished = false;
-  int barriers = 0;        // block barriers that it has reached
-  int meetings = 0;        // warp instructions that it has reached
-  std::vector<Copy> open;  // copies not yet committed
-  std::vector<std::vector<Copy>> groups;
-  int group_barriers = 0;        // barriers of its warpgroup
-  std::vector<int64_t> written;  // units of 16 bytes that it has not published
-  std::vector<Product> open_products;
-  std::vector<std::vector<Product>> product_groups;
-};
-
-struct Warp {  // two of everything, by parity of the meeting: a lane may run ahead by one
-  int number[2] = {}, key[2] = {};
-  Row words[2][kLanes];
-};
-
-struct Machine {
-  const std::function<void()>* thread = nullptr;
-  Size grid{}, block{};
-  std::vector<Fiber> fibers;
-  std::vector<Warp> warps;
-  std::vector<char> stacks;
-  char* shared = nullptr;
-  char* shared_start = nullptr;  // what addresses count from
-  int64_t shared_bytes = 0;
-  int current = 0, alive = 0;
-  std::string error;
-  std::vector<char> unpublished;  // per unit of shared memory
-  bool early = false;             // asynchronous copies land at once
-  jmp_buf scheduler;
-};
 
 Machine machine;
 
@@ -83,6 +26,18 @@ void mark(const void* to) {
   machine.fibers[machine.current].written.push_back(unit);
 }
 
+void leave() {  // back to the scheduler, until it comes round again
+  if (!_setjmp(machine.fibers[machine.current].resume)) _longjmp(machine.scheduler, 1);
+}
+
+void fail(const std::string& what) {
+  if (machine.error.empty()) machine.error = what;
+  for (;;) leave();
+}
+
+namespace {
+
+constexpr size_t kStack = 256 << 10;
 void land(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
     mark(copy.to);
@@ -91,15 +46,6 @@ void land(const std::vector<Copy>& copies) {
     else
       std::memset(copy.to, 0, 16);
   }
-}
-
-void leave() {  // back to the scheduler, until it comes round again
-  if (!_setjmp(machine.fibers[machine.current].resume)) _longjmp(machine.scheduler, 1);
-}
-
-void fail(const std::string& what) {
-  if (machine.error.empty()) machine.error = what;
-  for (;;) leave();
 }
 
 void body() {
@@ -253,98 +199,9 @@ void multiply(float* c, const uint32_t* a, const uint32_t* b, int depth, void (*
   std::memcpy(c, all[machine.current % kLanes] + 6, 16);
 }
 
-// One value of a panel. The manual's canonical layouts with 128-byte swizzling: rows of 128 bytes, eight rows
-// to the stride offset, and bits 4 to 6 of the address xored with bits 7 to 9.
-float panel_value(const Product& product, uint64_t descriptor, int row, int column) {
-  const uint64_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
-  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) fail("a descriptor that is not of 128-byte swizzling");
-  uint64_t address = start + row / 8 * stride + row % 8 * 128 + 2 * column;
-  address ^= (address >> 7 & 7) << 4;
-  const char* at = machine.shared_start + address;
-  if (at < machine.shared || at + 2 > machine.shared + machine.shared_bytes)
-    fail("a product reads outside shared memory");
-  if (machine.unpublished[(at - machine.shared) / 16]) fail("a product reads what was not published");
-  uint16_t bits;
-  std::memcpy(&bits, at, 2);
-  return product.value(bits);
-}
-
-void run_product(const Product& product) {
-  const int lane = machine.current % kLanes, warp = machine.current / kLanes % 4;
-  float a[2][16];
-  for (int r = 0; r < 2; ++r)
-    for (int k = 0; k < 16; ++k)
-      a[r][k] = product.in_registers ? product.a[r][k]
-                                     : panel_value(product, product.a_panel, 16 * warp + lane / 4 + 8 * r, k);
-  for (int j = 0; j < product.columns / 8; ++j)
-    for (int i = 0; i < 4; ++i) {
-      const int column = 8 * j + 2 * (lane % 4) + i % 2;
-      double sum = product.add ? product.c[j][i] : 0;
-      for (int k = 0; k < 16; ++k)
-        sum += static_cast<double>(a[i / 2][k]) * (product.in_registers
-                                                       ? panel_value(product, product.b_panel, k, column)
-                                                       : panel_value(product, product.b_panel, column, k));
-      product.c[j][i] = static_cast<float>(sum);
-    }
-}
-
-void multiply_group(float (*c)[4], int columns, const uint32_t* a, uint64_t a_panel, uint64_t b_panel,
-                    bool add, float (*value)(uint16_t)) {
-  Product product{c, columns, a != nullptr, add, {}, a_panel, b_panel, value};
-  const Lanes all = meet(Instruction::multiply_group, columns / 64, a, a ? 4 : 0);
-  const int lane = machine.current % kLanes;
-  for (int r = 0; a && r < 2; ++r)
-    for (int k = 0; k < 16; ++k) {  // lane t of the quad has columns 2t, 2t + 1, then 2t + 8, 2t + 9
-      const uint32_t word = all[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + r];
-      product.a[r][k] = value(static_cast<uint16_t>(k % 2 ? word >> 16 : word));
-    }
-  if (machine.early) return run_product(product);
-  machine.fibers[machine.current].open_products.push_back(product);
-}
-
 }  // namespace emulator
 
 using emulator::machine;
-
-void sync_group() {
-  auto& fiber = machine.fibers[machine.current];
-  const int reached = ++fiber.group_barriers, first = machine.current / 128 * 128;
-  for (;;) {
-    bool all = true;
-    for (int i = first; i < first + 128; ++i) all = all && machine.fibers[i].group_barriers >= reached;
-    if (all) return;
-    emulator::leave();
-  }
-}
-void publish_shared() {
-  auto& written = machine.fibers[machine.current].written;
-  for (int64_t unit : written) machine.unpublished[unit] = 0;
-  written.clear();
-}
-void store_unit(void* to, const Words4& unit) {
-  std::memcpy(to, &unit, sizeof unit);
-  emulator::mark(to);
-}
-void begin_products() {
-  emulator::meet(emulator::Instruction::products, 0, nullptr, 0);
-}
-void commit_products() {
-  emulator::meet(emulator::Instruction::products, 1, nullptr, 0);
-  auto& fiber = machine.fibers[machine.current];
-  fiber.product_groups.push_back(std::move(fiber.open_products));
-  fiber.open_products.clear();
-}
-void wait_products(int pending) {
-  emulator::meet(emulator::Instruction::products, 2 + pending, nullptr, 0);
-  auto& groups = machine.fibers[machine.current].product_groups;
-  const int done = std::max(0, static_cast<int>(groups.size()) - pending);
-  for (int i = 0; i < done; ++i)
-    for (const auto& product : groups[i]) emulator::run_product(product);
-  groups.erase(groups.begin(), groups.begin() + done);
-}
-uint32_t panel_address(const void* p) {
-  return static_cast<uint32_t>(static_cast<const char*>(p) - machine.shared_start);
-}
 
 int thread_index() {
   return machine.current;

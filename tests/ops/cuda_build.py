@@ -37,6 +37,7 @@ def build(folder: Path) -> ModuleType | str:
         CSRC / "bindings/cuda_module.cc",
         CSRC / "core/tensor.cc",
         EMULATOR / "emulator.cc",
+        EMULATOR / "warpgroup.cc",
     ]
     for kind, head_dim in product(TYPES, HEAD_DIMS):
         path = folder / f"instance_{kind}_{head_dim}.cu"
