@@ -126,7 +126,6 @@ void wait_products() {
   wait_products(pending);
 }
 uint32_t panel_address(const void* p);
-inline void hold(float&) {}
 template <class T>
 float value_of(uint16_t bits) {
   T x;

@@ -66,11 +66,6 @@ PYENGINE_DEVICE void store_unit(void* to, const Words4& unit) {
   *static_cast<Words4*>(to) = unit;
 }
 
-// Keeps the compiler from moving registers that products under way read or write.
-PYENGINE_DEVICE void hold(float& x) {
-  asm volatile("" : "+f"(x)::"memory");
-}
-
 #define PYENGINE_TILE(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
 #define PYENGINE_8_TILES(i)                                                                                 \
   PYENGINE_TILE(i), PYENGINE_TILE(i + 1), PYENGINE_TILE(i + 2), PYENGINE_TILE(i + 3), PYENGINE_TILE(i + 4), \
