@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from pyengine.bundle import TensorSpec
+from pyengine.bundle.bundle import TensorSpec
 
 
 def measured_values(

@@ -27,7 +27,7 @@ import onnx.inliner
 import torch
 from torch import Tensor, nn
 
-from pyengine.bundle import Component, Step, TensorSpec
+from pyengine.bundle.bundle import Component, Step, TensorSpec
 
 from .deferred import Deferred, restore
 from .deferred import simplify as simplify_deferred

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pyengine.backends import Arrays, Engine
-from pyengine.build import build
-from pyengine.bundle import MANIFEST, Bundle, Component, Step, write_manifest
+from pyengine.backends.base import Arrays, Engine
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import MANIFEST, Bundle, Component, Step, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError
-from pyengine.executor import Executor, Program
-from pyengine.plan import Variant
+from pyengine.plans.plan import Variant
+from pyengine.runtime.executor import Executor, Program
 
 Sample = dict[str, np.ndarray]
 

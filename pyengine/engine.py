@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from pyengine.build import Progress, build
-from pyengine.bundle import Bundle
-from pyengine.chunks import encode_chunk, encoder_variants
+from pyengine.build.builder import Progress, build
+from pyengine.bundle.bundle import Bundle
 from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
-from pyengine.executor import Executor, Program, load_program
 from pyengine.methods import Method, make_method
-from pyengine.plan import Plan, Variant
-from pyengine.stream import Stream, check_length
-from pyengine.t5 import T5Prompts
-from pyengine.text import PromptTokenizer, prompts_of
-from pyengine.variants import TEXT, stream_variants
+from pyengine.methods.variants import TEXT, stream_variants
+from pyengine.plans.plan import Plan, Variant
+from pyengine.runtime.codec import encode_chunk, encoder_variants
+from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.open import load_program
+from pyengine.streaming.stream import Stream, check_length
+from pyengine.text.prompts import PromptTokenizer, prompts_of
+from pyengine.text.t5 import T5Prompts
 
 __all__ = ["Engine", "load"]
 

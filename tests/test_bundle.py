@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import toy_family as toy
 
-from pyengine.bundle import Bundle, TensorSpec
+from pyengine.bundle.bundle import Bundle, TensorSpec
 from pyengine.errors import BundleError
 
 

@@ -10,16 +10,16 @@ import opensora_golden as golden
 import pytest
 import torch
 
-from pyengine import window as window_module
-from pyengine.bundle import Latent
+from pyengine.bundle.bundle import Latent
 from pyengine.errors import ConfigError
-from pyengine.latents import HostLatents
 from pyengine.methods import make_method
 from pyengine.methods.progressive import Progressive
-from pyengine.plan import Variant
-from pyengine.samplers import euler
-from pyengine.warp import resolve_warp, rflow_warp
-from pyengine.window import Window
+from pyengine.plans.plan import Variant
+from pyengine.runtime.host.latents import HostLatents
+from pyengine.schedule.samplers import euler
+from pyengine.schedule.warp import resolve_warp, rflow_warp
+from pyengine.streaming import window as window_module
+from pyengine.streaming.window import Window
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

@@ -13,17 +13,18 @@ import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
 import pyengine
-from pyengine.build import build
-from pyengine.captions import opensora_prompt
-from pyengine.chunks import decode_chunk, decoder_variants
+from pyengine.build.builder import build
 from pyengine.errors import BundleError, ConfigError, PromptError
-from pyengine.executor import load_program
 from pyengine.export.families.opensora.export import components, modules_and_inputs
 from pyengine.export.parity import parity
-from pyengine.plan import Variant
-from pyengine.samplers import frame_noise
-from pyengine.schedule import noise_levels
-from pyengine.warp import rflow_warp
+from pyengine.plans.plan import Variant
+from pyengine.runtime.codec import decode_chunk, decoder_variants
+from pyengine.runtime.open import load_program
+from pyengine.schedule.progressive import noise_levels
+from pyengine.schedule.samplers import frame_noise
+from pyengine.schedule.warp import rflow_warp
+from pyengine.text.captions import opensora_prompt
+from pyengine.text.t5 import T5Prompts
 
 PROMPT, SEED = "A red fox runs over snow", 3
 CHUNK, STEPS, CADENCE = 5, 6, 2
@@ -177,7 +178,7 @@ def test_prompts_are_read_by_t5(opensora: pyengine.Engine, monkeypatch: pytest.M
     with pytest.raises(PromptError, match="got an empty one"):
         opensora.stream("  ")
     monkeypatch.setenv("PYENGINE_TEXT_ENCODER", "/nowhere")
-    lost = pyengine.t5.T5Prompts("also nowhere", 12)  # type: ignore[attr-defined]
+    lost = T5Prompts("also nowhere", 12)
     with pytest.raises(BundleError, match=r"at ./nowhere. but .*set PYENGINE_TEXT_ENCODER"):
         lost.encode(PROMPT)
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import toy_family as toy
 
-from pyengine import _C, backends
-from pyengine.build import build
+from pyengine import _C
+from pyengine.backends import base as backends
+from pyengine.build.builder import build
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
-from pyengine.executor import Executor, Program
-from pyengine.plan import KEPT_DAYS, Plan, Variant
+from pyengine.plans.plan import KEPT_DAYS, Plan, Variant
+from pyengine.runtime.executor import Executor, Program
 
 Calls = list[tuple[int, int, str]]
 

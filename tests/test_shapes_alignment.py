@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.shapes import train_autoencoder
 from pyengine.export.families.shapes.alignment import Alignment, CellLabels, label_cells
 from pyengine.export.families.shapes.modules import Modules, autoencoder_weights

@@ -218,7 +218,7 @@ def test_window_masks_are_square() -> None:
 
 def test_training_goes_on_from_the_bundle(tmp_path) -> None:
     """Exporting what was loaded from the shipped bundle gives its weights back, to the encoder's folded normalisation."""
-    from pyengine.bundle import Bundle
+    from pyengine.bundle.bundle import Bundle
     from pyengine.export.families.shapes.modules import load_modules
 
     loaded = load_modules(Bundle.load("shapes"))

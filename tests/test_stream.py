@@ -12,7 +12,7 @@ import pytest
 
 import pyengine
 from pyengine.engine import Engine
-from pyengine.samplers import cfg, frame_noise
+from pyengine.schedule.samplers import cfg, frame_noise
 
 PROMPT = "a red circle bounces over a blue background"
 OTHER = "a green star orbits over a grey background"

@@ -19,21 +19,22 @@ import toy_family as toy
 from onnx import TensorProto
 
 import pyengine
-from pyengine import backends, plan
+from pyengine.backends import base as backends
 from pyengine.backends.tensorrt import TensorRT, library
 from pyengine.backends.typed_graph import typed_graph
-from pyengine.build import build
-from pyengine.bundle import Bundle, Step, write_manifest
-from pyengine.chunks import encoder_variants
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import Bundle, Step, write_manifest
 from pyengine.cli import main
-from pyengine.cuda import runtime
+from pyengine.device import cuda as runtime
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
 from pyengine.export.weights import WeightStore
-from pyengine.plan import Plan, Variant
-from pyengine.variants import all_variants
+from pyengine.methods.variants import all_variants
+from pyengine.plans import plan
+from pyengine.plans.plan import Plan, Variant
+from pyengine.runtime.codec import encoder_variants
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -207,7 +208,9 @@ def _loads_on_such_a_card(cache: Path, folders: set[str], monkeypatch: pytest.Mo
     card = fake_cuda.FakeCuda()
     card.capability = (8, 9)
     monkeypatch.setattr(runtime, "_api", lambda: card)
-    monkeypatch.setattr("pyengine.build._has_kernels", lambda: True)  # without them a cut plan could not run
+    monkeypatch.setattr(
+        "pyengine.build.builder._has_kernels", lambda: True
+    )  # without them a cut plan could not run
     runtime.runtime.cache_clear()
     try:
         monkeypatch.setattr(TensorRT, "_build", lambda *_: pytest.fail("compiled again"))

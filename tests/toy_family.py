@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.export.graph import WeightStore, export_component, round_weights
 from pyengine.export.ops.frame_window_attention import frame_window_attention
-from pyengine.plan import Variant
+from pyengine.plans.plan import Variant
 
 WIDTH, HEADS, DEPTH = 32, 2, 2
 HEAD = WIDTH // HEADS

@@ -29,7 +29,7 @@ inline Tensor device_tensor(const char* op, const char* what, const py::object& 
     check(py::hasattr(array, attribute), "[", op, "] expected ", what,
           " to be an array on the device, with attributes pointer, shape and dtype, but got ",
           std::string(py::str(py::type::of(array).attr("__name__"))),
-          ": copy it there with pyengine.device_array.DeviceArray");
+          ": copy it there with pyengine.device.array.DeviceArray");
   const py::tuple shape = array.attr("shape");
   check(shape.size() <= kMaxRank, "[", op, "] expected ", what, " of at most ", kMaxRank,
         " dimensions but got ", shape.size());

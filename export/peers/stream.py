@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.methods import Progressive
-from pyengine.samplers import frame_noise
-from pyengine.schedule import Step
-from pyengine.text import PromptTokenizer
+from pyengine.schedule.progressive import Step
+from pyengine.schedule.samplers import frame_noise
+from pyengine.text.prompts import PromptTokenizer
 
 from ..families.shapes.modules import Modules
 from ..families.shapes.text_encoder import PromptEncoder, TextFeatures

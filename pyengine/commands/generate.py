@@ -26,9 +26,9 @@ from rich.text import Text
 
 from pyengine.commands.engine_options import add_engine_options, console, load_engine
 from pyengine.errors import ConfigError
-from pyengine.stream import check_length
-from pyengine.video import VideoWriter
-from pyengine.video_input import read_image, read_video
+from pyengine.streaming.stream import check_length
+from pyengine.video.reader import read_image, read_video
+from pyengine.video.writer import VideoWriter
 
 DEFAULT_SECONDS = 10.0
 SMALL = 64  # rows of frames that a screen shows too small

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyengine.errors import ConfigError
-from pyengine.hierarchy import HierarchyConfig
-from pyengine.plan import Variant
-from pyengine.samplers import Prediction
+from pyengine.plans.plan import Variant
+from pyengine.schedule.hierarchy import HierarchyConfig
+from pyengine.schedule.samplers import Prediction
 
 __all__ = ["Hierarchical"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyengine.errors import ConfigError
-from pyengine.schedule import ScheduleConfig, Step, recache_steps, step_at
-from pyengine.warp import resolve_warp
+from pyengine.schedule.progressive import ScheduleConfig, Step, recache_steps, step_at
+from pyengine.schedule.warp import resolve_warp
 
 __all__ = ["Progressive"]
 

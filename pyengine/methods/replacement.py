@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyengine.replacement import ReplacementConfig, replacement_step_at
-from pyengine.schedule import Step
-from pyengine.warp import resolve_warp
+from pyengine.schedule.progressive import Step
+from pyengine.schedule.replacement import ReplacementConfig, replacement_step_at
+from pyengine.schedule.warp import resolve_warp
 
 __all__ = ["Replacement"]
 

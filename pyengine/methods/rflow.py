@@ -7,8 +7,8 @@ from typing import Any
 
 from pyengine.errors import ConfigError
 from pyengine.methods.progressive import Progressive
-from pyengine.schedule import ScheduleConfig
-from pyengine.warp import resolve_warp
+from pyengine.schedule.progressive import ScheduleConfig
+from pyengine.schedule.warp import resolve_warp
 
 __all__ = ["rflow"]
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError, ConfigError
-from pyengine.samplers import Prediction
+from pyengine.schedule.samplers import Prediction
 
 from ...graph import Inputs, export_component, round_weights
 from ...output import prepared

@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pyengine.bundle import Bundle
-from pyengine.samplers import Prediction, alphas_cumprod
+from pyengine.bundle.bundle import Bundle
+from pyengine.schedule.samplers import Prediction, alphas_cumprod
 
 from ..shapes.captions import build_tokenizer
 from ..shapes.modules import load_modules

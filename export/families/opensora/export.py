@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BundleError, ConfigError
-from pyengine.warp import Arithmetic
+from pyengine.schedule.warp import Arithmetic
 
 from ...deferred import Deferred
 from ...graph import Inputs, export_component

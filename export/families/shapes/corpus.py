@@ -14,7 +14,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 
 from .autoencoder import FRAMES_PER_LATENT, Decoder, Encoder
 from .captions import build_tokenizer, token_ids, varied_caption

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyengine.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 
 from ...graph import Inputs, export_component
 from ...output import prepared

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 
 from .alignment import Alignment, CellLabels, label_cells
 from .autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder

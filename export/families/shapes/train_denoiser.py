@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 
 from .captions import build_tokenizer
 from .corpus import load_corpus

@@ -1,0 +1,217 @@
+"""Runs a plan. The scheduler decides, the executor obeys: every buffer exists before the first run, and a run
+is a loop over calls.
+
+    program = load_program(plan)                 # compiled engines and weights: shared by streams and threads
+    executor = program.executor()                # the buffers of one stream
+    executor.input(variant, "latents")[...] = x  # views of the very memory that the engines read
+    executor.run(variant)
+    executor.output(variant, "velocity")
+
+Nothing is copied between steps, and a run allocates nothing. A plan for a card gets the executor of
+`pyengine.runtime.cuda`, which walks the same steps there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyengine.backends.base import Engine
+from pyengine.errors import PlanError, ShapeError
+from pyengine.plans.plan import Plan, Variant
+from pyengine.runtime.bound_plan import APPEND_SLOT, HostOps, Walk
+from pyengine.runtime.host.clip_latents import HostClipLatents
+from pyengine.runtime.host.decoder import HostDecoder
+from pyengine.runtime.host.latents import HostLatents
+from pyengine.runtime.host.memory import Arrays, Memory
+
+if TYPE_CHECKING:
+    from pyengine.runtime.host.clip_latents import Batch, ClipLatents
+    from pyengine.runtime.host.decoder import Decoder
+    from pyengine.runtime.host.latents import Latents
+
+__all__ = ["APPEND_SLOT", "Executor", "Program"]
+
+
+class Program:
+    """A plan with its engines loaded and the weights that our ops read. Threads may share it."""
+
+    def __init__(self, source: Plan) -> None:
+        self.plan = source
+        self.bundle = source.bundle
+        self.variants = tuple(source.parts)
+        self._engines = {variant: source.engines(variant) for variant in self.variants}
+        self._constants = {variant: self._read(variant) for variant in self.variants}
+
+    def executor(self) -> Executor:
+        """Buffers for one more stream."""
+        return Executor(self)
+
+    def engines(self, variant: Variant) -> Sequence[Engine]:
+        return self._engines[variant]
+
+    def constants(self, variant: Variant) -> Mapping[str, Any]:
+        return self._constants[variant]
+
+    def _read(self, variant: Variant) -> Arrays:
+        arrays = {}
+        for name, constant in self.plan.graph(variant).constants.items():
+            count = int(np.prod(constant.shape, dtype=np.int64))
+            path = self.bundle.path(constant.file)
+            arrays[name] = np.fromfile(path, constant.dtype, count, offset=constant.offset).reshape(
+                constant.shape
+            )
+        return arrays
+
+
+class Executor:
+    """The buffers and requests of one stream. Its components may run at the same time in different threads,
+    each in one at a time.
+    """
+
+    device = "cpu"
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._memory = {name: self._new_memory(name) for name in self._components(program)}
+        # The largest first: the others find room in its scratch.
+        order = sorted(program.variants, key=lambda variant: -sum(variant.symbols.values()))
+        self._bound = {variant: self._bind(variant) for variant in order}
+
+    def _components(self, program: Program) -> list[str]:
+        return sorted({variant.component for variant in program.variants})
+
+    def _new_memory(self, component: str) -> Memory:
+        return Memory()
+
+    def _bind(self, variant: Variant) -> Walk:
+        return Walk(self.program, variant, self._memory[variant.component], HostOps())
+
+    def run(self, variant: Variant) -> None:
+        """Runs a variant on what its inputs hold, then lets its state advance."""
+        walk = self._walk(variant)
+        seconds, memory = walk.seconds, walk.memory
+        start = previous = perf_counter()
+        for kind, call in walk.calls[memory.parity]:
+            call()
+            now = perf_counter()
+            seconds[kind] += now - previous
+            previous = now
+        memory.parity ^= walk.flip
+        seconds["runs"] += perf_counter() - start
+
+    def latents(self, frame_shape: tuple[int, ...], rows: int) -> Latents:
+        """Where a window keeps the latents in flight: beside the denoiser's inputs."""
+        return HostLatents(self, frame_shape, rows)
+
+    def clip_latents(
+        self,
+        frame_shape: tuple[int, int, int],
+        batches: Sequence[Batch],
+        tables: Mapping[str, np.ndarray],
+        branches: int,
+    ) -> ClipLatents:
+        """Where two-level generation keeps the clips in flight of these batches, and the latents made. `tables` per network are the
+        projected embeddings of every timestep, [rows, steps, values] float32.
+        """
+        del batches, branches  # only a card has arrays for each
+        return HostClipLatents(self, frame_shape, tables)
+
+    def decoder(self, *, device_frames: bool = False) -> Decoder:
+        """What turns finished chunks of latents into frames while the next call runs."""
+        return HostDecoder(self, self.program.bundle, device_frames=device_frames)
+
+    def synchronize(self) -> None:
+        """Waits for every run. A host run is done when it returns."""
+
+    def _walk(self, variant: Variant) -> Walk:
+        try:
+            return self._bound[variant]
+        except KeyError:
+            raise PlanError(
+                f"this executor has no variant {variant}, only {', '.join(map(str, self._bound)) or 'none'}"
+            ) from None
+
+    def input(self, variant: Variant, name: str) -> np.ndarray:
+        """The memory of an input. Variants of a component share an input of equal shape; bf16 comes as
+        uint16.
+        """
+        array: np.ndarray = _get(self.inputs(variant), name, variant)
+        return array
+
+    def output(self, variant: Variant, name: str) -> np.ndarray:
+        """The memory of an output, overwritten by the next run. `.copy()` is numpy on every device."""
+        array: np.ndarray = _get(self._bound[variant].outputs, name, variant)
+        return array
+
+    def inputs(self, variant: Variant) -> Arrays:
+        """Every input of a variant by name, without its state; with `append_slot` where there is a ring."""
+        return self._bound[variant].inputs
+
+    def state(self) -> Arrays:
+        """Copies of all that a later run depends on: rings, and the state of streaming components, as
+        `component/name`.
+        """
+        return {
+            f"{name}/{key}": array.copy()
+            for name, memory in self._memory.items()
+            for key, array in memory.state().items()
+        }
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Puts back what `state()` returned. Raises ShapeError, and changes nothing, where it does not fit
+        this plan.
+        """
+        own = {
+            f"{name}/{key}": (memory, array)
+            for name, memory in self._memory.items()
+            for key, array in memory.state().items()
+        }
+        if set(own) != set(state):
+            odd = ", ".join(sorted(set(own) ^ set(state)))
+            raise ShapeError(f"expected a state with the same arrays as this plan but these differ: {odd}")
+        for key, (memory, array) in own.items():
+            given, dtype = state[key], memory.host_dtype(array)
+            if given.shape != array.shape or given.dtype != dtype:
+                raise ShapeError(
+                    f"expected state {key} as {dtype} {array.shape} but got {given.dtype} {given.shape}"
+                )
+        for key, (_, array) in own.items():
+            array[...] = state[key]
+
+    def reset(self) -> None:
+        """Zeroes rings and states, as for a new stream."""
+        for memory in self._memory.values():
+            for array in memory.state().values():
+                array[...] = 0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent so far in `segments` (the backend), in `ops` (our kernels), and in `runs` as a whole."""
+        totals = {"segments": 0.0, "ops": 0.0, "runs": 0.0}
+        for walk in self._bound.values():
+            for key, value in walk.seconds.items():
+                totals[key] += value
+        return totals
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(memory.nbytes for memory in self._memory.values())
+
+    def close(self) -> None:
+        """Frees every buffer and request. Using the executor afterwards raises PlanError."""
+        self._bound.clear()
+        self._memory.clear()
+
+
+def _get(arrays: Mapping[str, Any], name: str, variant: Variant) -> Any:
+    if name not in arrays:
+        raise PlanError(
+            f"expected a tensor of {variant} out of {', '.join(arrays)} but got {name!r}; if another version of pyengine made the "
+            "bundle, export it again"
+        )
+    return arrays[name]
