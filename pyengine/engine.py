@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from pyengine.build.builder import Progress, build
+from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
 from pyengine.bundle.bundle import Bundle
-from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
-from pyengine.methods import Method, make_method
-from pyengine.methods.variants import TEXT, stream_variants
-from pyengine.plans.plan import Plan, Variant
+from pyengine.bundle.variant import Variant
+from pyengine.errors import BundleError, ConfigError, InputError, PromptError, PyEngineError, ShapeError
+from pyengine.methods import make_method
+from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.executor import Executor, Program
 from pyengine.runtime.open import load_program
+from pyengine.schedule.call import Schedule
+from pyengine.streaming.batch import Batch
 from pyengine.streaming.stream import Stream, check_length
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -82,7 +85,7 @@ class Engine:
         self._tokenizer = prompts_of(bundle) if bundle.text is not None else None  # None: it takes no prompt
         self._options = options
         self._lock = threading.Lock()
-        self._programs: dict[tuple[Variant, ...], Program] = {}
+        self._programs: dict[tuple[Any, ...], Program] = {}
         self._text_executor: Executor | None = None
         self.program(make_method(bundle.method, None, 0))  # so that the first stream starts at once
 
@@ -129,35 +132,111 @@ class Engine:
 
         Raises PromptError, ConfigError, ShapeError.
         """
+        settings, given = self.stream_settings(
+            prompt,
+            seed=seed,
+            frames=frames,
+            seconds=seconds,
+            start=start,
+            guidance=guidance,
+            method=method,
+            device_frames=device_frames,
+        )
+        return Stream(self, settings, given)
+
+    def batch(
+        self,
+        max_streams: int = 8,
+        *,
+        guidance: float | None = None,
+        method: Mapping[str, Any] | None = None,
+    ) -> Batch:
+        """Several streams whose calls run together, up to `max_streams`; `guidance` and `method` as of `stream`, the same for all.
+
+        Sizes of 1, 2, 4, 8, ... streams are prepared here, so that joining and leaving compiles nothing. Raises ConfigError.
+        """
+        merged = self._settings(method)
+        return Batch(
+            self,
+            {
+                "guidance": float(merged["guidance"] if guidance is None else guidance),
+                "method": merged,
+                "chunks": 1 if merged["name"] == "clip" else None,
+            },
+            max_streams,
+        )
+
+    def stream_settings(
+        self,
+        prompt: str,
+        *,
+        seed: int,
+        frames: int | None,
+        seconds: float | None,
+        start: np.ndarray | None,
+        guidance: float | None,
+        method: Mapping[str, Any] | None,
+        device_frames: bool,
+    ) -> tuple[dict[str, Any], np.ndarray | None]:
+        """What a stream keeps of the arguments of `stream`, and the latents of its start. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         merged = self._settings(method)
         if merged["name"] == "clip" and length is None:
             length = merged["clip_frames"] * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
         given = self._encode_start(start, merged) if start is not None else None
-        chunk_frames = merged["chunk_frames"]
-        video_frames = self.bundle.video.frames(chunk_frames)  # type: ignore[union-attr]
         settings = {
             "prompt": prompt,
             "seed": int(seed),
             "frames": length,
-            "chunks": None if length is None else -(-length // video_frames),
-            "given_chunks": 0 if given is None else len(given) // chunk_frames,
+            "chunks": self._chunks(length, merged),
+            "given_chunks": 0 if given is None else len(given) // merged["chunk_frames"],
             "guidance": float(merged["guidance"] if guidance is None else guidance),
             "method": merged,
             "device_frames": device_frames,
         }
-        return Stream(self, settings, given)
+        return settings, given
+
+    def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
+        try:
+            settings, _ = self.stream_settings(
+                saved["prompt"],
+                seed=saved["seed"],
+                frames=saved["frames"],
+                seconds=None,
+                start=None,
+                guidance=saved["guidance"],
+                method=saved["method"],
+                device_frames=saved["device_frames"],
+            )
+            given = saved["given_chunks"]
+            if type(given) is not int or not 0 <= given <= 4096:
+                raise ConfigError(f"expected given_chunks as a whole number but got {given!r}")
+        except (KeyError, TypeError, ValueError, PyEngineError) as error:
+            raise InputError(
+                f"the settings in the snapshot cannot be used ({error}); make it again"
+            ) from error
+        return settings | {"given_chunks": given}
+
+    def _chunks(self, length: int | None, settings: Mapping[str, Any]) -> int | None:
+        """Chunks that so many frames take."""
+        assert self.bundle.video is not None
+        return None if length is None else -(-length // self.bundle.video.frames(settings["chunk_frames"]))
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
+        return Stream.restore(self, self.snapshot_bytes(state))
+
+    @staticmethod
+    def snapshot_bytes(state: bytes | str | Path) -> bytes:
+        """A snapshot, or the content of its file. Raises InputError."""
         if isinstance(state, bytes):
-            return Stream.restore(self, state)
+            return state
         try:
-            data = Path(state).read_bytes()
+            return Path(state).read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
-        return Stream.restore(self, data)
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
@@ -173,7 +252,22 @@ class Engine:
             names = self.bundle.component("text_encoder").outputs
             return {name: self._text_executor.output(TEXT, name).copy() for name in names}
 
-    def program(self, method: Method, guidance: float | None = None) -> Program:
+    def batch_program(self, schedule: Schedule, guidance: float, streams: tuple[int, ...]) -> Program:
+        """The denoisers of a batch, at every number of streams. They are cut at our ops wherever there is a ring: a compiled segment
+        cannot find the rings of several streams.
+        """
+        with self._lock:
+            ringed = any(component.ring for component in self.bundle.components.values())
+            return self._program(
+                denoiser_variants(schedule, guidance, streams), **({"choice": "cut"} if ringed else {})
+            )
+
+    def codec_program(self, schedule: Schedule) -> Program:
+        """The decoder of one stream of a batch."""
+        with self._lock:
+            return self._program(codec_variants(self.bundle, schedule))
+
+    def program(self, method: Schedule, guidance: float | None = None) -> Program:
         """The compiled denoiser and decoder that a method's windows need, built the first time."""
         with self._lock:
             if self._tokenizer is not None:
@@ -193,10 +287,12 @@ class Engine:
                 self._text_executor = None
             self._programs.clear()
 
-    def _program(self, variants: tuple[Variant, ...]) -> Program:
-        if variants not in self._programs:
-            self._programs[variants] = load_program(build(self.bundle, variants=variants, **self._options))
-        return self._programs[variants]
+    def _program(self, variants: tuple[Variant, ...], **changes: Any) -> Program:
+        key = (variants, *changes.items())
+        if key not in self._programs:
+            options = {**self._options, **changes}
+            self._programs[key] = load_program(build(self.bundle, variants=variants, **options))
+        return self._programs[key]
 
     def _settings(self, override: Mapping[str, Any] | None) -> dict[str, Any]:
         """The bundle's method with the caller's changes. Another method's name brings its own settings along."""

@@ -18,8 +18,9 @@ import toy_family as toy
 from pyengine import _C
 from pyengine.backends import base as backends
 from pyengine.build.builder import build
+from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
-from pyengine.plans.plan import KEPT_DAYS, Plan, Variant
+from pyengine.plans.plan import KEPT_DAYS, Plan
 from pyengine.runtime.executor import Executor, Program
 
 Calls = list[tuple[int, int, str]]

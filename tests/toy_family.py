@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.graph import WeightStore, export_component, round_weights
 from pyengine.export.ops.frame_window_attention import frame_window_attention
-from pyengine.plans.plan import Variant
 
 WIDTH, HEADS, DEPTH = 32, 2, 2
 HEAD = WIDTH // HEADS

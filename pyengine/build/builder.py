@@ -28,7 +28,8 @@ from pyengine.bundle.bundle import Bundle, Step
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.open import load_program
-from pyengine.plans.plan import Choice, Part, Plan, Variant
+from pyengine.bundle.variant import Variant
+from pyengine.plans.plan import Choice, Part, Plan
 
 Progress = Callable[[int, int, str], None]
 CHOICES = ("auto", "cut", "inline")

@@ -10,8 +10,9 @@ from pyengine.methods.hierarchical import Hierarchical
 from pyengine.methods.progressive import Progressive
 from pyengine.methods.replacement import Replacement
 from pyengine.methods.rflow import rflow
+from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
 
-__all__ = ["Hierarchical", "Method", "Progressive", "Replacement", "make_method"]
+__all__ = ["Hierarchical", "Method", "Progressive", "Replacement", "make_method", "sampler_of"]
 
 Method = Progressive | Replacement | Hierarchical
 
@@ -31,3 +32,13 @@ def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: i
         f"expected a method out of progressive, replacement, rflow, hierarchical, clip but got {name!r}; "
         "install the pyengine that made the bundle"
     )
+
+
+def sampler_of(settings: Mapping[str, Any]) -> Sampler:
+    """The sampler of a method's settings: the named one, or DDIM where there are betas."""
+    if "betas" not in settings:
+        return make_sampler(settings["sampler"])
+    first, last = settings["betas"]
+    table = alphas_cumprod(first, last, settings["timesteps"])
+    predicts = settings.get("predicts", "epsilon")
+    return make_sampler("ddim", alpha_bar=table, eta=settings["eta"], predicts=predicts)

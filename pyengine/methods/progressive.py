@@ -2,7 +2,8 @@
 
 Clean frames behind the window live in the ring, which is exact for models that were trained noise-causally; or they re-enter every call
 as rows at level 0 (`context` "recompute"), as PA-VDM runs a bidirectional model. `opening` "rflow" makes the first chunk with the ordinary
-sampler when none is given, for models that need a clean chunk in front (Open-Sora).
+sampler when none is given, for models that need a clean chunk in front (Open-Sora). `opening` "warm" begins a stream of given chunks with
+a full window, all but the first chunk noised to their levels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyengine.errors import ConfigError
+from pyengine.methods.windowed import Windowed
 from pyengine.schedule.progressive import ScheduleConfig, Step, recache_steps, step_at
 from pyengine.schedule.warp import resolve_warp
 
@@ -19,7 +21,7 @@ __all__ = ["Progressive"]
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(Windowed):
     """The schedule of one stream. `row_counts` are the prepared window sizes.
 
     opening  schedule of chunk 0 alone, in calls -S..-1 before those of `config`, which then takes it as given; None = no such calls
@@ -38,9 +40,9 @@ class Progressive:
         context = settings["context"]
         size = settings["chunk_frames"]
         opening = settings.get("opening")
-        if opening not in (None, "rflow"):
-            raise ConfigError(f"expected opening 'rflow' or none but got {opening!r}")
-        opens = opening is not None and not given_chunks
+        if opening not in (None, "rflow", "warm"):
+            raise ConfigError(f"expected opening 'rflow', 'warm' or none but got {opening!r}")
+        opens = opening == "rflow" and not given_chunks
         config = ScheduleConfig(
             steps=settings["steps"],
             chunk_frames=size,
@@ -53,8 +55,8 @@ class Progressive:
             given_chunks=1 if opens else given_chunks,
             row_counts=tuple(settings["row_counts"]) if settings.get("row_counts") else None,
         )
-        if opening is None:
-            return cls(config)
+        if opening != "rflow":
+            return cls(config, warm=opening == "warm" and given_chunks > 0)
         # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
         config = replace(
             config,
@@ -85,6 +87,14 @@ class Progressive:
     @property
     def ring_frames(self) -> int:
         return self.config.ring_frames
+
+    @property
+    def sink_frames(self) -> int:
+        return self.config.sink_frames
+
+    @property
+    def period(self) -> int:
+        return self.config.cadence or 1
 
     @property
     def first_call(self) -> int:

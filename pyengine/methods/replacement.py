@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyengine.schedule.progressive import Step
+from pyengine.methods.windowed import Windowed
 from pyengine.schedule.replacement import ReplacementConfig, replacement_step_at
+from pyengine.schedule.step import Step
 from pyengine.schedule.warp import resolve_warp
 
 __all__ = ["Replacement"]
 
 
 @dataclass(frozen=True)
-class Replacement:
+class Replacement(Windowed):
     """The schedule of one stream; the ring stays empty."""
 
     config: ReplacementConfig

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pyengine.backends import base as backends
 from pyengine.backends.base import Backend, Engine, Port, Precision
 from pyengine.bundle.bundle import Bundle, Component, Graph, Step, TensorSpec, sha256
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError
 
 FORMAT = 1
@@ -32,25 +33,6 @@ KEPT_DAYS = 60  # a part that no stream has asked for in so long is deleted by t
 WORKERS = min(4, os.cpu_count() or 1)  # a compiler of small graphs uses about one core
 Choice = Literal["cut", "inline"]
 Ring = Literal["auto", "fp8"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A component with sizes: `Variant.of("denoiser", frames=8, ring=8)`."""
-
-    component: str
-    sizes: tuple[tuple[str, int], ...] = ()
-
-    @classmethod
-    def of(cls, component: str, **sizes: int) -> Variant:
-        return cls(component, tuple(sorted(sizes.items())))
-
-    @property
-    def symbols(self) -> dict[str, int]:
-        return dict(self.sizes)
-
-    def __str__(self) -> str:
-        return ".".join((self.component, *(f"{name}{size}" for name, size in self.sizes)))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 from pyengine import _C
 from pyengine.backends.base import Engine, Port
 from pyengine.bundle.bundle import Component, Step
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError
 from pyengine.plans import plan
-from pyengine.plans.plan import Variant
 from pyengine.runtime.host.memory import Memory
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Walk:
         self.memory, self.ops = memory, ops
         self.component: Component = program.bundle.component(variant.component)
         self._program, self._variant = program, variant
+        self.streams = variant.symbols.get("streams", 1)
+        self.rings: dict[str, list[Any]] = {}  # by name, the table that ops read: one ring per stream
         self._specs = plan.specs(self.component, program.plan.part(variant).choice)
         self.seconds = {"segments": 0.0, "ops": 0.0, "runs": 0.0}
         steps = program.plan.graph(variant).steps
@@ -80,12 +82,20 @@ class Walk:
             name: memory.new(self._port(name)) for name in sorted(made - set(self.component.state.values()))
         }
         self.outputs = outputs
-        inner = self._inner(steps, {*self.inputs, *outputs, *states, *self.component.state.values()})
+        outer = {*self.inputs, *self.rings, *outputs, *states, *self.component.state.values()}
+        inner = self._inner(steps, outer)
         self.calls: list[list[tuple[str, Call]]] = []
         for parity in (0, 1) if states else (0,):
             swapped = {name: pair[parity] for name, pair in states.items()}
             swapped |= {self.component.state[name]: pair[1 - parity] for name, pair in states.items()}
-            arrays = {**program.constants(variant), **self.inputs, **outputs, **inner, **swapped}
+            arrays = {
+                **program.constants(variant),
+                **self.inputs,
+                **self.rings,
+                **outputs,
+                **inner,
+                **swapped,
+            }
             self.calls.append(self._bind(steps, arrays))
         self.flip = len(self.calls) - 1
 
@@ -98,7 +108,7 @@ class Walk:
         for name in component.inputs:
             if name in component.ring:
                 port = self._program.plan.ring_port(self._variant, self._specs[name])
-                arrays[name] = memory.ring(name, port)
+                self.rings[name] = memory.ring(name, port, self.streams)
             elif name not in component.state:
                 arrays[name] = memory.named(name, self._port(name))
         if component.append_spec is not None:
@@ -141,7 +151,10 @@ class Walk:
         calls: list[tuple[str, Call]] = []
         for step in steps:
             if step.kind == "segment":
-                ports = ({name: arrays[name] for name in names} for names in (step.inputs, step.outputs))
+                ports = (
+                    {name: self._whole(name, arrays[name]) for name in names}
+                    for names in (step.inputs, step.outputs)
+                )
                 calls.append(("segments", ops.segment(next(engines), *ports)))
             elif step.kind == "copy":
                 calls.append(("ops", ops.copy(arrays[step.outputs[0]], arrays[step.inputs[0]])))
@@ -161,6 +174,17 @@ class Walk:
                     "that made the bundle"
                 )
         return calls
+
+    def _whole(self, name: str, array: Any) -> Any:
+        """What a compiler's segment reads. A ring is one array there, so only a stream that runs alone may inline it."""
+        if name not in self.rings:
+            return array
+        if self.streams > 1:
+            raise PlanError(
+                f"{self._variant} reads the ring {name} inside a compiled segment, which cannot find the rings of several "
+                "streams: build it with choice 'cut'"
+            )
+        return array[0]
 
     def _attention(self, step: Step, arrays: Arrays) -> Call:
         """The kernel on fixed arrays, which also appends to the ring in place."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyengine.backends.base import Port
 from pyengine.device.array import DeviceArray
+from pyengine.device.cuda import Stream
 from pyengine.errors import BackendUnavailable
 from pyengine.runtime.bound_plan import Arrays, Call
 from pyengine.runtime.cuda.memory import CudaMemory
@@ -33,8 +34,12 @@ def kernels() -> Any:
 class CudaOps:
     """Everything is enqueued on the stream of one component, in the order of the walk."""
 
-    def __init__(self, memory: CudaMemory) -> None:
-        self._memory, self._stream = memory, memory.stream
+    def __init__(self, memory: CudaMemory, stream: Stream | None = None) -> None:
+        self._memory, self._stream = memory, stream or memory.stream
+
+    def on(self, stream: Stream) -> CudaOps:
+        """The same, enqueued on another stream."""
+        return CudaOps(self._memory, stream)
 
     def segment(self, engine: Any, inputs: Arrays, outputs: Arrays) -> Call:
         """An engine of a CUDA backend (`backends.CudaEngine`)."""
