@@ -53,7 +53,7 @@ class Probe:
             if self._entered is not None and variant.component == "denoiser":
                 self._spent["denoiser"] += time.perf_counter() - start
 
-        window.advance, executor.run = timed_advance, timed_run  # type: ignore[method-assign]
+        driver.step, executor.run = timed_step, timed_run  # type: ignore[method-assign]
 
     def __enter__(self) -> Probe:
         self._before, self._entered = self.stream.seconds, time.perf_counter()

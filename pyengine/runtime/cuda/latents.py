@@ -38,7 +38,8 @@ class CudaLatentStore:
         self.flight = self._memory.new(Port((places, *frame_shape), "float32"))
         self.clean: dict[int, DeviceArray] = {}
         self._nbytes = self.flight.nbytes // places
-        self._staging, self._pools = {}, {}
+        self._staging: dict[Stream, Staging] = {}
+        self._pools: dict[Stream, Pool] = {}
         self._mixed: tuple[float, float] | None = None
 
     def use(self, stream: Stream) -> None:
@@ -246,6 +247,7 @@ class CudaCallBuffers:
     def _renoising(self) -> Enqueue:
         """What the network sees of some rows, mixed with noise."""
         assert self._fresh is not None
+        assert self._nothing is not None
         return self._executor.ops(self._variant.component).denoise_step(
             self._sample, self._nothing, self._no_weight, *self._mixes, noise=self._fresh, out=self._sample
         )

@@ -120,16 +120,18 @@ class HostCallBuffers:
 
 def _mix(latent: np.ndarray, keep: float, share: float, noise: np.ndarray, out: np.ndarray) -> None:
     """out = keep * latent + share * noise, by the kernel of the sampler's update, which rounds alike on every device."""
-    scales = [np.full((1, 1), scale, np.float32) for scale in (keep, 0, share)]
-    nothing, no_weight = np.zeros((1, 1, 1, *latent.shape), np.float32), np.zeros((1, 1), np.float32)
-    one = (1, 1)
+    kept, dropped, mixed = (np.full((1, 1), scale, np.float32) for scale in (keep, 0, share))
+    one = (1, 1, *latent.shape)
+    nothing, no_weight = np.zeros((1, *one), np.float32), np.zeros((1, 1), np.float32)
     _C.denoise_step(
-        latent.reshape(*one, *latent.shape),
+        latent.reshape(one),
         nothing,
         no_weight,
-        *scales,
-        noise.reshape(*one, *latent.shape),
-        out.reshape(*one, *latent.shape),
+        kept,
+        dropped,
+        mixed,
+        noise=noise.reshape(one),
+        out=out.reshape(one),
     )
 
 
