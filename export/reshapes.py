@@ -34,6 +34,9 @@ def localise_reshapes(model: onnx.ModelProto) -> None:
                 made = _Target(node, source, target, near[::-1], sizes).nodes()
                 kept += made
                 node.input[1] = made[-1].output[0]
+                # The exporter means zeros literally; here they take over a dim.
+                for attribute in [entry for entry in node.attribute if entry.name == "allowzero"]:
+                    node.attribute.remove(attribute)
         if node.domain == DOMAIN:
             near.clear()
         near += [name for name in node.output if sizes.dims.get(name)]
