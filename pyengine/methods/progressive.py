@@ -7,15 +7,33 @@ sampler when none is given, for models that need a clean chunk in front (Open-So
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
-from pyengine.errors import ConfigError
+from pyengine.methods.shared import ContextSettings, Count, Frames, Positive, WindowSettings
 from pyengine.schedule.progressive import ScheduleConfig, Step, recache_steps, step_at
-from pyengine.schedule.warp import resolve_warp
+from pyengine.schedule.warp import WarpRule, resolve_warp
 
-__all__ = ["Progressive"]
+__all__ = ["Progressive", "ProgressiveSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveSettings(WindowSettings):
+    """What a manifest or a caller says of the method.
+
+    cadence       m, calls from one chunk's birth to the next's
+    opening       "rflow": the first chunk is made by the ordinary sampler when none is given
+    opening_warp  warp of the opening; None = `warp`
+    row_counts    prepared numbers of window rows, to share another schedule's plan; None = what is needed
+    """
+
+    name: Literal["progressive"]
+    cadence: Frames
+    context: ContextSettings
+    opening: Literal["rflow"] | None = None
+    opening_warp: Positive | WarpRule | None = None
+    row_counts: tuple[Count, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,33 +52,30 @@ class Progressive:
     warm: bool = False
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Progressive:
-        context = settings["context"]
-        size = settings["chunk_frames"]
-        opening = settings.get("opening")
-        if opening not in (None, "rflow"):
-            raise ConfigError(f"expected opening 'rflow' or none but got {opening!r}")
-        opens = opening is not None and not given_chunks
+    def from_settings(
+        cls, settings: ProgressiveSettings, chunks: int | None, given_chunks: int
+    ) -> Progressive:
+        context, size, row_counts = settings.context, settings.chunk_frames, settings.row_counts or None
+        opens = settings.opening is not None and not given_chunks
         config = ScheduleConfig(
-            steps=settings["steps"],
+            steps=settings.steps,
             chunk_frames=size,
-            cadence=settings["cadence"],
+            cadence=settings.cadence,
             chunks=max(1, chunks - 1) if opens and chunks is not None else chunks,
-            warp=resolve_warp(settings["warp"], 0),
-            context=context.get("kind", "ring"),
-            sink_frames=context["sink_frames"],
-            recent_frames=context["recent_frames"],
+            warp=resolve_warp(settings.warp, 0),
+            ladder=settings.ladder,
+            context=context.kind,
+            sink_frames=context.sink_frames,
+            recent_frames=context.recent_frames,
             given_chunks=1 if opens else given_chunks,
-            row_counts=tuple(settings["row_counts"]) if settings.get("row_counts") else None,
+            row_counts=row_counts,
         )
-        if opening is None:
+        if settings.opening is None:
             return cls(config)
         # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
         config = replace(
             config,
-            row_counts=tuple(sorted({size, *config.shapes}))
-            if not settings.get("row_counts")
-            else config.row_counts,
+            row_counts=row_counts or tuple(sorted({size, *config.shapes})),
         )
         first = replace(
             config,
@@ -70,7 +85,7 @@ class Progressive:
             given_chunks=0,
             sink_frames=0,
             recent_frames=config.ring_frames,
-            warp=resolve_warp(settings.get("opening_warp", settings["warp"]), 0),
+            warp=resolve_warp(settings.warp if settings.opening_warp is None else settings.opening_warp, 0),
         )
         return cls(config, first if opens else None, only=chunks == 1)
 

@@ -8,17 +8,19 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from pyengine.bundle.bundle import Latent
 from pyengine.device.array import joined
 from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
-from pyengine.methods import Hierarchical, Method, make_method
+from pyengine.methods import Hierarchical, Method, MethodSettings, make_method, method_settings
+from pyengine.methods.shared import WindowSettings
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Clip
 from pyengine.schedule.samplers import make_sampler
+from pyengine.settings import Range, read_value
 from pyengine.streaming.clips import Clips
 from pyengine.streaming.window import Window
 
@@ -31,6 +33,7 @@ SNAPSHOT_FORMAT = 1
 # Calls of the next chunk that run while a finished chunk is decoded. A fixed number, so that what a prompt set between two clips
 # changes never depends on timing.
 CALLS_DURING_DECODE = 1
+Seconds = Annotated[float, Range(-1e9, 1e9)]  # whose number of frames is an int
 
 
 class Stream:
@@ -49,10 +52,11 @@ class Stream:
         assert bundle.latent is not None
         self._engine, self._settings, self._video = engine, settings, bundle.video
         self.frames: int | None = settings["frames"]
-        self._method = make_method(settings["method"], settings["chunks"], settings["given_chunks"])
+        how = method_settings(settings["method"])
+        self._method = make_method(how, settings["chunks"], settings["given_chunks"])
         program = engine.program(self._method, settings["guidance"])
         self._executor: Executor | None = program.executor()
-        self._window = _open_window(self._executor, bundle.latent, self._method, settings)
+        self._window = _open_window(self._executor, bundle.latent, self._method, how, settings)
         if isinstance(self._method, Hierarchical):
             self.frames = self._method.shortened(self.frames, bundle.video.frames_per_latent)
         self._decoder = self._executor.decoder(device_frames=settings.get("device_frames", False))
@@ -252,18 +256,24 @@ class Stream:
 
 
 def _open_window(
-    executor: Executor, latent: Latent, method: Method, settings: dict[str, Any]
+    executor: Executor, latent: Latent, method: Method, how: MethodSettings, settings: dict[str, Any]
 ) -> Window | Clips:
     """What obeys the method's schedule."""
     guidance, seed = settings["guidance"], settings["seed"]
     if isinstance(method, Hierarchical):
         return Clips(executor, latent, method, guidance=guidance, seed=seed)
-    sampler = make_sampler(settings["method"]["sampler"])
-    return Window(executor, latent, method, sampler, guidance=guidance, seed=seed)
+    assert isinstance(how, WindowSettings)
+    policy, sink = how.positions, how.context.sink_frames if how.context else 0
+    sampler = make_sampler(how.sampler)
+    return Window(
+        executor, latent, method, sampler, guidance=guidance, seed=seed, policy=policy, sink_frames=sink
+    )
 
 
 def check_length(frames: int | None, seconds: float | None, fps: float) -> int | None:
     """Frames to make, None = endless. Raises ConfigError for both at once or a length that is not positive."""
+    frames = read_value(int | None, frames, "frames")
+    seconds = read_value(Seconds | None, seconds, "seconds")
     if frames is not None and seconds is not None:
         raise ConfigError(f"expected frames or seconds but got both, {frames} and {seconds}")
     if seconds is not None:

@@ -11,7 +11,7 @@ from pyengine.bundle.bundle import Latent
 from pyengine.methods import Progressive, Replacement
 from pyengine.plans.plan import Variant
 from pyengine.runtime.executor import Executor
-from pyengine.schedule.positions import positions
+from pyengine.schedule.positions import PositionPolicy, positions
 from pyengine.schedule.progressive import Step
 from pyengine.schedule.samplers import Coefficients, Sampler, cfg, frame_noise
 
@@ -32,8 +32,11 @@ class Window:
         *,
         guidance: float,
         seed: int,
+        policy: PositionPolicy = "local",
+        sink_frames: int = 0,
     ) -> None:
         self._executor, self._method, self._sampler, self._seed = executor, method, sampler, seed
+        self._policy, self._sink_frames = policy, sink_frames
         self._weights = cfg(guidance)
         self._frame_shape = (latent.channels, latent.height, latent.width)
         self._latents = executor.latents(self._frame_shape, max(method.row_counts))
@@ -151,7 +154,9 @@ class Window:
         )
         inputs = self._executor.inputs(variant)
         inputs["level"][...] = step.level
-        frame_index, ring_index = positions("local", step.frame_index, step.ring_index)
+        frame_index, ring_index = positions(
+            self._policy, step.frame_index, step.ring_index, self._sink_frames
+        )
         inputs["frame_index"][...] = frame_index
         if "ring_index" in inputs:  # a network whose context is recomputed has no ring
             inputs["ring_index"][...] = ring_index
