@@ -77,7 +77,9 @@ class _Sizes:
         if node.op_type == "Concat":
             return tuple(dim for part in known for dim in part)
         shape, (start,), (end,) = known[:3]
-        return shape[start:end] if isinstance(start, int) and isinstance(end, int) and len(known) == 3 else None
+        return (
+            shape[start:end] if isinstance(start, int) and isinstance(end, int) and len(known) == 3 else None
+        )
 
 
 def _dims(value: onnx.ValueInfoProto) -> Dims:

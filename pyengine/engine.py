@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,19 @@ from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, str
 from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BundleError, ConfigError, InputError, PromptError, PyEngineError, ShapeError
-from pyengine.methods import make_method
+from pyengine.methods import MethodSettings, make_method, method_settings
 from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.executor import Executor, Program
 from pyengine.runtime.open import load_program
 from pyengine.schedule.call import Schedule
+from pyengine.settings import read_value
 from pyengine.streaming.batch import Batch
 from pyengine.streaming.stream import Stream, check_length
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
 
 __all__ = ["Engine", "load"]
-
-NOT_OVERRIDABLE = ("name", "context")
 
 
 def load(
@@ -87,7 +87,14 @@ class Engine:
         self._lock = threading.Lock()
         self._programs: dict[tuple[Any, ...], Program] = {}
         self._text_executor: Executor | None = None
-        self.program(make_method(bundle.method, None, 0))  # so that the first stream starts at once
+        try:
+            method = make_method(bundle.method, None, 0)
+        except ConfigError as error:
+            raise BundleError(
+                f"the manifest of bundle '{bundle.name}' names no method that this pyengine can run ({error}); "
+                "export it again, or install the pyengine that made it"
+            ) from error
+        self.program(method)  # so that the first stream starts at once
 
     @property
     def tokenizer(self) -> PromptTokenizer | T5Prompts:
@@ -155,16 +162,11 @@ class Engine:
 
         Sizes of 1, 2, 4, 8, ... streams are prepared here, so that joining and leaving compiles nothing. Raises ConfigError.
         """
-        merged = self._settings(method)
-        return Batch(
-            self,
-            {
-                "guidance": float(merged["guidance"] if guidance is None else guidance),
-                "method": merged,
-                "chunks": 1 if merged["name"] == "clip" else None,
-            },
-            max_streams,
-        )
+        how = method_settings(self.bundle.method, method)
+        scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
+        chunks = None if how.clip_latents is None else 1
+        settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
+        return Batch(self, settings, max_streams)
 
     def stream_settings(
         self,
@@ -181,18 +183,23 @@ class Engine:
         """What a stream keeps of the arguments of `stream`, and the latents of its start. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
-        merged = self._settings(method)
-        if merged["name"] == "clip" and length is None:
-            length = merged["clip_frames"] * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
-        given = self._encode_start(start, merged) if start is not None else None
+        seed = read_value(int, seed, "seed")
+        how = method_settings(self.bundle.method, method)
+        scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
+        given = self._encode_start(start, how) if start is not None else None
+        given_latents = 0 if given is None else len(given)
+        video = self.bundle.video
+        assert video is not None  # refused by __init__
+        if length is None and how.clip_latents is not None:
+            length = video.frames(how.clip_latents - given_latents)
         settings = {
             "prompt": prompt,
-            "seed": int(seed),
+            "seed": seed,
             "frames": length,
-            "chunks": self._chunks(length, merged),
-            "given_chunks": 0 if given is None else len(given) // merged["chunk_frames"],
-            "guidance": float(merged["guidance"] if guidance is None else guidance),
-            "method": merged,
+            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
+            "given_chunks": given_latents // how.chunk_frames,
+            "guidance": scale,
+            "method": asdict(how),
             "device_frames": device_frames,
         }
         return settings, given
@@ -218,11 +225,6 @@ class Engine:
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
         return settings | {"given_chunks": given}
-
-    def _chunks(self, length: int | None, settings: Mapping[str, Any]) -> int | None:
-        """Chunks that so many frames take."""
-        assert self.bundle.video is not None
-        return None if length is None else -(-length // self.bundle.video.frames(settings["chunk_frames"]))
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
@@ -294,31 +296,11 @@ class Engine:
             self._programs[key] = load_program(build(self.bundle, variants=variants, **options))
         return self._programs[key]
 
-    def _settings(self, override: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The bundle's method with the caller's changes. Another method's name brings its own settings along."""
-        own = dict(self.bundle.method)
-        changes = dict(override or {})
-        presets = own.pop("presets", {})
-        if "preset" in changes:
-            name = changes.pop("preset")
-            if name not in presets:
-                raise ConfigError(
-                    f"expected a preset out of {', '.join(sorted(presets)) or 'none'} but got {name!r}; see `pyengine info`"
-                )
-            own |= presets[name]
-        if changes.get("name", own["name"]) == own["name"]:
-            unknown = set(changes) - set(own) - {"row_counts"}
-            if unknown:
-                raise ConfigError(
-                    f"expected method settings out of {', '.join(sorted(own))} but got {', '.join(sorted(unknown))}"
-                )
-        return own | changes
-
-    def _encode_start(self, start: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    def _encode_start(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray:
         """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
         video = self.bundle.video
         assert video is not None
-        if "context" not in settings:
+        if not settings.start_chunks:
             raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
         start = np.asarray(start)
         if (
@@ -330,19 +312,17 @@ class Engine:
             raise ShapeError(
                 f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
             )
-        size = video.frames(settings["chunk_frames"])
+        size = video.frames(settings.chunk_frames)
         if len(start) < size:
             start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        context = settings["context"]
-        room = max(1, (context["sink_frames"] + context["recent_frames"]) // settings["chunk_frames"])
-        chunks = min(len(start) // size, room)
+        chunks = min(len(start) // size, settings.start_chunks)
         start = start[len(start) - chunks * size :]
         with self._lock:
-            executor = self._program(encoder_variants(self.bundle, settings["chunk_frames"])).executor()
+            executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
         try:
             parts = (start[index * size : (index + 1) * size] for index in range(chunks))
             return np.concatenate(
-                [encode_chunk(executor, self.bundle, part, settings["chunk_frames"]) for part in parts]
+                [encode_chunk(executor, self.bundle, part, settings.chunk_frames) for part in parts]
             )
         finally:
             executor.close()

@@ -65,7 +65,12 @@ def test_streams_of_a_batch_give_what_they_give_alone(
 
 
 @settings(max_examples=15)
-@given(st.lists(st.tuples(st.sampled_from(["join", "take", "pause", "play", "leave", "advance"]), st.integers(0, 5)), max_size=24))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["join", "take", "pause", "play", "leave", "advance"]), st.integers(0, 5)),
+        max_size=24,
+    )
+)
 def test_joins_pauses_and_leaves_change_nothing_for_the_others(
     batch: Batch, alone: dict[tuple[int, int], np.ndarray], events: list[tuple[str, int]]
 ) -> None:
@@ -108,7 +113,9 @@ def test_frames_come_as_they_are_ready(batch: Batch, alone: dict[tuple[int, int]
         stream.close()
 
 
-def test_a_prompt_changes_one_stream_only(engine: pyengine.Engine, batch: Batch, alone: dict[tuple[int, int], np.ndarray]) -> None:
+def test_a_prompt_changes_one_stream_only(
+    engine: pyengine.Engine, batch: Batch, alone: dict[tuple[int, int], np.ndarray]
+) -> None:
     changed, other = batch.stream(PROMPTS[0], seed=0), batch.stream(PROMPTS[1], seed=1)
     with engine.stream(PROMPTS[0], seed=0) as by_itself:
         for stream in (changed, by_itself):

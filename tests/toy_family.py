@@ -186,7 +186,11 @@ def export(folder: Path) -> Bundle:
             folder=folder,
             name="denoiser",
             store=store,
-            outputs=["prediction", *[f"key.{i}" for i in range(DEPTH)], *[f"value.{i}" for i in range(DEPTH)]],
+            outputs=[
+                "prediction",
+                *[f"key.{i}" for i in range(DEPTH)],
+                *[f"value.{i}" for i in range(DEPTH)],
+            ],
             dynamic=frames | slots | text,
             ring=ring,
             working=["text_key", "text_value"],

@@ -4,20 +4,84 @@ alone: one clip of a short or a text-to-video model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError, PromptError
+from pyengine.methods.shared import Count, Frames, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
-from pyengine.schedule.hierarchy import ClipStep, HierarchyConfig
+from pyengine.schedule.hierarchy import Behaviour, ClipStep, Decode, HierarchyConfig, ddim_timesteps
 from pyengine.schedule.samplers import Prediction
+from pyengine.settings import Range
 
-__all__ = ["Hierarchical"]
+__all__ = ["Hierarchical", "HierarchicalSettings"]
 
 CONDITION_DRAW = 1 << 20  # perturbs conditions; steps draw under 0, 1, ...
-GUIDANCE_FORMS = ("original", "text")
+GuidanceForm = Literal["original", "text"]
+Beta = Annotated[float, Range(0, 0.999, above=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalSettings:
+    """What a manifest or a caller says of the method. Lengths in latent frames.
+
+    steps            of DDIM; as many as `timesteps` are ancestral sampling
+    timesteps        T of the training
+    chunk_frames     latents that one interval adds: `stride`, or `clip_frames` where there is no second level
+    clip_frames      of a prediction clip; `known` of them are given by the clip before
+    stride           latents from one key to the next; 1 = no second level
+    eta              0 deterministic, 1 as the ancestral sampler
+    betas            first and last; linear in the square root between them
+    levels           rows of the table that embeds perturbation levels; None = `timesteps`
+    guidance, guidance_form, perturbation, predicts   as in `Hierarchical`
+    clips_per_round, left_context, decode, behaviour  as in `schedule.hierarchy.HierarchyConfig`
+    """
+
+    name: Literal["hierarchical", "clip"]
+    steps: Steps
+    timesteps: Steps
+    chunk_frames: Count
+    clip_frames: Count
+    known: Count = 1
+    stride: Count = 1
+    clips_per_round: Count = 1
+    left_context: Frames = 2
+    decode: Decode = "windowed"
+    behaviour: Behaviour = "intended"
+    eta: Annotated[float, Range(0, 1)]
+    betas: tuple[Beta, Beta]
+    predicts: Prediction = "epsilon"
+    guidance: float
+    guidance_form: GuidanceForm = "original"
+    perturbation: Frames | None = None
+    levels: Frames | None = None
+
+    def __post_init__(self) -> None:
+        ddim_timesteps(self.steps, self.timesteps)  # refuses steps that cannot be
+        if self.betas[0] > self.betas[1]:
+            raise ConfigError(f"[method.betas] expected two numbers that rise but got {list(self.betas)}")
+        adds = self.stride if self.stride > 1 else self.clip_frames
+        if self.chunk_frames != adds:
+            raise ConfigError(
+                f"[method.chunk_frames] expected {adds}, the latents that one interval adds, but got {self.chunk_frames}"
+            )
+        rows = self.levels or self.timesteps
+        if self.perturbation is not None and self.perturbation >= rows:
+            raise ConfigError(
+                f"[method.perturbation] expected a timestep from 0 to {rows - 1}, or none, but got {self.perturbation}"
+            )
+
+    @property
+    def start_chunks(self) -> int:
+        """Most given chunks that a stream can begin with: none, such a model makes videos from noise alone."""
+        return 0
+
+    @property
+    def clip_latents(self) -> int | None:
+        """Latent frames of a stream without a length; None = it is endless."""
+        return self.clip_frames if self.name == "clip" else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +95,7 @@ class Hierarchical:
     """
 
     config: HierarchyConfig
-    guidance: str
+    guidance: GuidanceForm
     perturbation: int | None
     eta: float
     betas: tuple[float, float]  # first and last; linear in the square root between them
@@ -39,35 +103,27 @@ class Hierarchical:
 
     @classmethod
     def from_settings(
-        cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int
+        cls, settings: HierarchicalSettings, chunks: int | None, given_chunks: int
     ) -> Hierarchical:
         del given_chunks  # such a model cannot continue given frames
-        form, level = settings.get("guidance_form", "original"), settings.get("perturbation")
-        if form not in GUIDANCE_FORMS:
-            raise ConfigError(f"guidance_form must be one of {', '.join(GUIDANCE_FORMS)} but is {form!r}")
-        levels = settings.get("levels") or settings["timesteps"]  # rows of the table that embeds them
-        if level is not None and not (isinstance(level, int) and 0 <= level < levels):
-            raise ConfigError(
-                f"perturbation must be a timestep in 0..{levels - 1}, or none, but is {level!r}"
-            )
         return cls(
             HierarchyConfig(
-                steps=settings["steps"],
-                timesteps=settings["timesteps"],
-                clip_frames=settings["clip_frames"],
-                known=settings.get("known", 1),
-                stride=settings.get("stride", 1),
-                intervals=1 if settings["name"] == "clip" and chunks is None else chunks,
-                clips_per_round=settings.get("clips_per_round", 1),
-                left_context=settings.get("left_context", 2),
-                decode=settings.get("decode", "windowed"),
-                behaviour=settings.get("behaviour", "intended"),
+                steps=settings.steps,
+                timesteps=settings.timesteps,
+                clip_frames=settings.clip_frames,
+                known=settings.known,
+                stride=settings.stride,
+                intervals=1 if settings.name == "clip" and chunks is None else chunks,
+                clips_per_round=settings.clips_per_round,
+                left_context=settings.left_context,
+                decode=settings.decode,
+                behaviour=settings.behaviour,
             ),
-            guidance=form,
-            perturbation=level,
-            eta=settings["eta"],
-            betas=tuple(settings["betas"]),
-            predicts=settings.get("predicts", "epsilon"),
+            guidance=settings.guidance_form,
+            perturbation=settings.perturbation,
+            eta=settings.eta,
+            betas=settings.betas,
+            predicts=settings.predicts,
         )
 
     @property

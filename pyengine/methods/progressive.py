@@ -2,22 +2,40 @@
 
 Clean frames behind the window live in the ring, which is exact for models that were trained noise-causally; or they re-enter every call
 as rows at level 0 (`context` "recompute"), as PA-VDM runs a bidirectional model. `opening` "rflow" makes the first chunk with the ordinary
-sampler when none is given, for models that need a clean chunk in front (Open-Sora). `opening` "warm" begins a stream of given chunks with
-a full window, all but the first chunk noised to their levels.
+sampler when none is given, for models that need a clean chunk in front (Open-Sora).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
-from pyengine.errors import ConfigError
+from pyengine.methods.shared import ContextSettings, Count, Frames, Positive, WindowSettings
 from pyengine.methods.windowed import Windowed
 from pyengine.schedule.progressive import ScheduleConfig, Step, recache_steps, step_at
-from pyengine.schedule.warp import resolve_warp
+from pyengine.schedule.warp import WarpRule, resolve_warp
 
-__all__ = ["Progressive"]
+__all__ = ["Progressive", "ProgressiveSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveSettings(WindowSettings):
+    """What a manifest or a caller says of the method.
+
+    cadence       m, calls from one chunk's birth to the next's
+    opening       "rflow": the first chunk is made by the ordinary sampler when none is given; "warm": a stream of given chunks
+                  begins with a full window, all but the first chunk noised to their levels
+    opening_warp  warp of the opening; None = `warp`
+    row_counts    prepared numbers of window rows, to share another schedule's plan; None = what is needed
+    """
+
+    name: Literal["progressive"]
+    cadence: Frames
+    context: ContextSettings
+    opening: Literal["rflow", "warm"] | None = None
+    opening_warp: Positive | WarpRule | None = None
+    row_counts: tuple[Count, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,33 +54,30 @@ class Progressive(Windowed):
     warm: bool = False
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Progressive:
-        context = settings["context"]
-        size = settings["chunk_frames"]
-        opening = settings.get("opening")
-        if opening not in (None, "rflow", "warm"):
-            raise ConfigError(f"expected opening 'rflow', 'warm' or none but got {opening!r}")
-        opens = opening == "rflow" and not given_chunks
+    def from_settings(
+        cls, settings: ProgressiveSettings, chunks: int | None, given_chunks: int
+    ) -> Progressive:
+        context, size, row_counts = settings.context, settings.chunk_frames, settings.row_counts or None
+        opens = settings.opening == "rflow" and not given_chunks
         config = ScheduleConfig(
-            steps=settings["steps"],
+            steps=settings.steps,
             chunk_frames=size,
-            cadence=settings["cadence"],
+            cadence=settings.cadence,
             chunks=max(1, chunks - 1) if opens and chunks is not None else chunks,
-            warp=resolve_warp(settings["warp"], 0),
-            context=context.get("kind", "ring"),
-            sink_frames=context["sink_frames"],
-            recent_frames=context["recent_frames"],
+            warp=resolve_warp(settings.warp, 0),
+            ladder=settings.ladder,
+            context=context.kind,
+            sink_frames=context.sink_frames,
+            recent_frames=context.recent_frames,
             given_chunks=1 if opens else given_chunks,
-            row_counts=tuple(settings["row_counts"]) if settings.get("row_counts") else None,
+            row_counts=row_counts,
         )
-        if opening != "rflow":
-            return cls(config, warm=opening == "warm" and given_chunks > 0)
+        if settings.opening != "rflow":
+            return cls(config, warm=settings.opening == "warm" and given_chunks > 0)
         # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
         config = replace(
             config,
-            row_counts=tuple(sorted({size, *config.shapes}))
-            if not settings.get("row_counts")
-            else config.row_counts,
+            row_counts=row_counts or tuple(sorted({size, *config.shapes})),
         )
         first = replace(
             config,
@@ -72,7 +87,7 @@ class Progressive(Windowed):
             given_chunks=0,
             sink_frames=0,
             recent_frames=config.ring_frames,
-            warp=resolve_warp(settings.get("opening_warp", settings["warp"]), 0),
+            warp=resolve_warp(settings.warp if settings.opening_warp is None else settings.opening_warp, 0),
         )
         return cls(config, first if opens else None, only=chunks == 1)
 

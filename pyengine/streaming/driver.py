@@ -34,6 +34,7 @@ class StreamState:
 
     schedule: Schedule
     sampler: Sampler
+    positions: tuple[PositionPolicy, int]
     seed: int
     weights: tuple[float, ...]
     store: LatentStore
@@ -65,7 +66,6 @@ class Driver:
         assert bundle.latent is not None
         self.executor, self.sizes = executor, sizes
         self._components = bundle.components
-        self._policy: PositionPolicy = bundle.method.get("positions", "local")
         self._frame_shape = (bundle.latent.channels, bundle.latent.height, bundle.latent.width)
         self._buffers: dict[Variant, CallBuffers] = {}
         self._texts: dict[Variant, list[tuple[StreamState, int] | None]] = {}
@@ -173,12 +173,12 @@ class Driver:
         """Numbers and texts. Lanes that no stream fills have no frames, see nothing and write nothing."""
         level, frame_index, mask = (buffers.input(name) for name in ("level", "frame_index", "mask"))
         ring_index, append_slot = buffers.input("ring_index"), buffers.input("append_slot")
-        for place, (_, _, lane) in enumerate(lanes):
-            rows = lane.rows
+        for place, (state, _, lane) in enumerate(lanes):
+            rows, (policy, pinned) = lane.rows, state.positions
             if level is not None:
                 level[place] = [row.level for row in rows]
             if frame_index is not None:
-                seen, in_ring = positions(self._policy, [row.frame for row in rows], lane.ring)
+                seen, in_ring = positions(policy, [row.frame for row in rows], lane.ring, pinned)
                 frame_index[place] = seen
                 if ring_index is not None:
                     ring_index[place] = in_ring

@@ -7,15 +7,16 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from pyengine.device.array import joined
 from pyengine.errors import ConfigError, PlanError, StreamClosed
-from pyengine.methods import make_method, sampler_of
+from pyengine.methods import MethodSettings, make_method, method_settings, positions_of, sampler_of
 from pyengine.runtime.executor import Executor
 from pyengine.schedule.call import Schedule
+from pyengine.settings import Range, read_value
 from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver, StreamState
 
@@ -28,6 +29,7 @@ __all__ = ["Stream", "check_length", "open_state"]
 # Calls that are made beyond the one that finished a chunk, while it is decoded, before its frames are handed out. A fixed number,
 # so that what a prompt set between two chunks changes never depends on timing.
 LOOKAHEAD = 1
+Seconds = Annotated[float, Range(-1e9, 1e9)]  # whose number of frames is an int
 
 
 class Stream:
@@ -55,9 +57,8 @@ class Stream:
         assert bundle.video is not None  # Engine refuses other bundles
         self._engine, self._settings, self._video, self._batch = engine, settings, bundle.video, batch
         self._lock = threading.RLock() if batch is None else batch.lock
-        self._schedule: Schedule = make_method(
-            settings["method"], settings["chunks"], settings["given_chunks"]
-        )
+        how = method_settings(settings["method"])
+        self._schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
         self.frames = self._schedule.length(settings["frames"], bundle.video.frames_per_latent)
         self._executor: Executor | None
         if batch is None:
@@ -70,7 +71,7 @@ class Stream:
             self._driver = batch.driver
             rings = batch.driver.executor.new_rings()
         self._state = open_state(
-            self._driver, self._schedule, settings, rings, self._executor, engine.bundle.latent
+            self._driver, self._schedule, how, settings, rings, self._executor, engine.bundle.latent
         )
         self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
         self.frames_made = 0  # frames handed out so far
@@ -259,6 +260,7 @@ class Stream:
 def open_state(
     driver: Driver,
     schedule: Schedule,
+    how: MethodSettings,
     settings: Mapping[str, Any],
     rings: Mapping[str, Any],
     codec: Executor,
@@ -268,7 +270,8 @@ def open_state(
     shape = (latent.channels, latent.height, latent.width)
     return StreamState(
         schedule=schedule,
-        sampler=sampler_of(settings["method"]),
+        sampler=sampler_of(how),
+        positions=positions_of(how),
         seed=settings["seed"],
         weights=schedule.weights(settings["guidance"]),
         store=driver.executor.latent_store(shape, schedule.places),
@@ -280,6 +283,8 @@ def open_state(
 
 def check_length(frames: int | None, seconds: float | None, fps: float) -> int | None:
     """Frames to make, None = endless. Raises ConfigError for both at once or a length that is not positive."""
+    frames = read_value(int | None, frames, "frames")
+    seconds = read_value(Seconds | None, seconds, "seconds")
     if frames is not None and seconds is not None:
         raise ConfigError(f"expected frames or seconds but got both, {frames} and {seconds}")
     if seconds is not None:
