@@ -169,7 +169,7 @@ class DeviceArray:
             self.cuda.wait(reader, self.ready or self.cuda.event().record(self.stream))
             if hasattr(self.owner, "readers"):
                 self.owner.readers.add(reader)  # a pooled array is not written again before it is done
-        return dlpack.capsule(self.pointer, self.shape, self.dtype, 0, self)
+        return dlpack.capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self)
 
     @property
     def cuda(self) -> Runtime:

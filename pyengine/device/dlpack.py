@@ -67,8 +67,11 @@ def _forget(capsule: int) -> None:
         _alive.pop(_pointer(capsule, _NAME), None)
 
 
-def capsule(pointer: int, sizes: Sequence[int], dtype: str, device: int, owner: object) -> object:
-    """A C-contiguous array on the given GPU as a capsule `dltensor`, which keeps `owner` alive until the reader lets go."""
+def capsule(pointer: int, sizes: Sequence[int], dtype: str, device: tuple[int, int], owner: object) -> object:
+    """A C-contiguous array as a capsule `dltensor`, which keeps `owner` alive until the reader lets go.
+
+    device: type and number, as `__dlpack_device__` gives them.
+    """
     rank = len(sizes)
     shape = (c_int64 * rank)(*sizes)
     steps: list[int] = []
@@ -78,7 +81,7 @@ def capsule(pointer: int, sizes: Sequence[int], dtype: str, device: int, owner: 
         step *= size
     strides = (c_int64 * rank)(*steps)
     code, bits = _TYPES[dtype]
-    tensor = _Tensor(pointer, CUDA, device, rank, code, bits, 1, shape, strides, 0)
+    tensor = _Tensor(pointer, *device, rank, code, bits, 1, shape, strides, 0)
     managed = _Managed(tensor, None, _release)
     address = ctypes.addressof(managed)
     _alive[address] = (managed, shape, strides, owner)
