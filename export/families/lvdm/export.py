@@ -22,12 +22,13 @@ from ...output import prepared
 from ...weights import WeightStore
 from ..shapes import autoencoder as causal
 from ..shapes.modules import load_modules
-from ..shapes.world import FPS, HEIGHT, WIDTH
+from ..shapes.recipe import FPS, HEIGHT, WIDTH
 from .autoencoder2d import AutoencoderKL
 from .autoencoder3d import Autoencoder3D
 from .checkpoint import load_checkpoint, load_part
 from .components import Denoiser, Embedding, TextEncoder, VideoDecoder
 from .released import Configuration, configuration
+from .small import BETAS, INTERPOLATION, PREDICTION, PREDICTS
 from .unet import UNet
 
 VERSION = "1"
@@ -261,9 +262,7 @@ def random_modules(
 
 
 def trained_modules(folder: Path, source: Bundle) -> Modules:
-    """The networks of a training folder of `train_shapes`, and the decoder of the bundle whose latents they were trained on."""
-    from .train_shapes import BETAS, INTERPOLATION, PREDICTION, PREDICTS
-
+    """The networks of a folder of `training.lvdm.train_shapes`, and the decoder of the bundle whose latents they were trained on."""
     unets = {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)}
     for name, unet in unets.items():
         unet.load_state_dict(load_file(folder / name / "average.safetensors"))
