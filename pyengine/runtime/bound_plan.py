@@ -21,7 +21,7 @@ from pyengine.plans import plan
 from pyengine.runtime.host.memory import Memory
 
 if TYPE_CHECKING:
-    from pyengine.runtime.executor import Program
+    from pyengine.runtime.program import Program
 
 APPEND_SLOT = "append_slot"
 Call = Callable[[], object]
