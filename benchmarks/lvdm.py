@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyengine.build import build
-from pyengine.bundle import Bundle
-from pyengine.executor import Executor, Program
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.lvdm.components import Denoiser
 from pyengine.export.families.lvdm.export import (
     Modules,
@@ -37,7 +37,8 @@ from pyengine.export.families.lvdm.export import (
 )
 from pyengine.export.families.lvdm.released import configuration
 from pyengine.export.quantise import quantise
-from pyengine.plan import Variant
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 RESULTS = Path(__file__).parent / "results" / "lvdm.json"
 ROWS = 2

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.lvdm import UNet
-from pyengine.export.families.lvdm.train_shapes import BETAS, PREDICTION, PREDICTS, TIMESTEPS
+from pyengine.export.families.lvdm.small import BETAS, PREDICTION, PREDICTS, TIMESTEPS
 from pyengine.export.families.shapes.autoencoder import Decoder
 from pyengine.export.families.shapes.modules import load_modules
-from pyengine.hierarchy import ddim_timesteps
-from pyengine.samplers import alphas_cumprod, ddim
+from pyengine.schedule.hierarchy import ddim_timesteps
+from pyengine.schedule.samplers import alphas_cumprod, ddim
 
 # level, guidance, known keys: as shipped, without perturbation, as released, and what differs from those in one or two
 SETTINGS = (

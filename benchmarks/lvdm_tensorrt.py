@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pyengine.build import build
-from pyengine.bundle import Bundle
-from pyengine.plan import Variant
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.variant import Variant
 
 RESULTS = Path(__file__).parent / "results" / "lvdm_tensorrt.json"
 ROWS = 2  # with guidance

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyengine
-from pyengine.bench_probe import machine, memory_mb
+from pyengine.measure.probe import machine, memory_mb
 
 PROMPT = "a red circle bounces over a blue background"
 FIRST_FRAME, GOAL_MB = 500, 1.0

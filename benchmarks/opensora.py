@@ -38,11 +38,11 @@ from torch import Tensor
 from wide import measure, openvino_products, torch_products
 from wide_case import relative_error
 
-from pyengine.bench_probe import cores, machine, peak_memory_mb
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.opensora import VideoAutoencoder
 from pyengine.export.quantise import quantise
-from pyengine.plan import Variant
+from pyengine.measure.probe import cores, machine, peak_memory_mb
 
 SIZES = ((120, 214), (240, 426))
 WORDS = 120

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyengine.build import build
-from pyengine.bundle import Bundle, Latent, write_manifest
-from pyengine.executor import load_program
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import Bundle, Latent, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.deferred import Deferred
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
 from pyengine.export.families.opensora.checkpoint import empty
@@ -29,9 +29,9 @@ from pyengine.export.graph import export_component
 from pyengine.export.parity import decode, encode
 from pyengine.export.peers.stream import COMPILERS
 from pyengine.export.weights import WeightStore
-from pyengine.plan import Variant
-from pyengine.schedule import noise_levels
-from pyengine.warp import rflow_warp
+from pyengine.runtime.open import load_program
+from pyengine.schedule.progressive import noise_levels
+from pyengine.schedule.warp import rflow_warp
 
 CHUNK, NOISY, STEPS = 5, 30, 30
 CADENCE = STEPS * CHUNK // NOISY

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from pyengine.bench_probe import machine
-from pyengine.build import build
-from pyengine.bundle import Bundle
+from pyengine.build.builder import build
+from pyengine.build.variants import all_variants
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
-from pyengine.variants import all_variants
+from pyengine.measure.probe import machine
 
 BLOCK = 1 << 24  # random numbers that tensors take turns in
 GOAL = 1.3  # peak memory over the size of the checkpoint

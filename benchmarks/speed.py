@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyengine.bench import bench
 from pyengine.export.peers import NAMES
+from pyengine.measure.bench import bench
 
 COMPILED = ("torch_compile", "torch_compile_frozen", "torch_compile_autotune")
 LABELS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyengine.bundle import MANIFEST, Bundle
+from pyengine.bundle.bundle import MANIFEST, Bundle
 from pyengine.errors import OutputError
 
 

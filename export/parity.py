@@ -22,10 +22,11 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from pyengine.build import build
-from pyengine.bundle import Bundle, Component
-from pyengine.executor import APPEND_SLOT, Executor, Program
-from pyengine.plan import Variant
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import Bundle, Component
+from pyengine.bundle.variant import Variant
+from pyengine.runtime.executor import APPEND_SLOT, Executor
+from pyengine.runtime.program import Program
 
 from .graph import Inputs
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from pyengine.bundle import Constant, Graph, Step, TensorSpec
+from pyengine.bundle.bundle import Constant, Graph, Step, TensorSpec
 
 from .crossing import measured_values
 from .ops import DOMAIN

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import onnx
 from onnx import NodeProto, TensorProto
 
-from pyengine.bundle import TensorSpec
+from pyengine.bundle.bundle import TensorSpec
 
 _PHASES = frozenset({"Sin", "Cos"})
 _ORDERS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"})

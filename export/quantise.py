@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from pyengine.backends import Arrays, Engine
-from pyengine.build import build
-from pyengine.bundle import MANIFEST, Bundle, Component, Step, write_manifest
+from pyengine.backends.base import Arrays, Engine
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import MANIFEST, Bundle, Component, Step, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, BundleError
-from pyengine.executor import Executor, Program
-from pyengine.plan import Variant
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 Sample = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pyengine.bundle import Constant
+from pyengine.bundle.bundle import Constant
 
 FILE = "weights.bin"
 ALIGNMENT = 64

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyengine.bundle import Bundle
+    from pyengine.bundle.bundle import Bundle
     from pyengine.engine import Engine, load
     from pyengine.errors import (
         BackendUnavailable,
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
         ShapeError,
         StreamClosed,
     )
-    from pyengine.stream import Stream
-    from pyengine.video import VideoWriter
-    from pyengine.video_input import read_image, read_video
+    from pyengine.streaming.stream import Stream
+    from pyengine.video.reader import read_image, read_video
+    from pyengine.video.writer import VideoWriter
 
 # Where each public name lives; imported when first used, so that `import pyengine` costs nothing.
 _HOMES = {
     "BackendUnavailable": "errors",
-    "Bundle": "bundle",
+    "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "ConfigError": "errors",
     "Engine": "engine",
@@ -43,12 +43,12 @@ _HOMES = {
     "PromptError": "errors",
     "PyEngineError": "errors",
     "ShapeError": "errors",
-    "Stream": "stream",
+    "Stream": "streaming.stream",
     "StreamClosed": "errors",
-    "VideoWriter": "video",
+    "VideoWriter": "video.writer",
     "load": "engine",
-    "read_image": "video_input",
-    "read_video": "video_input",
+    "read_image": "video.reader",
+    "read_video": "video.reader",
 }
 
 __all__ = [

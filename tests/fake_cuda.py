@@ -25,7 +25,7 @@ import numpy as np
 
 from pyengine import _C
 from pyengine.backends import onnxruntime
-from pyengine.device_array import HOST_DTYPES, DeviceArray
+from pyengine.device.array import HOST_DTYPES, DeviceArray
 
 OK, INVALID, CAPTURE_ERROR, NOT_READY = 0, 1, 900, 600
 Work = Callable[[], object]
@@ -382,7 +382,7 @@ def install(monkeypatch: Any) -> FakeCuda:
     import sys
 
     import pyengine
-    from pyengine.cuda import runtime
+    from pyengine.device import cuda as runtime
 
     cuda = FakeCuda()
     monkeypatch.setattr(runtime, "_api", lambda: cuda)

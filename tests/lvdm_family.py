@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.lvdm.export import Modules, export_bundle, long_method, random_modules
 from pyengine.export.families.lvdm.released import Configuration
 

@@ -12,7 +12,7 @@ import opensora_golden as golden
 import torch
 from safetensors.torch import save_file
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
 from pyengine.export.families.opensora.export import Options, export_bundle
 

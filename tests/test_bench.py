@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import pyengine
-from pyengine.bench import PROMPT, bench, table
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.errors import ConfigError
 from pyengine.export.families.shapes.denoiser import DenoiserConfig
 from pyengine.export.families.shapes.export import export_bundle
 from pyengine.export.families.shapes.modules import Modules
 from pyengine.export.peers import NAMES, Peers, load_modules
+from pyengine.measure.bench import PROMPT, bench, table
 
 KEYS = {
     "frames_per_second",
@@ -89,8 +89,8 @@ def test_command_needs_no_torch_without_peers(bundle: Bundle, cache: Path) -> No
 
 
 def test_peers_stand_beside_the_engine(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyengine.bench.WARM_STARTS", 1)
-    monkeypatch.setattr("pyengine.bench.WARM_CLIPS", 2)
+    monkeypatch.setattr("pyengine.measure.bench.WARM_STARTS", 1)
+    monkeypatch.setattr("pyengine.measure.bench.WARM_CLIPS", 2)
     result = bench(bundle.folder, seconds=0.2, precision="fp32", peers=["torch_eager"], cache_dir=cache)
     assert set(result["peers"]) == set(result["times_faster"]) == {"torch_eager"}
     assert result["peers_failed"] == {}

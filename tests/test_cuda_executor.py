@@ -20,12 +20,12 @@ import torch
 import toy_family as toy
 
 import pyengine
-from pyengine.build import build
-from pyengine.bundle import BUNDLED, MANIFEST
-from pyengine.cuda import runtime
-from pyengine.device_array import DeviceArray
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import BUNDLED, MANIFEST
+from pyengine.device import cuda as runtime
+from pyengine.device.array import DeviceArray
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError, ShapeError
-from pyengine.executor import load_program
+from pyengine.runtime.open import load_program
 
 REAL_API = runtime._api  # before a fake takes its place
 PROMPT = "a red circle bounces over a blue background"
@@ -279,7 +279,7 @@ def test_a_reader_waits_for_work_under_way(cuda: fake_cuda.FakeCuda) -> None:
 
 
 def test_a_dropped_frame_is_not_overwritten_while_its_reader_works(cuda: fake_cuda.FakeCuda) -> None:
-    from pyengine.cuda.memory import Pool
+    from pyengine.runtime.cuda.memory import Pool
 
     stream, reader = runtime.runtime().stream(), runtime.runtime().stream()
     pool = Pool(stream, "uint8")
@@ -396,6 +396,6 @@ def test_an_inlined_plan_is_not_kept_once_there_are_kernels(
 ) -> None:
     options = {"variants": [toy.DENOISER], "backend": "tensorrt", "cache_dir": tmp_path}
     with monkeypatch.context() as without:
-        without.setattr("pyengine.build._has_kernels", lambda: False)
+        without.setattr("pyengine.build.builder._has_kernels", lambda: False)
         assert set(build(toy.bundle(), **options).part(toy.DENOISER).seconds) == {"inline"}
     assert set(build(toy.bundle(), **options).part(toy.DENOISER).seconds) == {"cut", "inline"}

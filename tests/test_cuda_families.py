@@ -15,8 +15,8 @@ import opensora_family
 import pytest
 
 import pyengine
-from pyengine.cuda import runtime
-from pyengine.device_array import DeviceArray
+from pyengine.device import cuda as runtime
+from pyengine.device.array import DeviceArray
 
 PROMPT = "a red fox runs over snow"
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import pyengine
-from pyengine.bundle import Bundle
-from pyengine.cuda import runtime
+from pyengine.bundle.bundle import Bundle
+from pyengine.device import cuda as runtime
 
 GPU = Path(__file__).parents[1] / "benchmarks" / "gpu"
 sys.path.insert(0, str(GPU))

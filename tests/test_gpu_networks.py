@@ -16,12 +16,12 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from pyengine import plan
 from pyengine.backends.typed_graph import typed_graph
-from pyengine.bundle import Bundle
-from pyengine.cuda import runtime
-from pyengine.plan import Plan
-from pyengine.variants import all_variants
+from pyengine.build.variants import all_variants
+from pyengine.bundle.bundle import Bundle
+from pyengine.device import cuda as runtime
+from pyengine.plans import plan
+from pyengine.plans.plan import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
 import network

@@ -12,16 +12,16 @@ import pytest
 import torch
 from lvdm_golden import CASES, MANIFEST, arrays, error, model
 
-from pyengine import clips as clips_module
-from pyengine.bundle import Latent
-from pyengine.clip_latents import HostClipLatents
-from pyengine.clips import CONDITION_CALL, INTERPOLATION_STREAM, Clips
+from pyengine.bundle.bundle import Latent
+from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
 from pyengine.export.families.lvdm.components import Denoiser, Embedding
-from pyengine.hierarchy import HierarchyConfig, ddim_timesteps
 from pyengine.methods.hierarchical import Hierarchical
-from pyengine.plan import Variant
-from pyengine.samplers import alphas_cumprod, cfg, cfg_original, ddim
+from pyengine.runtime.host.clip_latents import HostClipLatents
+from pyengine.schedule.hierarchy import HierarchyConfig, ddim_timesteps
+from pyengine.schedule.samplers import alphas_cumprod, cfg, cfg_original, ddim
+from pyengine.streaming import clips as clips_module
+from pyengine.streaming.clips import CONDITION_CALL, INTERPOLATION_STREAM, Clips
 
 TABLE = 1e-5  # of the schedule; the loops have 5e-5
 A, B = ((MANIFEST["schedules"][k]["linear_start"], MANIFEST["schedules"][k]["linear_end"]) for k in "AB")

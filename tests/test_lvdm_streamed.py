@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyengine
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.lvdm import UNet
 from pyengine.export.families.lvdm.export import Modules, components, export_bundle, long_method
 from pyengine.export.families.shapes.autoencoder import Decoder

@@ -11,12 +11,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import pyengine
-from pyengine.bundle import Latent
+from pyengine.bundle.bundle import Latent
 from pyengine.cli import main
 from pyengine.errors import BackendUnavailable, BundleError
 from pyengine.export.families.lvdm import AutoencoderKL, UNet
 from pyengine.export.families.lvdm.export import CLIP_TOKENS, Modules, add_clip, clip_method, export_bundle
-from pyengine.samplers import alphas_cumprod, ddim, frame_noise
+from pyengine.schedule.samplers import alphas_cumprod, ddim, frame_noise
 
 transformers = pytest.importorskip("transformers")
 UNET = {

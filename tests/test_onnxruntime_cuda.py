@@ -12,10 +12,11 @@ import pytest
 import toy_family as toy
 
 from pyengine.backends import onnxruntime_cuda
-from pyengine.build import build
-from pyengine.cuda import runtime
+from pyengine.build.builder import build
+from pyengine.device import cuda as runtime
 from pyengine.errors import ConfigError, PlanError
-from pyengine.executor import Executor, load_program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.open import load_program
 
 
 @pytest.fixture(autouse=True)

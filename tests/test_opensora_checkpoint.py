@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyengine.captions import clean_caption, opensora_prompt
 from pyengine.cli import main
 from pyengine.errors import BackendUnavailable, BundleError, PromptError
 from pyengine.export.deferred import Deferred
 from pyengine.export.families.opensora import STDiT3, load_autoencoder, load_stdit3
 from pyengine.export.families.opensora.checkpoint import Weights, empty
 from pyengine.export.families.opensora.export import text_source
+from pyengine.text.captions import clean_caption, opensora_prompt
 
 CONFIG = golden.manifest()["stdit3"]["config"]
 

@@ -14,15 +14,15 @@ import torch
 from test_opensora_sampler import check_calls, pa_method, run
 from torch import nn
 
-from pyengine.build import build
-from pyengine.bundle import Bundle, write_manifest
-from pyengine.executor import load_program
+from pyengine.build.builder import build
+from pyengine.bundle.bundle import Bundle, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.opensora.export import Options, Plan, components
 from pyengine.export.families.opensora.streaming import StreamingSTDiT3, TextProjector
 from pyengine.export.families.opensora.vae_components import ChunkDecoder, ChunkEncoder, FrameDecoder
 from pyengine.export.graph import export_component
 from pyengine.export.weights import WeightStore
-from pyengine.plan import Variant
+from pyengine.runtime.open import load_program
 
 Arrays = dict[str, np.ndarray]
 Network = Callable[[Arrays], Arrays]

@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 import toy_family as toy
 
-from pyengine import _C, backends
-from pyengine.build import build
+from pyengine import _C
+from pyengine.backends import base as backends
+from pyengine.build.builder import build
+from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
-from pyengine.executor import Executor, Program
-from pyengine.plan import KEPT_DAYS, Plan, Variant
+from pyengine.plans.cache import KEPT_DAYS
+from pyengine.plans.plan import Plan
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 Calls = list[tuple[int, int, str]]
 

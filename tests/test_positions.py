@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
-from pyengine.positions import positions
-from pyengine.schedule import ScheduleConfig, step_at
+from pyengine.schedule.positions import positions
+from pyengine.schedule.progressive import ScheduleConfig, step_at
 
 ROWS, RING = (-1, -1, 20, 21, 22, 23), (0, 1, 18, 19, 16, -1)  # sink 0 and 1
 

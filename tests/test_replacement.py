@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
-from pyengine.replacement import ReplacementConfig, replacement_step_at, replacement_steps
+from pyengine.schedule.replacement import ReplacementConfig, replacement_step_at, replacement_steps
 
 RN_O = ReplacementConfig(
     steps=30, chunk_frames=5, clip_frames=15, overlap_frames=5, renoised=False, chunks=84, given_chunks=1

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
-from pyengine.ring import EMPTY, Ring, frames_after, slot_of
+from pyengine.schedule.ring import EMPTY, Ring, frames_after, slot_of
 
 sizes = st.tuples(
     st.integers(1, 4), st.integers(0, 3), st.integers(1, 4)

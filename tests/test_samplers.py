@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError, ShapeError
-from pyengine.samplers import cfg, cfg_text_previous, ddim, euler, frame_noise, make_sampler, renoise
-from pyengine.schedule import noise_levels
+from pyengine.schedule.progressive import noise_levels
+from pyengine.schedule.samplers import cfg, cfg_text_previous, ddim, euler, frame_noise, make_sampler, renoise
 
 RNG = np.random.default_rng(0)
 TABLE = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # DDPM's linear betas

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
-from pyengine.ring import Ring
-from pyengine.schedule import ScheduleConfig, noise_levels, recache_steps, step_at, steps
+from pyengine.schedule.progressive import ScheduleConfig, noise_levels, recache_steps, step_at, steps
+from pyengine.schedule.ring import Ring
 
 PA_O = ScheduleConfig(
     steps=30,

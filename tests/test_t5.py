@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyengine.captions import opensora_prompt
 from pyengine.errors import PromptError
-from pyengine.t5 import T5Prompts
+from pyengine.text.captions import opensora_prompt
+from pyengine.text.t5 import T5Prompts
 
 LENGTH = 64
 

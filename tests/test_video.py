@@ -11,7 +11,7 @@ import pytest
 av = pytest.importorskip("av")
 
 from pyengine.errors import ConfigError, InputError, OutputError, ShapeError  # noqa: E402
-from pyengine.video import VideoWriter, read_image, read_video  # noqa: E402
+from pyengine.video.writer import VideoWriter, read_image, read_video  # noqa: E402
 
 SIZE = 32
 NAMES = ["video.mp4", "video.webm", "video.gif", "frames/"]
@@ -116,7 +116,7 @@ def _readable(path):
 WRITE_AND_BE_KILLED = """
 import os, signal, sys
 import numpy as np
-from pyengine.video import VideoWriter
+from pyengine.video.writer import VideoWriter
 writer = VideoWriter(sys.argv[1], height=32, width=32)
 for number in range(40):
     writer.write(np.full((32, 32, 3), number, np.uint8))
@@ -138,7 +138,7 @@ WRITE_UNTIL_FULL = """
 import resource, sys
 import numpy as np
 from pyengine.errors import OutputError
-from pyengine.video import VideoWriter
+from pyengine.video.writer import VideoWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 random = np.random.default_rng(0)
 writer = VideoWriter(sys.argv[1], height=64, width=64)

@@ -24,7 +24,7 @@ import stream
 import torch
 from roofline import write
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 
 sys.path.append(str(Path(__file__).parents[1]))
 from wide_case import relative_error

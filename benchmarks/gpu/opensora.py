@@ -19,7 +19,7 @@ from typing import Any
 import network
 import torch
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 
 sys.path.append(str(Path(__file__).parents[1]))
 from opensora_case import Case, PlanRunner, TorchRunner, export_case, random_model

@@ -32,7 +32,7 @@ from roofline import write
 
 import pyengine
 from pyengine.export.peers import TorchOptions, TorchStream, load_modules
-from pyengine.stream import Stream
+from pyengine.streaming.stream import Stream
 
 PROMPT, OTHER = "a red circle bounces over a blue background", "a green star orbits over a grey background"
 SEED = 7

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
-from pyengine import backends
-from pyengine.backends import Ports, Precision, Symbols
+from pyengine.backends import base as backends
+from pyengine.backends.base import Ports, Precision, Symbols
 from pyengine.backends.typed_graph import typed_graph
 from pyengine.errors import ConfigError, PlanError
 
@@ -294,7 +294,7 @@ class TorchBackend:
     version = torch.__version__
 
     def __init__(self) -> None:
-        from pyengine.cuda.runtime import runtime
+        from pyengine.device.cuda import runtime
 
         card = runtime()
         self.device = f"{card.capability} {card.name}"

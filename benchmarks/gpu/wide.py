@@ -18,7 +18,7 @@ from typing import Any
 import network
 import torch
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 
 sys.path.append(str(Path(__file__).parents[1]))
 from wide_case import BRANCHES, RING, Case, PlanRunner, TorchRunner, WideConfig, export_bundle

@@ -39,7 +39,7 @@ Tensor tensor_of(const char* op, const char* name, py::handle array) {
       check(false, "[", op, "] expected ", name,
             " to be an array on the device, with attributes pointer, shape and dtype, but got ",
             std::string(py::str(py::type::of(array).attr("__name__"))),
-            ": copy it there with pyengine.device_array.DeviceArray");
+            ": copy it there with pyengine.device.array.DeviceArray");
   Tensor t = form_of(op, name, array);
   t.data = reinterpret_cast<void*>(array.attr("pointer").cast<uintptr_t>());
   check(t.data != nullptr || t.size() == 0, "[", op, "] expected ", name,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.engine import load
 
 from ..families.shapes.modules import Modules, load_modules

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlanError
-from . import Ports
+from pyengine.backends.base import Ports
+from pyengine.errors import PlanError
 
 
 class EngineCache:

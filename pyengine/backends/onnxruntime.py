@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..errors import ConfigError, PlanError
-from . import Arrays, Ports, Precision, Symbols
+from pyengine.backends.base import Arrays, Ports, Precision, Symbols
+from pyengine.errors import ConfigError, PlanError
 
 
 class ONNXRuntimeEngine:

@@ -13,11 +13,11 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ..cuda.runtime import Stream, runtime
-from ..device_array import DeviceArray
-from ..errors import BackendUnavailable, ConfigError, PlanError
-from . import Ports, Precision, Symbols
-from .onnxruntime import session_options
+from pyengine.backends.base import Ports, Precision, Symbols
+from pyengine.backends.onnxruntime import session_options
+from pyengine.device.array import DeviceArray
+from pyengine.device.cuda import Stream, runtime
+from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = "cuda"
@@ -142,7 +142,7 @@ def backend() -> ONNXRuntimeCuda:
 def _typed_graph() -> Callable[..., Any] | None:
     """What writes fp16 into a graph, where onnx is installed."""
     try:
-        from .typed_graph import typed_graph
+        from pyengine.backends.typed_graph import typed_graph
     except ImportError:
         return None
     return typed_graph

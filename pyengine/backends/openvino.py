@@ -13,8 +13,8 @@ import numpy as np
 import openvino as ov
 from openvino._pyopenvino import InferRequest as _InferRequest
 
-from ..errors import ConfigError, PlanError
-from . import Arrays, Ports, Precision, Symbols
+from pyengine.backends.base import Arrays, Ports, Precision, Symbols
+from pyengine.errors import ConfigError, PlanError
 
 _TYPES = {
     "float32": ov.Type.f32,

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..device_array import DeviceArray
-from ..errors import BackendUnavailable, ConfigError, PlanError
-from . import Ports, Precision, Symbols
-from .engine_cache import EngineCache, describe, link, read_description, write
+from pyengine.backends.base import Ports, Precision, Symbols
+from pyengine.backends.engine_cache import EngineCache, describe, link, read_description, write
+from pyengine.device.array import DeviceArray
+from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 
 LIBRARIES = {
     "tensorrt": (10, 14),
@@ -75,7 +75,7 @@ class TensorRT:
         if target is not None:
             self.device = _check_target(trt, target)
         else:
-            from ..cuda.runtime import runtime
+            from pyengine.device.cuda import runtime
 
             card = runtime()
             # Engines for RTX are finished on the card that runs them; others belong to the model they were timed on.
@@ -111,7 +111,7 @@ class TensorRT:
         threads: int | None,
     ) -> TensorRTEngine:
         try:
-            from .typed_graph import typed_graph, weights
+            from pyengine.backends.typed_graph import typed_graph, weights
         except ImportError as error:
             raise BackendUnavailable(
                 f"building TensorRT engines needs the package onnx: {INSTALL}"

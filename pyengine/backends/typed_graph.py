@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from . import Port, Ports, Precision, Symbols
+from pyengine.backends.base import Port, Ports, Precision, Symbols
 
 FLOAT = TensorProto.FLOAT
 WORKING = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "fp32": FLOAT}

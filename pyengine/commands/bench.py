@@ -6,6 +6,6 @@ Peers run the same weights and the same schedule in PyTorch and in plain ONNX Ru
 
 from __future__ import annotations
 
-from pyengine.bench import add_arguments, run
+from pyengine.measure.bench import add_arguments, run
 
 __all__ = ["add_arguments", "run"]

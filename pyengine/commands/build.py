@@ -12,10 +12,10 @@ import argparse
 import json
 from typing import Any
 
+from pyengine.build.targets import build_targets
 from pyengine.commands.engine_options import add_engine_options, console, load_engine, with_progress
 from pyengine.errors import ConfigError
-from pyengine.plan import Plan
-from pyengine.targets import build_targets
+from pyengine.plans.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

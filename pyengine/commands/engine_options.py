@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 import pyengine
-from pyengine.build import Progress
+from pyengine.build.builder import Progress
 
 console = Console(stderr=True)
 T = TypeVar("T")

@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from pyengine import _C
-from pyengine.bundle import Bundle, bundled_names
+from pyengine.bundle.bundle import Bundle, bundled_names
 from pyengine.errors import BackendUnavailable
-from pyengine.plan import cache_folder
+from pyengine.plans.cache import cache_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _card() -> str:
     """The NVIDIA card that plans for device cuda run on, or what is missing."""
     try:
-        from pyengine.cuda.ops import kernels
-        from pyengine.cuda.runtime import runtime
+        from pyengine.device.cuda import runtime
+        from pyengine.runtime.cuda.ops import kernels
 
         card = runtime()
         kernels()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.errors import BackendUnavailable
 
 

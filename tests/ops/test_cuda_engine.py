@@ -20,8 +20,8 @@ from cuda_arrays import CudaOps
 
 import pyengine
 from pyengine.backends import onnxruntime_cuda
-from pyengine.bundle import BUNDLED, MANIFEST
-from pyengine.cuda import runtime
+from pyengine.bundle.bundle import BUNDLED, MANIFEST
+from pyengine.device import cuda as runtime
 from pyengine.errors import ConfigError
 
 PROMPT = "a red circle bounces over a blue background"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyengine.errors import ConfigError
-from pyengine.warp import Arithmetic
+from pyengine.schedule.warp import Arithmetic
 
 STEPS, NOISY_FRAMES, CHUNK, CHUNK_VIDEO, GUIDANCE = 30, 30, 5, 17, 7.0
 FRAMES_PER_LATENT = CHUNK_VIDEO / CHUNK

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyengine.bundle import Bundle
+from pyengine.bundle.bundle import Bundle
 from pyengine.errors import BundleError, ConfigError
 
 from ...graph import round_weights

@@ -1,0 +1,1 @@
+"""Folders of data: manifests, and the files that they describe."""

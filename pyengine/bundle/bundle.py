@@ -1,0 +1,216 @@
+"""A bundle: a folder with `manifest.json`, portable `.onnx` files that share one `weights.bin`, and a
+tokenizer. Data only, no code.
+
+    bundle = Bundle.load("shapes")                   # a bundled name or a folder; checks every file's sha256
+    bundle.components["denoiser"].inputs["latents"]  # TensorSpec(("frames", 8, 8, 8), "float32")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyengine.bundle.manifest import (
+    Component,
+    Constant,
+    Graph,
+    Latent,
+    Step,
+    TensorSpec,
+    Text,
+    Video,
+    describe_component,
+    parse_component,
+)
+from pyengine.errors import BundleError
+
+__all__ = [
+    "Bundle",
+    "Component",
+    "Constant",
+    "Graph",
+    "Latent",
+    "Step",
+    "TensorSpec",
+    "Text",
+    "Video",
+    "bundled_names",
+    "sha256",
+    "write_manifest",
+]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+BUNDLED = Path(__file__).parents[1] / "bundles"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded manifest. `files` maps every other file to its sha256; `pyengine.methods` reads `method`."""
+
+    folder: Path
+    name: str
+    family: str
+    version: str
+    video: Video | None
+    latent: Latent | None
+    text: Text | None
+    method: Mapping[str, Any]
+    components: Mapping[str, Component]
+    files: Mapping[str, str]
+
+    @classmethod
+    def load(cls, source: str | Path, *, verify: bool = True) -> Bundle:
+        """Reads a folder, or a bundle that ships with pyengine by its name. Raises BundleError in one
+        sentence.
+        """
+        folder = _locate(source)
+        manifest = _read_json(folder / MANIFEST)
+        if manifest.get("format") != FORMAT:
+            raise BundleError(
+                f"{folder / MANIFEST}: expected format {FORMAT} but got {manifest.get('format')!r}; "
+                "export the bundle again or "
+                "install the pyengine that made it"
+            )
+        try:
+            bundle = _parse(folder, manifest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(
+                f"{folder / MANIFEST} is not a valid manifest ({what}); export the bundle again"
+            ) from error
+        if verify:
+            bundle.verify()
+        return bundle
+
+    def path(self, name: str) -> Path:
+        """The path of a file that the manifest lists."""
+        if name not in self.files:
+            raise BundleError(
+                f"bundle '{self.name}' lists no file {name!r} in its manifest; export the bundle again"
+            )
+        return self.folder / name
+
+    def verify(self) -> None:
+        """Compares every file with its sha256 in the manifest. Raises BundleError that names the file."""
+        for name, expected in self.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise BundleError(
+                    f"bundle '{self.name}' is incomplete: {path} is missing; copy or export the bundle again"
+                )
+            if sha256(path) != expected:
+                raise BundleError(
+                    f"bundle '{self.name}' is corrupt: the sha256 of {path} is not the one in its "
+                    "manifest (the file is truncated "
+                    "or was changed); copy or export the bundle again"
+                )
+
+    def component(self, name: str) -> Component:
+        if name not in self.components:
+            raise BundleError(
+                f"bundle '{self.name}' has no component {name!r}, only {', '.join(sorted(self.components))}"
+            )
+        return self.components[name]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the manifest, and through its file hashes over all content."""
+        return sha256(self.folder / MANIFEST)
+
+
+def bundled_names() -> list[str]:
+    """Names that `Bundle.load` knows without a path."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{MANIFEST}"))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    family: str,
+    version: str,
+    components: Mapping[str, Component],
+    video: Video | None = None,
+    latent: Latent | None = None,
+    text: Text | None = None,
+    method: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Writes `manifest.json` with the hash of every other file in `folder`, and loads it back."""
+    files = {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    files.pop(MANIFEST, None)
+    described = {key: describe_component(component) for key, component in sorted(components.items())}
+    manifest: dict[str, Any] = {"format": FORMAT, "name": name, "family": family, "version": version}
+    for key, part in (("video", video), ("latent", latent), ("text", text)):
+        manifest[key] = None if part is None else asdict(part)
+    manifest |= {"method": dict(method or {}), "components": described, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return Bundle.load(folder)
+
+
+def _locate(source: str | Path) -> Path:
+    folder = Path(source)
+    if isinstance(source, str) and "/" not in source and (BUNDLED / source / MANIFEST).is_file():
+        return BUNDLED / source
+    if (folder / MANIFEST).is_file():
+        return folder
+    known = ", ".join(bundled_names()) or "none"
+    if folder.is_dir():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with `pyengine export`")
+    raise BundleError(
+        f"there is no bundle {str(source)!r}: expected a folder with {MANIFEST} or a bundled name ({known})"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{path} cannot be read as JSON ({error}); copy or export the bundle again"
+        ) from error
+    if not isinstance(manifest, dict):
+        raise BundleError(
+            f"{path} is not a valid manifest (expected an object but got {type(manifest).__name__})"
+        )
+    return manifest
+
+
+def _parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
+    components = {name: parse_component(name, entry) for name, entry in manifest["components"].items()}
+    bundle = Bundle(
+        folder=folder,
+        name=str(manifest["name"]),
+        family=str(manifest["family"]),
+        version=str(manifest["version"]),
+        video=Video(**manifest["video"]) if manifest.get("video") else None,
+        latent=Latent(**manifest["latent"]) if manifest.get("latent") else None,
+        text=Text(**manifest["text"]) if manifest.get("text") else None,
+        method=dict(manifest["method"]),
+        components=components,
+        files={str(name): str(digest) for name, digest in manifest["files"].items()},
+    )
+    for name in bundle.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"file {name!r} lies outside the bundle")
+    for component in components.values():
+        for name in (
+            component.portable,
+            *component.inline.files,
+            *(component.cut.files if component.cut else ()),
+        ):
+            bundle.path(name)
+    return bundle

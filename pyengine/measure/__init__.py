@@ -1,0 +1,1 @@
+"""What `pyengine bench` and the benchmarks share."""

@@ -1,0 +1,1 @@
+"""What a build writes and a later start finds again."""

@@ -1,0 +1,1 @@
+"""Runs a plan: programs, executors, memory, and the twins for host and GPU."""

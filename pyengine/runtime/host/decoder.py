@@ -1,0 +1,65 @@
+"""From clean latents to frames, while the next call of the denoiser runs."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pyengine.bundle.bundle import Bundle
+from pyengine.errors import ConfigError
+from pyengine.runtime.codec import decode_chunk
+
+if TYPE_CHECKING:
+    from pyengine.runtime.executor import Executor
+
+__all__ = ["Clip", "Decoder", "HostDecoder"]
+
+
+class Clip(Protocol):
+    """Frames on their way."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Any:
+        """uint8 [frames, height, width, 3]; waits for it."""
+        ...
+
+
+class Decoder(Protocol):
+    """Decodes chunk after chunk in order; its memory is the executor's state."""
+
+    def submit(self, latents: Any, kept: slice = slice(None)) -> Clip:
+        """One chunk of latents [frames, c, h, w]; only the frames of the `kept` ones are wanted."""
+        ...
+
+    def own(self, frames: np.ndarray) -> Any:
+        """Frames from a snapshot [frames, height, width, 3], where this decoder's frames are."""
+        ...
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        ...
+
+
+class HostDecoder:
+    """Decodes in a thread of its own."""
+
+    def __init__(self, executor: Executor, bundle: Bundle, *, device_frames: bool = False) -> None:
+        if device_frames:
+            raise ConfigError("device_frames needs an engine on device cuda but this one runs on the CPU")
+        self._executor, self._bundle = executor, bundle
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pyengine-decode")
+
+    def submit(self, latents: np.ndarray, kept: slice = slice(None)) -> Future[np.ndarray]:
+        return self._thread.submit(self._decode, latents, kept)
+
+    def own(self, frames: np.ndarray) -> np.ndarray:
+        return frames
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, latents: np.ndarray, kept: slice) -> np.ndarray:
+        return decode_chunk(self._executor, self._bundle, latents, kept)

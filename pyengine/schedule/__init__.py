@@ -1,0 +1,1 @@
+"""Which level every frame has at every call, and what follows from it: pure functions of numbers."""

@@ -1,0 +1,1 @@
+"""What obeys schedules: running generations, and what callers hold of them."""

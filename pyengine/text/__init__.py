@@ -1,0 +1,1 @@
+"""Prompts: words, caption cleaning, T5."""
