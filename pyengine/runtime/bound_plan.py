@@ -6,6 +6,7 @@ from a Memory and an Ops.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,11 +38,11 @@ class Ops(Protocol):
         """`source` broadcast to `target` along leading axes."""
         ...
 
-    def ring_append(self, *arrays: Any) -> Call: ...
-
-    def frame_window_attention(self, *arrays: Any, **attributes: Any) -> Call: ...
-
-    def relative_attention(self, *arrays: Any, **attributes: Any) -> Call: ...
+    def op(self, name: str, *inputs: Any, **others: Any) -> Call:
+        """One of our kernels by its name. `inputs` in the order of the ONNX op, None where one is absent; `others` are
+        what it writes, and its attributes.
+        """
+        ...
 
 
 class HostOps:
@@ -53,14 +54,8 @@ class HostOps:
     def copy(self, target: np.ndarray, source: np.ndarray) -> Call:
         return partial(np.copyto, target, source)
 
-    def ring_append(self, *arrays: np.ndarray) -> Call:
-        return partial(_C.ring_append, *arrays)
-
-    def frame_window_attention(self, *arrays: np.ndarray, **attributes: Any) -> Call:
-        return partial(_C.frame_window_attention, *arrays, **attributes)
-
-    def relative_attention(self, *arrays: np.ndarray, **attributes: Any) -> Call:
-        return partial(_C.relative_attention, *arrays, **attributes)
+    def op(self, name: str, *inputs: Any, **others: Any) -> Call:
+        return partial(getattr(_C, name), *inputs, **others)
 
 
 class Walk:
@@ -159,15 +154,10 @@ class Walk:
             elif step.kind == "copy":
                 calls.append(("ops", ops.copy(arrays[step.outputs[0]], arrays[step.inputs[0]])))
             elif step.kind == "append":
-                rings = (arrays[name] for name in step.inputs)  # key, value, ring_key, ring_value
-                calls.append(("ops", ops.ring_append(*rings, arrays[APPEND_SLOT])))
-            elif step.op == "FrameWindowAttention":
-                calls.append(("ops", self._attention(step, arrays)))
-            elif step.op == "RelativeAttention":
-                tensors = [arrays[name] for name in step.inputs]
-                transposed = bool(step.attributes.get("transposed", 0))
-                out = arrays[step.outputs[0]]
-                calls.append(("ops", ops.relative_attention(*tensors, out=out, transposed=transposed)))
+                inputs = [arrays[name] for name in step.inputs]  # key, value, ring_key, ring_value
+                calls.append(("ops", ops.op("ring_append", *inputs, arrays[APPEND_SLOT])))
+            elif step.op is not None and hasattr(_C, kernel_name(step.op)):
+                calls.append(("ops", self._kernel(step, arrays)))
             else:
                 raise PlanError(
                     f"this pyengine does not know the op {step.op or step.kind!r}: install the version "
@@ -186,26 +176,16 @@ class Walk:
             )
         return array[0]
 
-    def _attention(self, step: Step, arrays: Arrays) -> Call:
-        """The kernel on fixed arrays, which also appends to the ring in place."""
-        names = [*step.inputs, *[""] * (9 - len(step.inputs))]
-        q_gain, k_gain, reach = (arrays[name] if name else None for name in names[6:])
-        attributes: dict[str, Any] = dict(step.attributes)
-        attributes["interleaved"] = bool(attributes.get("interleaved", 1))
-        attributes |= {
-            "append_slot": arrays.get(APPEND_SLOT),
-            "q_gain": q_gain,
-            "k_gain": k_gain,
-            "reach": reach,
-        }
-        qkv = arrays[names[0]]
-        ring = [arrays[name] for name in names[3:6]] if names[5] else self._no_ring(names[0])
-        tensors = (qkv, arrays[names[1]], arrays[names[2]], *ring, arrays[step.outputs[0]])
-        return self.ops.frame_window_attention(*tensors, **attributes)
+    def _kernel(self, step: Step, arrays: Arrays) -> Call:
+        """The kernel on fixed arrays. One that reads a ring also appends to it in place."""
+        assert step.op is not None
+        inputs = [arrays[name] if name else None for name in step.inputs]
+        others: dict[str, Any] = {"out": arrays[step.outputs[0]], **step.attributes}
+        if any(name in self.rings for name in step.inputs):
+            others["append_slot"] = arrays[APPEND_SLOT]
+        return self.ops.op(kernel_name(step.op), *inputs, **others)
 
-    def _no_ring(self, qkv: str) -> list[Any]:
-        """Keys, values and indices of no slots at all, for a network whose context is recomputed."""
-        port = self._port(qkv)
-        batch, _, tokens, _, heads, head_size = port.shape
-        nothing = Port((batch, 0, tokens, heads, head_size), port.dtype)
-        return [self.memory.new(nothing), self.memory.new(nothing), self.memory.new(Port((0,), "int64"))]
+
+def kernel_name(op: str) -> str:
+    """The kernel of an ONNX op: `FrameWindowAttention` is `frame_window_attention`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", op).lower()
