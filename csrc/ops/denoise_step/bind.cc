@@ -1,5 +1,8 @@
 #include "bindings/op_binding.h"
 #include "ops/denoise_step/op.h"
+#ifdef PYENGINE_BIND_CUDA
+#include "ops/denoise_step/cuda.h"
+#endif
 
 namespace pyengine::ops {
 

@@ -1,5 +1,8 @@
 #include "bindings/op_binding.h"
 #include "ops/relative_attention/op.h"
+#ifdef PYENGINE_BIND_CUDA
+#include "ops/relative_attention/cuda.h"
+#endif
 
 namespace pyengine::ops {
 

@@ -1,5 +1,8 @@
 #include "bindings/op_binding.h"
 #include "ops/ring_append/op.h"
+#ifdef PYENGINE_BIND_CUDA
+#include "ops/ring_append/cuda.h"
+#endif
 
 namespace pyengine::ops {
 
