@@ -132,6 +132,10 @@ class Hierarchical:
         return self.config.stride if self.config.interpolates else self.config.clip_frames
 
     @property
+    def given_frames(self) -> int:
+        return 0
+
+    @property
     def first_call(self) -> int:
         return 0
 

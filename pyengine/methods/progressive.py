@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pyengine.errors import ConfigError
 from pyengine.methods.shared import ContextSettings, Count, Frames, Positive, WindowSettings
 from pyengine.methods.windowed import Windowed
 from pyengine.schedule.progressive import ScheduleConfig, Step, recache_steps, step_at
@@ -24,8 +25,8 @@ class ProgressiveSettings(WindowSettings):
     """What a manifest or a caller says of the method.
 
     cadence       m, calls from one chunk's birth to the next's
-    opening       "rflow": the first chunk is made by the ordinary sampler when none is given; "warm": a stream of given chunks
-                  begins with a full window, all but the first chunk noised to their levels
+    opening       "rflow": the first chunk is made by the ordinary sampler when none is given; "warm": a stream that is given
+                  chunks begins with a full window, whose chunks are the last given ones noised to their levels and made again
     opening_warp  warp of the opening; None = `warp`
     row_counts    prepared numbers of window rows, to share another schedule's plan; None = what is needed
     """
@@ -37,6 +38,17 @@ class ProgressiveSettings(WindowSettings):
     opening_warp: Positive | WarpRule | None = None
     row_counts: tuple[Count, ...] | None = None
 
+    @property
+    def start_chunks(self) -> int:
+        return super().start_chunks + self.remade_chunks
+
+    @property
+    def remade_chunks(self) -> int:
+        """The last given chunks, those that a "warm" opening noises and makes again: all of a full window but the newest."""
+        if self.opening != "warm" or not self.cadence:
+            return 0
+        return -(-self.steps // self.cadence) - 1
+
 
 @dataclass(frozen=True)
 class Progressive(Windowed):
@@ -44,8 +56,8 @@ class Progressive(Windowed):
 
     opening  schedule of chunk 0 alone, in calls -S..-1 before those of `config`, which then takes it as given; None = no such calls
     only     True: `opening` is the whole stream
-    warm     True: the stream begins with a full window. Chunks 1.. of the given ones are noised to their levels and denoised again
-             (PA-VDM's algorithm 1 with a fixed window; FIFO-Diffusion)
+    warm     True: the stream begins with a full window. The chunks behind `config.given_chunks` that it has by then are given too,
+             noised to their levels and denoised again (PA-VDM's algorithm 1 with a fixed window; FIFO-Diffusion)
     """
 
     config: ScheduleConfig
@@ -59,6 +71,14 @@ class Progressive(Windowed):
     ) -> Progressive:
         context, size, row_counts = settings.context, settings.chunk_frames, settings.row_counts or None
         opens = settings.opening == "rflow" and not given_chunks
+        warm = settings.opening == "warm" and given_chunks > 0
+        if warm:
+            given_chunks -= settings.remade_chunks
+            if given_chunks < 1:
+                raise ConfigError(
+                    f"expected a start of {settings.remade_chunks + 1} chunks or more, which fill the window of opening 'warm', "
+                    f"but got {given_chunks + settings.remade_chunks}; give a longer start"
+                )
         config = ScheduleConfig(
             steps=settings.steps,
             chunk_frames=size,
@@ -73,7 +93,7 @@ class Progressive(Windowed):
             row_counts=row_counts,
         )
         if settings.opening != "rflow":
-            return cls(config, warm=settings.opening == "warm" and given_chunks > 0)
+            return cls(config, warm=warm)
         # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
         config = replace(
             config,
@@ -106,6 +126,10 @@ class Progressive(Windowed):
     @property
     def sink_frames(self) -> int:
         return self.config.sink_frames
+
+    @property
+    def given_frames(self) -> int:
+        return self.config.given_chunks * self.chunk_frames
 
     @property
     def period(self) -> int:

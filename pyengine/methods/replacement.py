@@ -70,6 +70,10 @@ class Replacement(Windowed):
         return self.config.ring_frames
 
     @property
+    def given_frames(self) -> int:
+        return self.config.given_chunks * self.config.chunk_frames
+
+    @property
     def first_call(self) -> int:
         return 0
 

@@ -50,6 +50,11 @@ class Windowed(ABC):
         """Records that rewrite the ring before `call`."""
 
     @property
+    @abstractmethod
+    def given_frames(self) -> int:
+        """Given latents that stay as they are."""
+
+    @property
     def sink_frames(self) -> int:
         """Frames from the start that stay visible for ever."""
         return 0

@@ -115,6 +115,11 @@ class Schedule(Protocol):
         ...
 
     @property
+    def given_frames(self) -> int:
+        """Given latents that stay as they are, so that callers have their frames; further ones are noised and made again."""
+        ...
+
+    @property
     def places(self) -> int:
         """Latents in flight at most."""
         ...

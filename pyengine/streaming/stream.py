@@ -82,7 +82,7 @@ class Stream:
             self._driver.prepare(self._state)
         for frame, latent in enumerate(() if given is None else given):
             self._state.store.give(frame, latent)
-        for start in range(0, 0 if given is None else len(given), self._schedule.chunk_frames):
+        for start in range(0, 0 if given is None else self._schedule.given_frames, self._schedule.chunk_frames):
             # Fills the decoder's memory; the caller has the frames.
             window = self._state.store.window(range(start, start + self._schedule.chunk_frames))
             self._state.decoder.submit(window).result()
