@@ -10,57 +10,43 @@ import opensora_golden as golden
 import pytest
 import torch
 
+from fake_network import FakeExecutor, FakeNetwork, fake_bundle, finish, open_stream, stream_settings
+
 from pyengine.bundle.bundle import Latent
-from pyengine.bundle.variant import Variant
+from pyengine.bundle.manifest import TensorSpec
 from pyengine.errors import ConfigError
 from pyengine.methods import make_method
 from pyengine.methods.progressive import Progressive
-from pyengine.runtime.host.latents import HostLatents
-from pyengine.schedule.samplers import euler
 from pyengine.schedule.warp import WarpRule, resolve_warp, rflow_warp
-from pyengine.streaming import window as window_module
-from pyengine.streaming.window import Window
+from pyengine.streaming import driver as driver_module
+from pyengine.streaming.driver import Driver
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Calls = list[dict[str, np.ndarray]]
 
 
-class TorchlessExecutor:
-    """What a Window needs of an executor, around a function of the present frames: network(latents, levels) -> [2, frames, c, h, w]."""
+def denoiser(network: Network, frame_shape: tuple[int, ...], calls: Calls) -> FakeNetwork:
+    """A denoiser around a function of the present frames: network(latents, levels) -> [2, frames, c, h, w]. `calls` takes what it
+    was asked.
+    """
 
-    def __init__(self, network: Network, frame_shape: tuple[int, ...]) -> None:
-        self.network, self.frame_shape = network, frame_shape
-        self.buffers: dict[Variant, dict[str, np.ndarray]] = {}
-        self.calls: list[dict[str, np.ndarray]] = []
+    def predict(given: dict[str, np.ndarray], rings: object) -> dict[str, np.ndarray]:
+        (frame_index,), (latents,), (level,) = given["frame_index"], given["latents"], given["level"]
+        seen = frame_index >= 0
+        assert list(frame_index[seen]) == list(range(seen.sum()))  # positions are local to the window
+        calls.append({"latents": latents[seen].copy(), "level": level[seen].copy()})
+        prediction = np.full((2, 1, *latents.shape), np.nan, np.float32)  # nobody may read absent rows
+        prediction[:, 0, seen] = network(latents[seen], level[seen])
+        return {"prediction": prediction}
 
-    def inputs(self, variant: Variant) -> dict[str, np.ndarray]:
-        rows = variant.symbols["frames"]
-        if variant not in self.buffers:
-            self.buffers[variant] = {
-                "latents": np.zeros((rows, *self.frame_shape), np.float32),
-                "level": np.zeros(rows, np.float32),
-                "frame_index": np.zeros(rows, np.int64),
-                "velocity": np.zeros((2, rows, *self.frame_shape), np.float32),
-            }
-        return {name: array for name, array in self.buffers[variant].items() if name != "velocity"}
-
-    def input(self, variant: Variant, name: str) -> np.ndarray:
-        return self.inputs(variant)[name]
-
-    def latents(self, frame_shape: tuple[int, ...], rows: int) -> HostLatents:
-        return HostLatents(self, frame_shape, rows)  # type: ignore[arg-type]
-
-    def run(self, variant: Variant) -> None:
-        arrays = self.buffers[variant]
-        seen = arrays["frame_index"] >= 0
-        assert list(arrays["frame_index"][seen]) == list(
-            range(seen.sum())
-        )  # positions are local to the window
-        self.calls.append({name: array[seen].copy() for name, array in arrays.items() if name != "velocity"})
-        arrays["velocity"][:, seen] = self.network(arrays["latents"][seen], arrays["level"][seen])
-        arrays["velocity"][:, ~seen] = np.nan  # nobody may read them
-
-    def output(self, variant: Variant, name: str) -> np.ndarray:
-        return self.buffers[variant][name]
+    frames = ("streams", "frames")
+    inputs = {
+        "latents": TensorSpec((*frames, *frame_shape), "float32"),
+        "level": TensorSpec(frames, "float32"),
+        "frame_index": TensorSpec(frames, "int64"),
+    }
+    prediction = TensorSpec(("branches", *frames, *frame_shape), "float32")
+    return FakeNetwork(inputs, {"prediction": prediction}, predict)
 
 
 def dummy(case: dict[str, np.ndarray], sample: int) -> Network:
@@ -83,18 +69,15 @@ def run(
     given: np.ndarray | None,
     noise: np.ndarray,
     calls: int | None = None,
-) -> tuple[np.ndarray, TorchlessExecutor]:
+) -> tuple[np.ndarray, Calls]:
     """The latents of one sample [c, frames, h, w], given ones first, and what the network was asked."""
     channels, _, height, width = noise.shape
-    executor = TorchlessExecutor(network, (channels, height, width))
-    window = Window(
-        executor,  # type: ignore[arg-type]
-        Latent(channels, height, width),
-        method,
-        euler,
-        guidance=float(case["cfg_scale"]),
-        seed=0,
-    )
+    asked: Calls = []
+    networks = {"denoiser": denoiser(network, (channels, height, width), asked)}
+    latent = Latent(channels, height, width)
+    driver = Driver(FakeExecutor(networks), fake_bundle(networks, latent))  # type: ignore[arg-type]
+    settings = stream_settings(BASE, guidance=float(case["cfg_scale"]))
+    state = open_stream(driver, latent, settings, method)
     first = 0 if given is None else method.config.given_chunks * method.chunk_frames
 
     def frame_noise(
@@ -107,36 +90,47 @@ def run(
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(window_module, "frame_noise", frame_noise)
+        patch.setattr(driver_module, "frame_noise", frame_noise)
         done = [] if given is None else [np.moveaxis(given[:, :first], 1, 0)]
-        if given is not None:
-            window.give(np.moveaxis(given, 1, 0))
-        total = method.calls - method.first_call if calls is None else calls
-        for _ in range(total):
-            done += [latents for _, latents in window.advance()]
-    return np.moveaxis(np.concatenate(done), 0, 1), executor
+        for frame, value in enumerate([] if given is None else np.moveaxis(given, 1, 0)):
+            state.store.give(frame, value)
+        done += finish(driver, state, calls)
+    return np.moveaxis(np.concatenate(done), 0, 1), asked
+
+
+# Sampler and positions of every case; the schedules are made by each.
+BASE = {
+    "name": "progressive",
+    "steps": 1,
+    "chunk_frames": 1,
+    "cadence": 1,
+    "context": {"kind": "recompute", "sink_frames": 0, "recent_frames": 1},
+}
 
 
 def pa_method(case: dict[str, np.ndarray], warm: bool = False) -> Progressive:
+    """PA-VDM behind one given chunk; `warm`: behind a full window of them, endless."""
     chunk, steps, frames = (int(case[name]) for name in ("C", "S", "F"))
-    warp = float(case["warp_r"]) if bool(case["warp"]) else 1.0
+    cadence = steps * chunk // frames
     settings = {
         "name": "progressive",
         "steps": steps,
         "chunk_frames": chunk,
-        "cadence": steps * chunk // frames,
-        "warp": warp,
+        "cadence": cadence,
+        "warp": float(case["warp_r"]) if bool(case["warp"]) else 1.0,
         "context": {"kind": "recompute", "sink_frames": 0, "recent_frames": chunk},
+        "opening": "warm" if warm else None,
     }
     generated = None if warm else int(case["target_latents"]) // chunk - 1
-    method = make_method(settings, generated, 1)
+    method = make_method(settings, generated, -(-steps // cadence) if warm else 1)
     assert isinstance(method, Progressive)
-    return Progressive(method.config, warm=warm)
+    assert (method.warm, method.config.given_chunks) == (warm, 1)
+    return method
 
 
-def check_calls(case: dict[str, np.ndarray], executor: TorchlessExecutor) -> None:
-    assert [len(call["level"]) for call in executor.calls] == list(case["window_len"])
-    for call, wanted in zip(executor.calls, case["frame_t"], strict=True):
+def check_calls(case: dict[str, np.ndarray], calls: Calls) -> None:
+    assert [len(call["level"]) for call in calls] == list(case["window_len"])
+    for call, wanted in zip(calls, case["frame_t"], strict=True):
         np.testing.assert_allclose(call["level"] * 1000, wanted[: len(call["level"])], rtol=0, atol=1e-3)
 
 
@@ -146,7 +140,7 @@ def test_progressive_sampling_equals_the_original(name: str) -> None:
     warm = not bool(case["variable_length"])
     method = pa_method(case, warm)
     for sample in range(len(case["in_z_given"])):
-        out, executor = run(
+        out, calls = run(
             case,
             method,
             dummy(case, sample),
@@ -154,7 +148,7 @@ def test_progressive_sampling_equals_the_original(name: str) -> None:
             case["in_noise"][sample],
             len(case["window_len"]) if warm else None,
         )
-        check_calls(case, executor)
+        check_calls(case, calls)
         np.testing.assert_allclose(out, case["out"][sample], rtol=0, atol=1e-5)
 
 
@@ -169,8 +163,8 @@ def test_progressive_sampling_of_the_real_network_equals_the_original() -> None:
         out = golden.stdit3()(x, torch.from_numpy(level * 1000).expand(2, -1), text, mask=keep, **sizes)
         return out[:, : x.shape[1]].transpose(1, 2).numpy()
 
-    out, executor = run(case, pa_method(case), network, case["in_z_given"][0], case["in_noise"][0])
-    check_calls(case, executor)
+    out, calls = run(case, pa_method(case), network, case["in_z_given"][0], case["in_noise"][0])
+    check_calls(case, calls)
     np.testing.assert_allclose(out, case["out"][0], rtol=0, atol=1e-4)
 
 
@@ -192,9 +186,9 @@ def test_ordinary_sampling_equals_the_original(name: str) -> None:
             else 1.0,
         }
         method = make_method(settings, (frames - given) // size, given // size)
-        out, executor = run(case, method, dummy(case, sample), z[:, :given] if given else None, z[:, given:])
-        assert len(executor.calls) == int(case["S"])
-        for call, wanted in zip(executor.calls, case["timesteps"][:, sample], strict=True):
+        out, calls = run(case, method, dummy(case, sample), z[:, :given] if given else None, z[:, given:])
+        assert len(calls) == int(case["S"])
+        for call, wanted in zip(calls, case["timesteps"][:, sample], strict=True):
             np.testing.assert_allclose(call["level"][given:] * 1000, wanted, rtol=0, atol=1e-3)
             assert not call["level"][:given].any()
         np.testing.assert_allclose(out, case["out"][sample], rtol=0, atol=1e-5)
@@ -229,11 +223,11 @@ def test_an_opening_makes_the_first_chunk_with_the_ordinary_sampler() -> None:
     method = make_method(settings, 12, 0)
     assert (method.first_call, method.calls, method.row_counts) == (-30, 80, (5, 35))
     assert make_method(settings, 12, 1).row_counts == (5, 35)
-    out, executor = run(case, method, network, None, np.concatenate([opening, noise], 1))
-    first = executor.calls[:30]
+    out, calls = run(case, method, network, None, np.concatenate([opening, noise], 1))
+    first = calls[:30]
     assert all(len(set(call["level"])) == 1 and len(call["level"]) == 5 for call in first)
     given, _ = run(case, make_method(settings, 11, 1), network, out[:, :5], noise)
     assert np.array_equal(out, given)
-    alone, executor = run(case, make_method(settings, 1, 0), network, None, opening)
-    assert len(executor.calls) == 30
+    alone, calls = run(case, make_method(settings, 1, 0), network, None, opening)
+    assert len(calls) == 30
     assert np.array_equal(alone, out[:, :5])
