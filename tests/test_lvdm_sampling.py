@@ -1,10 +1,11 @@
 """Schedules, DDIM, ancestral steps, guidance and both levels of the long loop, against numbers of the original code.
 
-The loops run in `Clips` as in a stream; torch modules stand in for compiled ones, and the stored draws for the random ones.
+The driver runs the loops as in a stream; torch modules stand in for compiled ones, and the stored draws for the random ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,124 +13,121 @@ import pytest
 import torch
 from lvdm_golden import CASES, MANIFEST, arrays, error, model
 
+from fake_network import FakeExecutor, FakeNetwork, fake_bundle, finish, open_stream, stream_settings
+
 from pyengine.bundle.bundle import Latent
-from pyengine.bundle.variant import Variant
+from pyengine.bundle.manifest import TensorSpec
 from pyengine.errors import ConfigError
 from pyengine.export.families.lvdm.components import Denoiser, Embedding
-from pyengine.methods.hierarchical import Hierarchical
-from pyengine.runtime.host.clip_latents import HostClipLatents
+from pyengine.methods import method_settings
+from pyengine.methods.hierarchical import CONDITION_DRAW
 from pyengine.schedule.hierarchy import HierarchyConfig, ddim_timesteps
-from pyengine.schedule.samplers import alphas_cumprod, cfg, cfg_original, ddim
-from pyengine.streaming import clips as clips_module
-from pyengine.streaming.clips import CONDITION_CALL, INTERPOLATION_STREAM, Clips
+from pyengine.schedule.samplers import alphas_cumprod, cfg, ddim
+from pyengine.streaming import driver as driver_module
+from pyengine.streaming.driver import Driver, StreamState
 
 TABLE = 1e-5  # of the schedule; the loops have 5e-5
+STRIDE = 4  # latents from one key to the next
+Draws = dict[tuple[int, int | None], np.ndarray]
+Opened = tuple[Driver, StreamState]
 A, B = ((MANIFEST["schedules"][k]["linear_start"], MANIFEST["schedules"][k]["linear_end"]) for k in "AB")
 
 
-class TorchExecutor:
-    """The part of an Executor that Clips uses, on torch modules."""
+def networks(unets: dict[str, torch.nn.Module], frames: dict[str, int], scale: float = 1.0) -> dict[str, FakeNetwork]:
+    """Denoisers and embeddings on torch modules; predictions are multiplied by `scale`."""
+    made = {}
+    for name, unet in unets.items():
+        made[name] = _denoiser(unet, frames[name], scale)
+        made[f"{name}_embedding"] = _embedding(unet)
+    return made
 
-    def __init__(self, unets: dict[str, torch.nn.Module], frames: dict[str, int]) -> None:
-        self.unets, self.frames = unets, frames
-        self._inputs: dict[Variant, dict[str, np.ndarray]] = {}
-        self._outputs: dict[Variant, np.ndarray] = {}
 
-    def inputs(self, variant: Variant) -> dict[str, np.ndarray]:
-        if variant not in self._inputs:
-            name = variant.component.removesuffix("_embedding")
-            unet, sizes = self.unets[name], variant.symbols
-            if "steps" in sizes:
-                made = {"timesteps": np.zeros(sizes["steps"], np.int64)}
-                made |= {"level": np.zeros(sizes["steps"], np.int64)} if unet.num_classes else {}
-            else:
-                width = sum(block.emb_layers[1].out_features for block in unet.residual_blocks())
-                shape = (sizes["rows"], 4, self.frames[name], 8, 8)
-                made = {
-                    "latents": np.zeros(shape, np.float32),
-                    "embedding": np.zeros((shape[0], width), np.float32),
-                }
-                made |= {"mask": np.zeros(shape[:3:2], np.float32)} if unet.in_channels == 5 else {}
-                for i in range(len(unet.text_keys(torch.zeros(1, 7, 24))) // 2 if unet.context_dim else 0):
-                    heads = unet.text_keys(torch.zeros(2, 7, 24))[2 * i].shape
-                    made |= {f"text_{part}.{i}": np.zeros(heads, np.float32) for part in ("key", "value")}
-            self._inputs[variant] = made
-        return self._inputs[variant]
-
-    def input(self, variant: Variant, name: str) -> np.ndarray:
-        return self.inputs(variant)[name]
+def _denoiser(unet: Any, frames: int, scale: float) -> FakeNetwork:
+    network, rows = Denoiser(unet), ("streams", frames)
+    width = sum(block.emb_layers[1].out_features for block in unet.residual_blocks())
+    inputs = {
+        "latents": TensorSpec((*rows, 4, 8, 8), "float32"),
+        "embedding": TensorSpec(("branches", "streams", width), "float32"),
+    }
+    if unet.in_channels == 5:
+        inputs["mask"] = TensorSpec(("branches", *rows), "float32")
+    texts = unet.text_keys(torch.zeros(1, 7, 24)) if unet.context_dim else []
+    for i, text in enumerate(texts):
+        shape = ("branches", "streams", *text.shape[1:])
+        inputs[f"text_{'value' if i % 2 else 'key'}.{i // 2}"] = TensorSpec(shape, "float32")
 
     @torch.no_grad()
-    def run(self, variant: Variant) -> None:
-        given = {name: torch.from_numpy(array.copy()) for name, array in self.inputs(variant).items()}
-        unet = self.unets[variant.component.removesuffix("_embedding")]
-        if "steps" in variant.symbols:
-            self._outputs[variant] = Embedding(unet)(**given).numpy()
-            return
-        layers = sum(name.startswith("text_key") for name in given)
-        texts = {
-            part: [given.pop(f"{part}.{i}") for i in range(layers)] for part in ("text_key", "text_value")
+    def run(arrays: dict[str, np.ndarray], rings: object) -> dict[str, np.ndarray]:
+        given: dict[str, Any] = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        for part in ("text_key", "text_value"):
+            given[part] = [given.pop(f"{part}.{i}") for i in range(len(texts) // 2)]
+        return {"prediction": scale * network(**given).numpy()}
+
+    return FakeNetwork(inputs, {"prediction": TensorSpec(("branches", *rows, 4, 8, 8), "float32")}, run)
+
+
+def _embedding(unet: Any) -> FakeNetwork:
+    network, inputs = Embedding(unet), {"timesteps": TensorSpec(("steps",), "int64")}
+    if unet.num_classes:
+        inputs["level"] = inputs["timesteps"]
+    width = sum(block.emb_layers[1].out_features for block in unet.residual_blocks())
+
+    @torch.no_grad()
+    def run(arrays: dict[str, np.ndarray], rings: object) -> dict[str, np.ndarray]:
+        return {
+            "projected": network(**{name: torch.from_numpy(array) for name, array in arrays.items()}).numpy()
         }
-        self._outputs[variant] = Denoiser(unet)(**given, **texts).numpy()
 
-    def output(self, variant: Variant, name: str) -> np.ndarray:
-        return self._outputs[variant]
-
-    def clip_latents(self, shape: Any, batches: Any, tables: Any, branches: int) -> HostClipLatents:
-        return HostClipLatents(self, shape, tables)  # type: ignore[arg-type]
+    return FakeNetwork(inputs, {"projected": TensorSpec((len(inputs), "steps", width), "float32")}, run)
 
 
-def use_draws(monkeypatch: pytest.MonkeyPatch, draws: dict[tuple[int, int | None], np.ndarray]) -> None:
-    """Let Clips take these draws by (number of the clip, call); others are random but fixed."""
+def by_frame(draw: np.ndarray, frames: Iterable[int], number: int | None) -> Draws:
+    """A stored draw of a clip [channels, frames, h, w] by latent frame."""
+    return {(frame, number): draw[:, row] for row, frame in enumerate(frames)}
 
-    def stored(seed: int, number: int, shape: tuple[int, ...], call: int | None, out: np.ndarray) -> None:
+
+def use_draws(monkeypatch: pytest.MonkeyPatch, draws: Draws) -> None:
+    """Let the driver take these draws by (latent frame, number of the draw); others are random but fixed."""
+
+    def stored(seed: int, frame: int, shape: tuple[int, ...], draw: int | None, out: np.ndarray) -> None:
         assert out.shape == tuple(shape)
-        if (number, call) in draws:
-            assert draws[number, call].shape == out.shape
-            out[...] = draws[number, call]
+        if (frame, draw) in draws:
+            assert draws[frame, draw].shape == out.shape
+            out[...] = draws[frame, draw]
         else:
-            out[...] = np.random.default_rng([number, call or 0]).standard_normal(shape)
+            out[...] = np.random.default_rng([frame, draw or 0]).standard_normal(shape)
 
-    monkeypatch.setattr(clips_module, "frame_noise", stored)
+    monkeypatch.setattr(driver_module, "frame_noise", stored)
 
 
-class SilentExecutor(TorchExecutor):
-    """Networks that predict 0."""
-
-    def run(self, variant: Variant) -> None:
-        super().run(variant)
-        self._outputs[variant] = 0 * self._outputs[variant]
+def opened(made: dict[str, FakeNetwork], method: dict[str, Any], chunks: int, guidance: float) -> Opened:
+    """A stream of these networks before its first call, whose decoder gives latents back."""
+    latent = Latent(4, 8, 8)
+    driver = Driver(FakeExecutor(made), fake_bundle(made, latent))  # type: ignore[arg-type]
+    return driver, open_stream(driver, latent, stream_settings(method, chunks=chunks, guidance=guidance))
 
 
 def clip(
-    name: str,
     frames: int,
     eta: float,
     betas: tuple[float, float],
     guidance: float,
     unet: str,
-    executor: type[TorchExecutor] = TorchExecutor,
+    scale: float = 1.0,
     **changes: str,
-) -> Clips:
+) -> Opened:
     settings = {
-        "name": "clip",
-        "steps": 4,
-        "timesteps": 1000,
-        "clip_frames": frames,
-        "eta": eta,
-        "betas": betas,
-    }
-    method = Hierarchical.from_settings(settings | {"guidance_form": "text"} | changes, 1, 0)
-    networks = executor({"prediction": model(unet)}, {"prediction": frames})
-    return Clips(networks, Latent(4, 8, 8), method, guidance=guidance, seed=0)
+        "name": "clip", "steps": 4, "timesteps": 1000, "clip_frames": frames, "chunk_frames": frames, "eta": eta, "betas": betas,
+        "guidance": guidance, "guidance_form": "text",
+    }  # fmt: skip
+    made = networks({"prediction": model(unet)}, {"prediction": frames}, scale)
+    return opened(made, settings | changes, 1, guidance)
 
 
-def finish(made: Clips) -> np.ndarray:
+def window(driver: Driver, state: StreamState) -> np.ndarray:
     """Run to the end; the one window of latents as [channels, frames, h, w]."""
-    windows: list[tuple[int, np.ndarray]] = []
-    while not windows:
-        windows = made.advance()
-    return windows[0][1].swapaxes(0, 1)
+    (latents,) = finish(driver, state)
+    return latents.swapaxes(0, 1)
 
 
 @pytest.mark.parametrize("schedule", ["A", "B"])
@@ -177,17 +175,19 @@ def test_ancestral_steps_are_ddim_with_eta_one_over_every_timestep() -> None:
 def test_ddim_loop_of_a_short_clip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given, spec = arrays(name), CASES[name]["spec"]
     for b in range(spec["B"]):
-        draws = {(0, None): given["in_x_T"][b]} | {(0, i): given["in_noise"][i, b] for i in range(4)}
+        draws = by_frame(given["in_x_T"][b], range(4), None)
+        for i in range(4):
+            draws |= by_frame(given["in_noise"][i, b], range(4), i)
         use_draws(monkeypatch, draws)
-        made = finish(clip(name, 4, spec["eta"], A, 1.0, "unet_short"))
+        made = window(*clip(4, spec["eta"], A, 1.0, "unet_short"))
         assert error(made, given["out_x0"][b]) < CASES[name]["tolerance"]
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "velocity"])
 def test_what_the_networks_predict_is_a_setting(predicts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     start = np.random.default_rng(0).standard_normal((4, 4, 8, 8)).astype(np.float32)
-    use_draws(monkeypatch, {(0, None): start})
-    made = finish(clip("", 4, 0.0, A, 1.0, "unet_short", SilentExecutor, predicts=predicts))
+    use_draws(monkeypatch, by_frame(start, range(4), None))
+    made = window(*clip(4, 0.0, A, 1.0, "unet_short", scale=0, predicts=predicts))
     # By hand, for a prediction of 0: no noise means x0 = x / a; velocity 0 means x0 = a x and eps = s x.
     scale, alpha_bar = 1.0, alphas_cumprod(*A)
     ladder = ddim_timesteps(4)
@@ -202,26 +202,27 @@ def test_what_the_networks_predict_is_a_setting(predicts: str, monkeypatch: pyte
 def test_text_to_video_with_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "ddim_t2v_cfg"
     given, spec = arrays(name), CASES[name]["spec"]
-    use_draws(
-        monkeypatch, {(0, None): given["in_x_T"][0]} | {(0, i): given["in_noise"][i, 0] for i in range(4)}
-    )
-    made = clip(name, 4, 1.0, B, spec["guidance"], "unet_t2v")
+    draws = by_frame(given["in_x_T"][0], range(4), None)
+    for i in range(4):
+        draws |= by_frame(given["in_noise"][i, 0], range(4), i)
+    use_draws(monkeypatch, draws)
+    driver, state = clip(4, 1.0, B, spec["guidance"], "unet_t2v")
     context = torch.from_numpy(np.concatenate([given["in_context"], given["in_context_uncond"]]))
     with torch.no_grad():
         texts = [text.numpy() for text in model("unet_t2v").text_keys(context)]
-    made.set_text({f"text_{'value' if i % 2 else 'key'}.{i // 2}": text for i, text in enumerate(texts)})
-    assert error(finish(made), given["out_x0"][0]) < CASES[name]["tolerance"]
+    state.text = {f"text_{'value' if i % 2 else 'key'}.{i // 2}": text for i, text in enumerate(texts)}
+    assert error(window(driver, state), given["out_x0"][0]) < CASES[name]["tolerance"]
 
 
-def long_clips(behaviour: str, clips_per_round: int = 1) -> Clips:
+def long_stream(behaviour: str, clips_per_round: int = 1) -> Opened:
     settings = {
-        "name": "hierarchical", "steps": 4, "timesteps": 1000, "clip_frames": 4, "eta": 1.0, "betas": A, "stride": 4,
-        "perturbation": 24, "behaviour": behaviour, "decode": "whole", "clips_per_round": clips_per_round,
+        "name": "hierarchical", "steps": 4, "timesteps": 1000, "clip_frames": 4, "chunk_frames": STRIDE, "eta": 1.0, "betas": A,
+        "stride": STRIDE, "perturbation": 24, "behaviour": behaviour, "decode": "whole", "clips_per_round": clips_per_round,
+        "guidance": 0.1,
     }  # fmt: skip
-    method = Hierarchical.from_settings(settings, 3 * clips_per_round, 0)
     unets = {"prediction": model("unet_pred"), "interpolation": model("unet_interp")}
-    executor = TorchExecutor(unets, {"prediction": 4, "interpolation": 5})
-    return Clips(executor, Latent(4, 8, 8), method, guidance=0.1, seed=0)
+    made = networks(unets, {"prediction": 4, "interpolation": STRIDE + 1})
+    return opened(made, settings, 3 * clips_per_round, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -231,18 +232,23 @@ def test_prediction_continues_from_the_last_key(
     name: str, behaviour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = arrays(name)
-    draws: dict[Any, np.ndarray] = {(c, None): given["in_x_T"][c, 0] for c in (0, 1)}
-    draws |= {(c, i): given["in_noise"][c, i, 0] for c in (0, 1) for i in range(4)}
-    draws[1, CONDITION_CALL] = given["in_cond_noise"][0, 0]
+    # The last key of clip 0 is the condition of clip 1, whose own draws for it nobody reads: clip 0 comes last.
+    draws: Draws = {}
+    for number in (1, 0):
+        keys = [key * STRIDE for key in range(3 * number, 3 * number + 4)]
+        draws |= by_frame(given["in_x_T"][number, 0], keys, None)
+        for i in range(4):
+            draws |= by_frame(given["in_noise"][number, i, 0], keys, i)
+    draws |= by_frame(given["in_cond_noise"][0, 0], [3 * STRIDE], CONDITION_DRAW)
     use_draws(monkeypatch, draws)
-    made = long_clips(behaviour, clips_per_round=2)
+    driver, state = long_stream(behaviour, clips_per_round=2)
     for call in range(8):
-        made.advance()
+        driver.step([state])
         if call >= 4:
-            assert (
-                error(made.state()["sample"], given["out_x_prev_clip1"][call - 4]) < CASES[name]["tolerance"]
-            )
-    assert error(made.state()["keys"].swapaxes(0, 1), given["out_latents"][0]) < CASES[name]["tolerance"]
+            sample = state.store.state()["latents"][:4].swapaxes(0, 1)[None]
+            assert error(sample, given["out_x_prev_clip1"][call - 4]) < CASES[name]["tolerance"]
+    keys = state.store.window([key * STRIDE for key in range(7)])
+    assert error(keys.swapaxes(0, 1), given["out_latents"][0]) < CASES[name]["tolerance"]
 
 
 def test_the_two_masks_give_different_videos() -> None:
@@ -255,20 +261,18 @@ def test_the_two_masks_give_different_videos() -> None:
 def test_interpolation_fills_the_first_interval_as_released(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "ddim_interp_step"
     given = arrays(name)
-    number = INTERPOLATION_STREAM
-    draws: dict[Any, np.ndarray] = {(number, None): given["in_x_T"][0, 0]}
-    draws |= {(number, i): given["in_noise"][0, i, 0] for i in range(4)}
-    draws[number, CONDITION_CALL] = given["in_cond_noise"][0, 0]
+    frames = range(STRIDE + 1)
+    draws = by_frame(given["in_x_T"][0, 0], frames, None)
+    for i in range(4):
+        draws |= by_frame(given["in_noise"][0, i, 0], frames, i)
+    draws |= by_frame(given["in_cond_noise"][0, 0], [0, STRIDE], CONDITION_DRAW)
     use_draws(monkeypatch, draws)
-    made = long_clips("released")
-    for _ in range(4):
-        made.advance()
-    state = made.state() | {"keys": given["in_keys"][0].swapaxes(0, 1)}
-    made.load_state(state)
-    windows: list[tuple[int, np.ndarray]] = []
-    while not windows:
-        windows = made.advance()
-    latents = windows[0][1].swapaxes(0, 1)[None]  # 4 keys: the released loop fills one interval of three
+    driver, state = long_stream("released")
+    finish(driver, state, 4)
+    for key in range(4):
+        state.store.give(key * STRIDE, given["in_keys"][0][:, key])
+    # 4 keys: the released loop fills one interval of three.
+    latents = window(driver, state)[None]
     assert error(latents, given["out_latents"]) < CASES[name]["tolerance"]
     schedule = MANIFEST["schedules"]["A"]
     z = torch.from_numpy(latents.copy()) / schedule["scale_factor"] - schedule["shift_factor"]
@@ -279,7 +283,8 @@ def test_interpolation_fills_the_first_interval_as_released(monkeypatch: pytest.
 def test_guidance_conventions() -> None:
     conditional, null = 2.0, 1.0
     assert float(cfg(15.0) @ [conditional, null]) == pytest.approx(null + 15 * (conditional - null))
-    assert float(cfg_original(0.1) @ [conditional, null]) == pytest.approx(
+    _, state = long_stream("intended")
+    assert state.weights @ np.array([conditional, null]) == pytest.approx(
         conditional + 0.1 * (conditional - null)
     )
 
