@@ -68,7 +68,7 @@ def test_state_stays_bounded_in_an_endless_stream(tiny: pyengine.Engine) -> None
         for _ in range(6):
             for _ in range(3 * STRIDE * PER_LATENT):
                 next(stream)
-            sizes.append(sum(array.nbytes for array in stream._window.state().values()))
+            sizes.append(sum(array.nbytes for array in stream._state.store.state().values()))
     assert max(sizes) == sizes[1] or max(sizes) == sizes[0]
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lvdm_golden import CASES, MANIFEST, arrays, error, model
-
 from fake_network import FakeExecutor, FakeNetwork, fake_bundle, finish, open_stream, stream_settings
+from lvdm_golden import CASES, MANIFEST, arrays, error, model
 
 from pyengine.bundle.bundle import Latent
 from pyengine.bundle.manifest import TensorSpec
@@ -33,7 +32,9 @@ Opened = tuple[Driver, StreamState]
 A, B = ((MANIFEST["schedules"][k]["linear_start"], MANIFEST["schedules"][k]["linear_end"]) for k in "AB")
 
 
-def networks(unets: dict[str, torch.nn.Module], frames: dict[str, int], scale: float = 1.0) -> dict[str, FakeNetwork]:
+def networks(
+    unets: dict[str, torch.nn.Module], frames: dict[str, int], scale: float = 1.0
+) -> dict[str, FakeNetwork]:
     """Denoisers and embeddings on torch modules; predictions are multiplied by `scale`."""
     made = {}
     for name, unet in unets.items():
@@ -242,11 +243,16 @@ def test_prediction_continues_from_the_last_key(
     draws |= by_frame(given["in_cond_noise"][0, 0], [3 * STRIDE], CONDITION_DRAW)
     use_draws(monkeypatch, draws)
     driver, state = long_stream(behaviour, clips_per_round=2)
+    executor: Any = driver.executor
     for call in range(8):
         driver.step([state])
         if call >= 4:
-            sample = state.store.state()["latents"][:4].swapaxes(0, 1)[None]
-            assert error(sample, given["out_x_prev_clip1"][call - 4]) < CASES[name]["tolerance"]
+            # The original also updates its condition, and puts it back before the network sees it again.
+            seen = executor.calls[-1][1]["latents"].swapaxes(1, 2)
+            assert error(seen, given["out_x_seen_clip1"][call - 4]) < CASES[name]["tolerance"]
+            sample = state.store.state()["latents"][1:4].swapaxes(0, 1)[None]
+            expected = given["out_x_prev_clip1"][call - 4][:, :, 1:]
+            assert error(sample, expected) < CASES[name]["tolerance"]
     keys = state.store.window([key * STRIDE for key in range(7)])
     assert error(keys.swapaxes(0, 1), given["out_latents"][0]) < CASES[name]["tolerance"]
 
@@ -292,21 +298,21 @@ def test_guidance_conventions() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"perturbation": 251, "levels": 251},
-            r"perturbation must be a timestep in 0\.\.250, or none, but is 251",
-        ),
-        ({"perturbation": -1}, r"in 0\.\.999, or none, but is -1"),
-        ({"perturbation": 0.1}, r"or none, but is 0\.1"),
-        ({"guidance_form": "cfg"}, "guidance_form must be one of original, text but is 'cfg'"),
+        ({"perturbation": 251, "levels": 251}, "expected a timestep from 0 to 250, or none, but got 251"),
+        ({"perturbation": -1}, "expected a whole number from 0 .* or none but got -1"),
+        ({"perturbation": 0.1}, r".* or none but got 0\.1"),
+        ({"guidance_form": "cfg"}, "expected one of original, text but got 'cfg'"),
     ],
 )
 def test_settings_of_the_method_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    (name, *_) = changes
     settings = {
-        "name": "hierarchical", "steps": 4, "timesteps": 1000, "clip_frames": 4, "eta": 1.0, "betas": A, "stride": 4,
+        "name": "hierarchical", "steps": 4, "timesteps": 1000, "clip_frames": 4, "chunk_frames": STRIDE, "eta": 1.0, "betas": A,
+        "stride": STRIDE, "guidance": 0.1,
     }  # fmt: skip
-    with pytest.raises(ConfigError, match=message):
-        Hierarchical.from_settings(settings | changes, None, 0)
+    method_settings(settings)
+    with pytest.raises(ConfigError, match=rf"\[method\.{name}\] {message}"):
+        method_settings(settings | changes)
 
 
 CONFIG = HierarchyConfig(steps=4, timesteps=1000, clip_frames=4, known=1, stride=4, intervals=None)

@@ -86,10 +86,9 @@ def test_1024_frames_in_bounded_memory(engine: pyengine.Engine) -> None:
         (CLIP + fresh) + fresh * (STRIDE + 1) + fresh * 2 + 1
     )  # keys, samples, their known ends, the decoder's tail
     with engine.stream(frames=1024, seed=4) as stream:
-        states = [stream._window.state() for _ in stream.clips()]
+        states = [stream._state.store.state() for _ in stream.clips()]
     assert len(states) == 1024 // INTERVAL
-    counters = ("call", "first_key")
-    held = [sum(a.nbytes for name, a in state.items() if name not in counters) for state in states]
+    held = [state["latents"].nbytes + state["clean"].nbytes for state in states]
     latent = 8 * 8 * 8 * 4  # bytes
     assert max(held) <= most * latent < len(states) * latent
 

@@ -9,7 +9,6 @@ import numpy as np
 import opensora_golden as golden
 import pytest
 import torch
-
 from fake_network import FakeExecutor, FakeNetwork, fake_bundle, finish, open_stream, stream_settings
 
 from pyengine.bundle.bundle import Latent

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError, ShapeError
 from pyengine.schedule.progressive import noise_levels
-from pyengine.schedule.samplers import cfg, cfg_text_previous, ddim, euler, frame_noise, make_sampler, renoise
+from pyengine.schedule.samplers import cfg, ddim, euler, frame_noise, make_sampler, renoise
 
 RNG = np.random.default_rng(0)
 TABLE = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # DDPM's linear betas
@@ -114,8 +114,8 @@ def test_levels_must_fall_and_match(sampler):
 
 
 def test_samplers_by_name():
-    assert make_sampler("euler") is euler
-    assert make_sampler("renoise") is renoise
+    assert make_sampler("euler").update is euler
+    assert make_sampler("renoise").update is renoise
     assert make_sampler("ddim", alpha_bar=TABLE, eta=1)([0.5], [0.4]).needs_noise
     with pytest.raises(ConfigError, match="must be euler, renoise or ddim but is 'heun'"):
         make_sampler("heun")
@@ -123,14 +123,36 @@ def test_samplers_by_name():
         make_sampler("ddim")
 
 
-@given(st.floats(0, 20), st.floats(0, 20))
-def test_guidance_weights(text, previous):
-    a, b, c = 1.3, -0.7, 0.4
-    assert np.isclose(cfg(text) @ [a, b], b + text * (a - b), atol=1e-4)
-    expected = (1 - previous) * c + (previous - text) * b + text * a
-    assert np.isclose(cfg_text_previous(text, previous) @ [a, b, c], expected, atol=1e-4)
+@given(st.sampled_from(LEVELS))
+def test_a_clean_latent_is_noised_to_a_level(level):
+    """(keep, share) of flow are those of x_t; of DDIM they are its alpha bar, and both give back what is clean at level 0."""
+    for name in ("euler", "renoise"):
+        keep, share = make_sampler(name).noised(level)
+        assert (np.float32(keep), np.float32(share)) == (np.float32(1) - np.float32(level), np.float32(level))
+    keep, share = make_sampler("ddim", alpha_bar=TABLE).noised(level)
+    abar = 1 if level == 0 else TABLE[round(level * len(TABLE)) - 1]
+    assert np.isclose(keep**2, abar, rtol=1e-12)
+    assert np.isclose(keep**2 + share**2, 1, rtol=1e-12)
+    if level == 0:
+        assert (keep, share) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["euler", "renoise", "ddim"])
+def test_noising_to_a_level_and_one_step_with_an_exact_network_is_clean(name):
+    sampler = make_sampler(name, alpha_bar=TABLE, predicts="velocity")
+    x0, eps = RNG.standard_normal((2, 20))
+    keep, share = sampler.noised(0.6)
+    velocity = keep * eps - share * x0 if name == "ddim" else x0 - eps
+    got = sampler([0.6], [0.0])
+    assert np.allclose(got.sample * (keep * x0 + share * eps) + got.prediction * velocity, x0, atol=1e-6)
+
+
+@given(st.floats(0, 20))
+def test_guidance_weights(scale):
+    a, b = 1.3, -0.7
+    assert np.isclose(cfg(scale) @ [a, b], b + scale * (a - b), atol=1e-4)
     assert cfg(1).tolist() == [1, 0]
-    assert cfg(text).dtype == cfg_text_previous(text, previous).dtype == np.float32
+    assert cfg(scale).dtype == np.float32
 
 
 def test_noise_depends_on_seed_frame_and_call_and_on_nothing_else():

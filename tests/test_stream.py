@@ -12,7 +12,8 @@ import pytest
 
 import pyengine
 from pyengine.engine import Engine
-from pyengine.schedule.samplers import cfg, frame_noise
+from pyengine.schedule.samplers import frame_noise
+from pyengine.streaming.driver import sized
 
 PROMPT = "a red circle bounces over a blue background"
 OTHER = "a green star orbits over a grey background"
@@ -90,23 +91,25 @@ def test_strict_autoregression_of_one_chunk_is_the_ordinary_sampler(plan_cache: 
     steps = engine.bundle.method["steps"]
     method = {"cadence": steps}
     with engine.stream(PROMPT, seed=10, frames=8, method=method, guidance=1.0) as stream:
-        window = stream._window
-        got = next(latents for _ in range(steps) for _, latents in window.advance())
-        variant = window.variants[0]
-        levels = window._method.config.levels
+        driver, state, schedule = stream._driver, stream._state, stream._schedule
+        for _ in range(steps):
+            driver.step([state])
+        got = state.store.window(range(engine.bundle.method["chunk_frames"]))
+        variant = sized(schedule.denoisers()[0][0], 1, len(state.weights))
+        levels = schedule.config.levels
         shape = got.shape[1:]
         latents = np.stack([frame_noise(10, frame, shape) for frame in range(len(got))])
         executor = stream._open()
         inputs = executor.inputs(variant)
-        rows = inputs["latents"].shape[0]
+        rows = inputs["latents"].shape[1]
         for step in range(steps):
             now, then = np.float32(levels[steps - step]), np.float32(levels[steps - step - 1])
-            inputs["latents"][...], inputs["latents"][rows - len(latents) :] = 0, latents
-            inputs["level"][...], inputs["level"][rows - len(latents) :] = 0, now
+            inputs["latents"][...], inputs["latents"][0, rows - len(latents) :] = 0, latents
+            inputs["level"][...], inputs["level"][0, rows - len(latents) :] = 0, now
             inputs["frame_index"][...] = [-1] * (rows - len(latents)) + list(range(len(latents)))
             inputs["ring_index"][...], inputs["append_slot"][...] = -1, -1
             executor.run(variant)
-            velocity = np.tensordot(cfg(1.0), executor.output(variant, "velocity"), 1)[rows - len(latents) :]
+            (velocity,) = executor.output(variant, "prediction")[:, 0, rows - len(latents) :]
             latents = latents + (now - then) * velocity
     engine.close()
     assert np.allclose(got, latents, rtol=0, atol=1e-5)
