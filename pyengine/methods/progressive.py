@@ -128,6 +128,10 @@ class Progressive(Windowed):
         return self.config.sink_frames
 
     @property
+    def sink_rows(self) -> int:
+        return self.config.sink_frames if self.config.context == "recompute" else 0
+
+    @property
     def given_frames(self) -> int:
         return self.config.given_chunks * self.chunk_frames
 

@@ -64,6 +64,11 @@ class Windowed(ABC):
         return 1
 
     @property
+    def sink_rows(self) -> int:
+        """Frames from the start that are rows of every window, not slots of a ring; the others of a window are neighbours."""
+        return 0
+
+    @property
     def places(self) -> int:
         return self.row_counts[-1]
 
@@ -120,7 +125,7 @@ class Windowed(ABC):
                 step.level[row],
                 step.level_next[row],
                 origin.get(row, "carried"),
-                -1 if fresh else slot_of(frame, self.sink_frames, self.places - self.sink_frames),
+                -1 if fresh else slot_of(frame, self.sink_rows, self.places - self.sink_rows),
                 step.append_slot[row],
                 done=step.level_next[row] == 0 < step.level[row],
                 renoised=row in renoised,
