@@ -79,6 +79,10 @@ class HierarchyConfig:
             raise ConfigError(
                 f"decode {self.decode!r} with behaviour {self.behaviour!r} needs a length; give frames or seconds"
             )
+        if not self.interpolates and self.clips_per_round != 1:
+            raise ConfigError(
+                f"this model makes one clip, so clips_per_round must be 1 but is {self.clips_per_round}"
+            )
         if not self.interpolates and self.intervals != 1:
             raise ConfigError(
                 f"this model makes one clip of {self.clip_frames} latents; ask for no more frames than that"
