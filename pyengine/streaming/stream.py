@@ -82,9 +82,10 @@ class Stream:
             self._driver.prepare(self._state)
         for frame, latent in enumerate(() if given is None else given):
             self._state.store.give(frame, latent)
-        for start in range(0, 0 if given is None else self._schedule.given_frames, self._schedule.chunk_frames):
+        size, kept = self._schedule.chunk_frames, 0 if given is None else self._schedule.given_frames
+        for start in range(0, kept, size):
             # Fills the decoder's memory; the caller has the frames.
-            window = self._state.store.window(range(start, start + self._schedule.chunk_frames))
+            window = self._state.store.window(range(start, start + size))
             self._state.decoder.submit(window).result()
 
     @property
@@ -96,7 +97,8 @@ class Stream:
     def prompt(self, prompt: str) -> None:
         with self._lock:
             self._open()
-            features = self._engine.encode_prompt(prompt)  # refuses a bad prompt before anything changes
+            self._engine.check_prompt(prompt)  # refuses a bad one before anything changes
+            features = self._engine.encode_prompt(prompt)
             self._schedule.recache(self._state.call)
             self._prompt = self._settings["prompt"] = prompt
             self._give_text(features)
