@@ -348,7 +348,8 @@ def test_frame_arithmetic_of_the_released_script() -> None:
         ({"decode": "half"}, "decode must be one of windowed, whole"),
         ({"known": 4}, r"known must lie in 1\.\.3"),
         ({"decode": "whole"}, "needs a length; give frames or seconds"),
-        ({"stride": 1}, "this model makes one clip"),
+        ({"stride": 1}, "this model makes one clip of 4 latents"),
+        ({"stride": 1, "intervals": 1, "clips_per_round": 2}, "clips_per_round must be 1 but is 2"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
