@@ -44,6 +44,7 @@ class StreamState:
     text: dict[str, np.ndarray] = field(default_factory=dict)
     text_version: int = 0
     kept: dict[str, np.ndarray] = field(default_factory=dict)
+    prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
     clips: deque[Clip] = field(default_factory=deque)
     scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
 
@@ -86,6 +87,7 @@ class Driver:
         """What the stream's calls read and no call of theirs makes."""
         for call in state.schedule.prepare():
             self._run([(state, call)])
+        state.prepared = dict(state.kept)
 
     def recache(self, state: StreamState) -> None:
         """Rewrites keys and values of every clean frame in the ring under the text that is set now."""

@@ -51,7 +51,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise InputError(f"expected a snapshot of format {FORMAT} but got {found!r}; make it again")
-    kinds = {"bundle": str, "settings": dict, "call": int, "frames_made": int}
+    kinds = {"bundle": str, "settings": dict, "call": int, "frames_made": int, "clips": list}
     for name, kind in kinds.items():
         if type(header.get(name)) is not kind:
             raise InputError(
@@ -59,6 +59,12 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             )
     if "pending" not in arrays:
         raise InputError("expected a snapshot with the array 'pending' but it has none; make it again")
+    clips, frames = header["clips"], len(arrays["pending"]) if arrays["pending"].ndim else 0
+    if any(type(length) is not int or length < 1 for length in clips) or sum(clips) > frames:
+        raise InputError(
+            f"expected 'clips' of the snapshot's header as the lengths of clips in {frames} pending frames but got {clips}; "
+            "make it again"
+        )
     return header, arrays
 
 
@@ -102,6 +108,13 @@ def load(
                 f"expected {name} as {dtype} {list(ring.shape)} but the snapshot has "
                 f"{arrays[name].dtype} {list(arrays[name].shape)}"
             )
+    kept = _under("kept/", arrays)
+    for name, value in kept.items():
+        made = state.prepared.get(name, value)
+        if (value.shape, value.dtype) != (made.shape, made.dtype):
+            raise InputError(
+                f"expected kept {name} as {made.dtype} {list(made.shape)} but the snapshot has {value.dtype} {list(value.shape)}"
+            )
     try:
         executor.load_state(_under("state/", arrays))
         state.store.load_state(_under("latents/", arrays))
@@ -109,6 +122,7 @@ def load(
         raise InputError(f"the snapshot does not fit this plan: {error}") from error
     for name, ring in rings.items():
         ring[...] = arrays[name]
+    state.kept |= kept
     state.call = call
 
 

@@ -15,6 +15,7 @@ from pyengine.device.array import joined
 from pyengine.errors import ConfigError, PlanError, StreamClosed
 from pyengine.methods import MethodSettings, make_method, method_settings, positions_of, sampler_of
 from pyengine.runtime.executor import Executor
+from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
 from pyengine.settings import Range, read_value
 from pyengine.streaming import snapshot
@@ -144,17 +145,24 @@ class Stream:
         """
         with self._lock:
             executor, state = self._open(), self._state
-            pending = [*self._rest, *(frame for clip in state.clips for frame in clip.result())]
+            clips = [clip.result() for clip in state.clips]
+            pending = [*self._rest, *(frame for clip in clips for frame in clip)]
             nothing = np.zeros((0, self._video.height, self._video.width, 3), np.uint8)
             arrays = {f"latents/{name}": value for name, value in state.store.state().items()}
             arrays |= {f"rings/{name}": ring.copy() for name, ring in state.rings.items()}
             arrays |= {f"state/{name}": value for name, value in executor.state().items()}
+            arrays |= {
+                f"kept/{name}": value
+                for name, value in state.kept.items()
+                if value is not state.prepared.get(name)  # what a resumed stream makes again
+            }
             arrays["pending"] = np.stack([np.asarray(frame) for frame in pending]) if pending else nothing
             header = {
                 "bundle": self._engine.bundle.digest,
                 "settings": self._settings,
                 "call": state.call,
                 "frames_made": self.frames_made,
+                "clips": [len(clip) for clip in clips],
             }
         data = snapshot.pack(header, arrays)
         if path is not None:
@@ -175,7 +183,13 @@ class Stream:
         except Exception:
             stream.close()
             raise
-        stream._rest.extend(stream._state.decoder.own(arrays["pending"]))
+        pending = arrays["pending"]
+        begun, decoder = len(pending) - sum(header["clips"]), stream._state.decoder
+        stream._rest.extend(decoder.own(pending[:begun]))
+        # Clips that nobody has begun to take stay clips: the stream makes its next call when it would have made it.
+        for length in header["clips"]:
+            stream._state.clips.append(Ready(decoder.own(pending[begun : begun + length])))
+            begun += length
         stream.frames_made = header["frames_made"]
         return stream
 

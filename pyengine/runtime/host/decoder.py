@@ -14,7 +14,7 @@ from pyengine.runtime.codec import decode_chunk
 if TYPE_CHECKING:
     from pyengine.runtime.executor import Executor
 
-__all__ = ["Clip", "Decoder", "HostDecoder"]
+__all__ = ["Clip", "Decoder", "HostDecoder", "Ready"]
 
 
 class Clip(Protocol):
@@ -25,6 +25,19 @@ class Clip(Protocol):
     def result(self) -> Any:
         """uint8 [frames, height, width, 3]; waits for it."""
         ...
+
+
+class Ready:
+    """A clip whose frames are there: of a snapshot, which waited for them."""
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> Any:
+        return self._frames
 
 
 class Decoder(Protocol):
