@@ -114,6 +114,10 @@ class FakeExecutor:
     def call_buffers(self, variant: Variant) -> HostCallBuffers:
         return HostCallBuffers(self, variant)  # type: ignore[arg-type]
 
+    def codec(self) -> FakeExecutor:
+        """Another one with a decoder of its own, for one more stream."""
+        return FakeExecutor(self.networks, decode=self._decode, seconds=self._seconds, **self._sizes)
+
     def decoder(self, *, device_frames: bool = False) -> FakeDecoder:
         assert not device_frames
         return FakeDecoder(self._decode, self._memory, self._seconds)
@@ -157,6 +161,9 @@ class FakeEngine:
     ) -> None:
         self.bundle, self._executor, self.encode_prompt = bundle, executor, encode
 
+    def check_prompt(self, prompt: str) -> None:
+        self.encode_prompt(prompt)
+
     def program(self, schedule: Any, guidance: float) -> Any:
         return SimpleNamespace(executor=self._executor)
 
@@ -178,7 +185,7 @@ def open_stream(
     how = method_settings(settings["method"])
     if schedule is None:
         schedule = make_method(how, settings["chunks"], settings["given_chunks"])
-    state = open_state(driver, schedule, how, settings, executor.new_rings(), executor, latent)
+    state = open_state(driver, schedule, how, settings, executor.new_rings(), executor.codec(), latent)
     driver.prepare(state)
     return state
 
