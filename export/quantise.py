@@ -68,6 +68,7 @@ def quantise(
         latent=bundle.latent,
         text=bundle.text,
         method=bundle.method,
+        branches=bundle.branches,
     )
 
 

@@ -34,6 +34,9 @@ def localise_reshapes(model: onnx.ModelProto) -> None:
                 made = _Target(node, source, target, near[::-1], sizes).nodes()
                 kept += made
                 node.input[1] = made[-1].output[0]
+                # The exporter means zeros literally; here they take over a dim.
+                for attribute in [entry for entry in node.attribute if entry.name == "allowzero"]:
+                    node.attribute.remove(attribute)
         if node.domain == DOMAIN:
             near.clear()
         near += [name for name in node.output if sizes.dims.get(name)]
@@ -74,7 +77,9 @@ class _Sizes:
         if node.op_type == "Concat":
             return tuple(dim for part in known for dim in part)
         shape, (start,), (end,) = known[:3]
-        return shape[start:end] if isinstance(start, int) and isinstance(end, int) and len(known) == 3 else None
+        return (
+            shape[start:end] if isinstance(start, int) and isinstance(end, int) and len(known) == 3 else None
+        )
 
 
 def _dims(value: onnx.ValueInfoProto) -> Dims:
