@@ -138,6 +138,15 @@ class RingTable(list[DeviceArray]):
         self.bases, self._host = bases, host
         self._host[...] = [ring.pointer for ring in rings]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each ring: [branches, ring, tokens, heads, head_dim]."""
+        return self[0].shape
+
+    @property
+    def dtype(self) -> str:
+        return self[0].dtype
+
     def __setitem__(self, stream: Any, ring: Any) -> None:
         super().__setitem__(stream, ring)
         self._host[stream] = ring.pointer
