@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -87,14 +87,14 @@ class Batch:
         data = self._engine.snapshot_bytes(state)
         with self.lock:
             self._room()
-            stream = Stream.restore(self._engine, data, self)
-            kept = stream._settings
-            if any(kept[name] != self._settings[name] for name in ("method", "guidance")):
-                stream.close()
-                raise InputError(
-                    "expected a snapshot of the batch's method and guidance but it has others; resume it with engine.resume(...)"
-                )
-            return self._join(stream)
+            return self._join(Stream.restore(self._engine, data, self))
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises InputError for a stream of another method or guidance, whose calls could not run with those of this batch."""
+        if any(settings[name] != self._settings[name] for name in ("method", "guidance")):
+            raise InputError(
+                "expected a snapshot of the batch's method and guidance but it has others; resume it with engine.resume(...)"
+            )
 
     def advance(self, asked: Stream | None = None) -> bool:
         """One call for every stream whose turn it is. Returns False where none can go on. `asked` goes on although it is paused."""

@@ -165,6 +165,8 @@ class Stream:
         header, arrays = snapshot.unpack(data)
         snapshot.check_bundle(header, engine.bundle)
         settings = engine.restored_settings(header["settings"])
+        if batch is not None:
+            batch.check(settings)
         stream = cls(engine, settings, batch=batch)
         try:
             snapshot.load(stream._open(), stream._state, stream._video, header, arrays)

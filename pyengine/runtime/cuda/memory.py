@@ -136,16 +136,8 @@ class RingTable(list[DeviceArray]):
     def __init__(self, rings: list[DeviceArray], bases: DeviceArray, host: np.ndarray) -> None:
         super().__init__(rings)
         self.bases, self._host = bases, host
+        self.shape, self.dtype = rings[0].shape, rings[0].dtype  # of each ring
         self._host[...] = [ring.pointer for ring in rings]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of each ring: [branches, ring, tokens, heads, head_dim]."""
-        return self[0].shape
-
-    @property
-    def dtype(self) -> str:
-        return self[0].dtype
 
     def __setitem__(self, stream: Any, ring: Any) -> None:
         super().__setitem__(stream, ring)

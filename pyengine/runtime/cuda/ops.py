@@ -13,7 +13,7 @@ from pyengine.device.array import DeviceArray
 from pyengine.device.cuda import Stream
 from pyengine.errors import BackendUnavailable
 from pyengine.runtime.bound_plan import Arrays, Call
-from pyengine.runtime.cuda.memory import CudaMemory
+from pyengine.runtime.cuda.memory import CudaMemory, RingTable
 
 LARGEST_FP8 = 448.0  # of e4m3
 VALUE_LIMIT = 64.0  # larger values are clipped; down to 0.002 they keep their three bits of mantissa
@@ -70,7 +70,7 @@ class CudaOps:
             arrays["workspace"] = self._memory.workspace(nbytes)
         return partial(getattr(module, name), **arrays, stream=self._stream.handle)
 
-    def _scales(self, ring_key: DeviceArray, k_gain: DeviceArray | None) -> dict[str, DeviceArray]:
+    def _scales(self, ring_key: RingTable, k_gain: DeviceArray | None) -> dict[str, DeviceArray]:
         """What a number of the ring is worth, per head. e4m3 has 15 octaves of normal numbers, so that a scale has to be right
         within some octaves only: that of normalised keys follows from their largest possible value, no calibration.
         """
