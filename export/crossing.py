@@ -68,7 +68,11 @@ def _formula(
     found = sum(int(f) * _product(group, check) for f, group in zip(factors, products, strict=True))
     if factors.min() < 0 or found != sizes[-1]:
         raise ValueError(f"[export] a dim of {name} is no sum of products of sizes: got {list(sizes)}")
-    parts = ["*".join(([str(f)] if f > 1 else []) + list(group)) for f, group in zip(factors, products, strict=True) if f and group]
+    parts = [
+        "*".join(([str(f)] if f > 1 else []) + list(group))
+        for f, group in zip(factors, products, strict=True)
+        if f and group
+    ]
     constant = int(factors[0])
     if not parts:
         return constant

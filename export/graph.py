@@ -120,9 +120,7 @@ def to_onnx(
     """
     symbols = sorted({symbol for axes in dynamic.values() for symbol in axes.values()})
     # A product is a size of its own to the exporter: it is opaque to what it sees of our ops.
-    dims = {
-        symbol: torch.export.Dim(symbol.replace("*", "_by_"), min=2, max=1 << 16) for symbol in symbols
-    }
+    dims = {symbol: torch.export.Dim(symbol.replace("*", "_by_"), min=2, max=1 << 16) for symbol in symbols}
     shapes: dict[str, object] = {}
     input_names: list[str] = []
     for key, value in inputs.items():

@@ -26,6 +26,7 @@ import numpy as np
 from pyengine import _C
 from pyengine.backends import onnxruntime
 from pyengine.device.array import HOST_DTYPES, DeviceArray
+from pyengine.runtime.cuda.memory import RingTable
 
 OK, INVALID, CAPTURE_ERROR, NOT_READY = 0, 1, 900, 600
 Work = Callable[[], object]
@@ -272,7 +273,7 @@ class FakeCuda:
         return any(start <= pointer < start + len(raw) for start, raw in self._memory.items())
 
 
-def on_host(array: DeviceArray) -> np.ndarray:
+def on_host(array: Any) -> np.ndarray:
     """The memory behind a fake device array, as numpy."""
     raw = (ctypes.c_uint8 * array.nbytes).from_address(array.pointer)
     return np.frombuffer(raw, np.uint8).view(HOST_DTYPES[array.dtype]).reshape(array.shape)
@@ -288,30 +289,32 @@ class FakeKernels(ModuleType):
     def device_count(self) -> int:
         return 1
 
-    def frame_window_attention_workspace(self, qkv: DeviceArray, ring_key: DeviceArray, *, scope: str) -> int:
+    def frame_window_attention_workspace(self, **arrays: Any) -> int:
         return 128
 
-    def frame_window_attention(
-        self, *arrays: DeviceArray, workspace: DeviceArray, stream: int, **named: Any
-    ) -> None:
-        self._enqueue(_C.frame_window_attention, stream, arrays, named)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in _C.SIGNATURES:
+            raise AttributeError(name)
+        return lambda *inputs, stream, **named: self._enqueue(name, stream, inputs, named)
 
-    def ring_append(self, *arrays: DeviceArray, stream: int) -> None:
-        self._enqueue(_C.ring_append, stream, arrays, {})
+    def _enqueue(self, name: str, stream: int, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Scratch and scales of 8-bit rings are a device's alone. A table of rings is read when its turn comes."""
+        named.pop("workspace", None)
 
-    def relative_attention(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
-        self._enqueue(_C.relative_attention, stream, arrays, named)
+        def work() -> None:
+            run(*map(host, inputs), **{key: host(value) for key, value in named.items()})
 
-    def denoise_step(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
-        self._enqueue(_C.denoise_step, stream, arrays, named)
-
-    def _enqueue(
-        self, op: Callable[..., object], stream: int, arrays: tuple[DeviceArray, ...], named: dict[str, Any]
-    ) -> None:
-        numbers = {name: on_host(v) if isinstance(v, DeviceArray) else v for name, v in named.items()}
-        hosts = [on_host(array) for array in arrays]
+        run = getattr(_C, name)
         with self._cuda.lock:
-            self._cuda.streams[stream].add(lambda: op(*hosts, **numbers))
+            self._cuda.streams[stream].add(work)
+
+
+def host(value: Any) -> Any:
+    """What an op of `_C` takes for what one of `_cuda` is given."""
+    if isinstance(value, RingTable):
+        return [on_host(SimpleNamespace(pointer=int(base), shape=value.shape, dtype=value.dtype, nbytes=value[0].nbytes))
+                for base in on_host(value.bases)]  # fmt: skip
+    return on_host(value) if isinstance(value, DeviceArray) else value
 
 
 class FakeEngine:

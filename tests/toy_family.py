@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.graph import WeightStore, export_component, round_weights
 from pyengine.export.ops.frame_window_attention import frame_window_attention
-from pyengine.plans.plan import Variant
 
 WIDTH, HEADS, DEPTH = 32, 2, 2
 HEAD = WIDTH // HEADS
@@ -186,7 +186,11 @@ def export(folder: Path) -> Bundle:
             folder=folder,
             name="denoiser",
             store=store,
-            outputs=["prediction", *[f"key.{i}" for i in range(DEPTH)], *[f"value.{i}" for i in range(DEPTH)]],
+            outputs=[
+                "prediction",
+                *[f"key.{i}" for i in range(DEPTH)],
+                *[f"value.{i}" for i in range(DEPTH)],
+            ],
             dynamic=frames | slots | text,
             ring=ring,
             working=["text_key", "text_value"],

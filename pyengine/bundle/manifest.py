@@ -100,8 +100,8 @@ class Component:
 
     @property
     def append_spec(self) -> TensorSpec | None:
-        """`append_slot`: the ring slot that each active frame of each stream is written to after the run, -1 for
-        none. None without a ring.
+        """`append_slot`: the ring slot that each active frame of each stream is written to after the run, -1 for none. None
+        without a ring.
         """
         if not self.ring:
             return None

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pyengine import _C
+from pyengine.export.ops import OpSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Half a unit in the last place of values around 1: what remains when torch happens to be exact.
@@ -44,16 +45,47 @@ def assert_as_good_as_torch(
     assert ours <= 2 * theirs + FLOOR[dtype], f"error {ours:.3g}, torch in {dtype} {theirs:.3g}"
 
 
+def in_precision(spec: OpSpec, inputs: dict[str, torch.Tensor | None], dtype: torch.dtype) -> dict[str, Any]:
+    """float64 inputs as the compiled op takes them: the working ones in `dtype`, other floats in float32."""
+    return {
+        name: tensor
+        if tensor is None or tensor.dtype != torch.float64
+        else tensor.to(dtype if name in spec.working else torch.float32)
+        for name, tensor in inputs.items()
+    }
+
+
+def run_op(spec: OpSpec, inputs: dict[str, Any], shape: tuple[int, ...], **attributes: Any) -> np.ndarray:
+    """The first output, of this shape, of the op of `pyengine._C` on inputs of `in_precision`."""
+    arrays = {name: None if tensor is None else to_numpy(tensor) for name, tensor in inputs.items()}
+    out = np.full(shape, 7, arrays[spec.inputs[0]].dtype)
+    getattr(_C, spec.kernel)(**arrays, out=out, **attributes)
+    return out
+
+
+def rings_of(ring: np.ndarray, streams: int) -> list[np.ndarray]:
+    """The rings of a batch [branches * streams, ...], each in memory of its own."""
+    return [ring[stream::streams].copy() for stream in range(streams)]
+
+
+def batch_of(rings: list[np.ndarray]) -> np.ndarray:
+    """What `rings_of` took apart."""
+    return np.concatenate(list(np.stack(rings, 1)))
+
+
 def run_attention(
-    inputs: dict[str, torch.Tensor | None], append_slot: list[int] | None = None, **attributes: Any
+    inputs: dict[str, torch.Tensor | None], append_slot: list[list[int]] | None = None, **attributes: Any
 ) -> dict[str, np.ndarray]:
-    """_C.frame_window_attention on torch inputs: its out and the ring afterwards."""
+    """_C.frame_window_attention on torch inputs, with a ring per stream: its out and the rings afterwards."""
     arrays: dict[str, Any] = {k: None if v is None else to_numpy(v) for k, v in inputs.items()}
     for name in ("q_gain", "k_gain"):
         gain = inputs[name]
         arrays[name] = None if gain is None else gain.float().numpy()
     batch, frames, tokens, _, heads, head_dim = arrays["qkv"].shape
+    streams = arrays["frame_index"].shape[0]
+    for name in ("ring_key", "ring_value"):
+        arrays[name] = rings_of(arrays[name], streams)
     arrays["out"] = np.full((batch, frames, tokens, heads * head_dim), 7, arrays["qkv"].dtype)
     slots = None if append_slot is None else np.array(append_slot)
     _C.frame_window_attention(**arrays, append_slot=slots, **attributes)
-    return {name: arrays[name] for name in ("out", "ring_key", "ring_value")}
+    return {"out": arrays["out"]} | {name: batch_of(arrays[name]) for name in ("ring_key", "ring_value")}

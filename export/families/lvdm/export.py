@@ -23,12 +23,13 @@ from ...output import prepared
 from ...weights import WeightStore
 from ..shapes import autoencoder as causal
 from ..shapes import modules as shapes
-from ..shapes.world import FPS, HEIGHT, WIDTH
+from ..shapes.recipe import FPS, HEIGHT, WIDTH
 from .autoencoder2d import AutoencoderKL
 from .autoencoder3d import Autoencoder3D
 from .checkpoint import load_checkpoint, load_part
 from .components import Denoiser, Embedding, TextEncoder, VideoDecoder
 from .released import Configuration, configuration
+from .small import BETAS, INTERPOLATION, PREDICTION, PREDICTS
 from .unet import UNet
 
 VERSION = "1"
@@ -263,7 +264,7 @@ def random_modules(
 
 
 def trained_modules(folder: Path, source: Bundle) -> Modules:
-    """The networks of a training folder of `train_shapes`, and the decoder of the bundle whose latents they were trained on."""
+    """The networks of a folder of `training.lvdm.train_shapes`, and the decoder of the bundle whose latents they were trained on."""
     modules = _small_modules(shapes.load_modules(source).decoder)
     for name, unet in modules.unets.items():
         unet.load_state_dict(load_file(folder / name / "average.safetensors"))
@@ -312,8 +313,6 @@ def _folded(unet: UNet, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def _small_modules(decoder: causal.Decoder) -> Modules:
     """The small model without its weights."""
-    from .train_shapes import BETAS, INTERPOLATION, PREDICTION, PREDICTS
-
     return Modules(
         {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)},
         decoder,

@@ -17,9 +17,8 @@ from ...weights import WeightStore
 from .autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, FrameDecoder, FrameEncoder
 from .captions import MAX_TOKENS, build_tokenizer
 from .modules import Modules
+from .recipe import CHUNK, CHUNKS, FPS, HEIGHT, STEPS, WARP, WIDTH
 from .text_encoder import PromptEncoder
-from .train_denoiser import CHUNK, CHUNKS, STEPS, WARP
-from .world import FPS, HEIGHT, WIDTH
 
 VERSION = "1"
 BRANCHES = ("prompt", "null")
