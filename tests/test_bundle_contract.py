@@ -24,7 +24,7 @@ from pyengine.export.families.shapes.modules import load_modules
 
 FRAMES, RING = 5, 4
 ROWS = "branches*streams"
-CASES = ("toy", "shapes", "opensora", "opensora-ring", "lvdm-prediction", "lvdm-interpolation")
+CASES = ("toy", "shapes", "opensora", "opensora-ring", "lvdm-prediction", "lvdm-interpolation", "lvdm-text")
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,10 @@ def case(name: str) -> Case:
         bundle = opensora_family.bundle(options, only=("denoiser", "text_encoder"))
         parts = opensora_components(opensora_family.denoiser(), opensora_family.autoencoder(), options)
         module = parts["denoiser"].module
+    elif name == "lvdm-text":
+        bundle = lvdm_family.text_bundle()
+        module = Denoiser(lvdm_family.text_modules().unets["prediction"])
+        return Case(bundle, bundle.component("prediction"), module)
     else:
         bundle, level = lvdm_family.bundle(), name.partition("-")[2]
         return Case(bundle, bundle.component(level), Denoiser(lvdm_family.modules().unets[level]))
