@@ -23,11 +23,9 @@ import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from pyengine import _C
-from pyengine.export.ops import OPS, denoise_step
-from pyengine.export.ops.denoise_step import StepCase
+from pyengine.export.ops import OPS, OpSpec
 from pyengine.export.ops.frame_window_attention import visible
 from pyengine.export.ops.frame_window_attention_cases import AttentionCase
-from pyengine.export.ops.relative_attention import RelativeCase, reference
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Contenders = dict[str, Callable[[], Any]]
@@ -83,8 +81,8 @@ def attention(case: AttentionCase, compiled: bool) -> Contenders:
 
     seen = visible(
         inputs["level"], inputs["frame_index"], inputs["ring_index"], inputs["reach"], attributes["mask"]
-    )
-    index = torch.cat((inputs["ring_index"], inputs["frame_index"]))
+    ).expand(case.batch, -1, -1)
+    index = torch.cat((inputs["ring_index"], inputs["frame_index"]), 1)[0]  # one stream
     position = (index - index.min()).double()[:, None]
     frequency = 10000.0 ** (-torch.arange(0, case.head_dim, 2).double() / case.head_dim)
     angle = (position * frequency)[:, None, None]
@@ -139,52 +137,44 @@ def attention(case: AttentionCase, compiled: bool) -> Contenders:
     return contenders
 
 
-def step(case: StepCase, compiled: bool) -> Contenders:
-    """The op and its PyTorch equivalents on one case."""
-    inputs = {k: None if v is None else v.float() for k, v in case.make_inputs().items()}
-    inputs["prediction"] = inputs["prediction"].bfloat16()  # type: ignore[union-attr]
+def plain(spec: OpSpec, case: Any, compiled: bool) -> Contenders:
+    """An op and its reference in PyTorch, what is in the working precision in bfloat16."""
+    attributes = getattr(case, "attributes", {})
+    exact = spec.reference(**case.make_inputs(dtype=torch.float32), **attributes)[0]
+    inputs = {
+        name: None if v is None else v.bfloat16() if name in spec.working else v
+        for name, v in case.make_inputs(dtype=torch.float32).items()
+    }
     arrays: dict[str, Any] = {
         k: None if v is None else (v.view(torch.uint16) if v.dtype == torch.bfloat16 else v).numpy()
         for k, v in inputs.items()
     }
-    out = np.empty_like(arrays["sample"])
-    plain = denoise_step.reference
+    first = inputs[spec.inputs[0]]
+    assert first is not None
+    theirs = {k: v if v is None or k in spec.working else v.to(first.dtype) for k, v in inputs.items()}
+    out = torch.empty(exact.shape, dtype=first.dtype)
+    written = (out.view(torch.uint16) if out.dtype == torch.bfloat16 else out).numpy()
+    kernel = getattr(_C, spec.kernel)
     contenders: Contenders = {
-        "pyengine": lambda: _C.denoise_step(**arrays, out=out),
-        "eager": lambda: plain(**inputs),
+        "pyengine": lambda: kernel(**arrays, out=written, **attributes),
+        "eager": lambda: spec.reference(**theirs, **attributes),
     }
     if compiled:
-        run = torch.compile(plain, dynamic=False)
-        contenders["compiled"] = lambda: run(**inputs)
-    return contenders
-
-
-def relative(case: RelativeCase, compiled: bool) -> Contenders:
-    """The op and its reference in PyTorch, in bfloat16; the tables of ours are float32, as a bundle keeps them."""
-    inputs: dict[str, Any] = case.make_inputs(dtype=torch.bfloat16)
-    qkv = inputs["qkv"].view(torch.uint16).numpy()
-    tables = [None if inputs[k] is None else inputs[k].float().numpy() for k in ("key_table", "value_table")]
-    out = np.empty((case.batch, case.frames, case.places, case.heads * case.head_dim), np.uint16)
-    contenders: Contenders = {
-        "pyengine": lambda: _C.relative_attention(qkv, *tables, out=out, transposed=case.transposed),
-        "eager": lambda: reference(**inputs, transposed=case.transposed)[0],
-    }
-    if compiled:
-        run = torch.compile(reference, dynamic=False)
-        contenders["compiled"] = lambda: run(**inputs, transposed=case.transposed)
+        run = torch.compile(spec.reference, dynamic=False)
+        contenders["compiled"] = lambda: run(**theirs, **attributes)
     contenders["pyengine"]()
-    exact = reference(**case.make_inputs(dtype=torch.float32), transposed=case.transposed)[0]  # type: ignore[arg-type]
-    difference = (torch.from_numpy(out).view(torch.bfloat16).float() - exact).abs().max()
-    if difference > 0.1:
+    if (difference := (out.float() - exact).abs().max()) > 0.1:
         raise RuntimeError(f"{case}: pyengine and torch in float32 disagree by {difference}")
     return contenders
 
 
-MAKERS: dict[str, Callable[[Any, bool], Contenders]] = {
-    "FrameWindowAttention": attention,
-    "DenoiseStep": step,
-    "RelativeAttention": relative,
-}
+# Ops that have more contenders than their reference.
+MAKERS: dict[str, Callable[[Any, bool], Contenders]] = {"FrameWindowAttention": attention}
+
+
+def contenders_of(spec: OpSpec, case: Any, compiled: bool) -> Contenders:
+    maker = MAKERS.get(spec.name)
+    return maker(case, compiled) if maker else plain(spec, case, compiled)
 
 
 def main() -> None:
@@ -204,7 +194,7 @@ def main() -> None:
         for case in spec.bench_cases:
             if options.case not in case.name:
                 continue
-            timings = measure(MAKERS[spec.name](case, options.compile), options.seconds)
+            timings = measure(contenders_of(spec, case, options.compile), options.seconds)
             ours = timings["pyengine"].median
             results.append(
                 {

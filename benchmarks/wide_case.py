@@ -57,8 +57,10 @@ class WideDenoiser(Denoiser):
 
     def unpatchify(self, values: Tensor) -> Tensor:
         p, c = self.config.patch, self.config.latent_channels
-        split = values.unflatten(-1, (c, p, p)).unflatten(2, (ROWS, COLUMNS))
-        return split.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
+        split = values.unflatten(-1, (c, p, p)).unflatten(-4, (ROWS, COLUMNS))
+        lead = split.dim() - 5
+        order = (*range(lead), lead + 2, lead, lead + 3, lead + 1, lead + 4)
+        return split.permute(order).flatten(-2).flatten(-3, -2)
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Case:
 
     @property
     def variant(self) -> Variant:
-        return Variant.of("denoiser", frames=self.frames, ring=RING)
+        return Variant.of("denoiser", branches=BRANCHES, streams=1, frames=self.frames, ring=RING)
 
     def calls(self, frames: int, count: int) -> list[dict[str, np.ndarray]]:
         """Inputs of a little stream: in the first call the oldest frames are clean and enter the ring."""
@@ -106,14 +108,12 @@ class Case:
             filled = call > 0
             calls.append(
                 {
-                    "latents": rng.standard_normal((frames, *self.config.latent), np.float32),
-                    "level": level,
-                    "frame_index": np.arange(frames) + (RING if filled else 0),
-                    "ring_index": np.where(np.arange(RING) < clean, np.arange(RING), -1)
-                    if filled
-                    else np.full(RING, -1),
-                    "append_slot": slots,
-                    **{f"text_{name}": value.numpy() for name, value in self.text._asdict().items()},
+                    "latents": rng.standard_normal((1, frames, *self.config.latent), np.float32),
+                    "level": level[None],
+                    "frame_index": np.arange(frames)[None] + (RING if filled else 0),
+                    "ring_index": np.where(filled & (np.arange(RING) < clean), np.arange(RING), -1)[None],
+                    "append_slot": slots[None],
+                    **{name: value.numpy() for name, value in inputs_of(self.text, streams=1).items()},
                 }
             )
         return calls
@@ -144,31 +144,41 @@ class Case:
         )
 
 
+def inputs_of(text: TextFeatures, streams: int) -> dict[str, torch.Tensor]:
+    """The denoiser's inputs of a prompt that every stream shares."""
+    axes = {"key": 2, "value": 2, "mask": 1, "vector": 1}
+    return {f"text_{name}": torch.stack([getattr(text, name)] * streams, axis) for name, axis in axes.items()}
+
+
 def export_bundle(case: Case, folder: Path) -> Bundle:
     """The case as a bundle with one component."""
     folder.mkdir(parents=True, exist_ok=True)
-    config, frames, ring = case.config, 3, 2
+    config, frames, ring, streams = case.config, 3, 2, 3
     names = [f"{kind}.{index}" for index in range(config.depth) for kind in ("key", "value")]
-    cached = (BRANCHES, ring, config.tokens_per_frame, config.heads, config.head_size)
+    cached = (BRANCHES * streams, ring, config.tokens_per_frame, config.heads, config.head_size)
+    index = torch.arange(ring + frames).repeat(streams, 1)
     inputs: dict[str, Any] = {
-        "latents": torch.randn(frames, *config.latent),
-        "level": torch.linspace(0.1, 1, frames),
-        "frame_index": torch.arange(ring, ring + frames),
-        "ring_index": torch.arange(ring),
-        **{f"text_{name}": value for name, value in case.text._asdict().items()},
+        "latents": torch.randn(streams, frames, *config.latent),
+        "level": torch.linspace(0.1, 1, frames).repeat(streams, 1),
+        "frame_index": index[:, ring:],
+        "ring_index": index[:, :ring],
+        **inputs_of(case.text, streams),
         "ring_key": [torch.randn(cached) for _ in range(config.depth)],
         "ring_value": [torch.randn(cached) for _ in range(config.depth)],
     }
     store = WeightStore()
-    dynamic = {name: {0: "frames"} for name in ("latents", "level", "frame_index")}
-    dynamic |= {"ring_index": {0: "ring"}, "ring_key": {1: "ring"}, "ring_value": {1: "ring"}}
+    kept = {0: "branches*streams", 1: "ring"}
+    dynamic = {name: {0: "streams", 1: "frames"} for name in ("latents", "level", "frame_index")}
+    dynamic |= {"ring_index": {0: "streams", 1: "ring"}, "ring_key": kept, "ring_value": kept}
+    dynamic |= {f"text_{name}": {1: "branches", 2: "streams"} for name in ("key", "value")}
+    dynamic |= {f"text_{name}": {0: "branches", 1: "streams"} for name in ("mask", "vector")}
     component = export_component(
         case.module,
         inputs,
         folder=folder,
         name="denoiser",
         store=store,
-        outputs=["velocity", *names],
+        outputs=["prediction", *names],
         dynamic=dynamic,
         ring={f"ring_{name}": name for name in names},
     )
@@ -198,7 +208,7 @@ class PlanRunner:
 
     def velocity(self) -> np.ndarray:
         self()
-        return decode(self.executor.output(self.variant, "velocity").copy())
+        return decode(self.executor.output(self.variant, "prediction").copy())
 
 
 class TorchRunner:
@@ -220,15 +230,19 @@ class TorchRunner:
         if compiled:
             forward = torch.compile(forward, dynamic=False, options=COMPILERS[compiled])
         for call in case.calls(case.frames, 1):
-            frame, level = torch.from_numpy(call["frame_index"]), torch.from_numpy(call["level"])
+            stream = {
+                name: torch.from_numpy(call[name][0])
+                for name in ("latents", "level", "frame_index", "ring_index")
+            }
+            frame, level = stream["frame_index"], stream["level"]
             turns = angles(frame, case.config.head_size, case.config.rope_theta, dtype)
-            seen = visible(level, frame, frame, torch.from_numpy(call["ring_index"]))
+            seen = visible(level, frame, frame, stream["ring_index"])
             mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, MASKED)
-            latents = torch.from_numpy(call["latents"]).to(dtype)
+            latents = stream["latents"].to(dtype)
             tensors = (tensor.to(device) for tensor in (latents, level, *turns, mask))
             inputs = (*tensors, text)
             forward(*inputs)
-            slots = [int(slot) for slot in call["append_slot"] if slot >= 0]
+            slots = [int(slot) for slot in call["append_slot"][0] if slot >= 0]
             if slots:
                 network.append(0, slots)
         self._run: Callable[[], Tensor] = lambda: forward(*inputs)
@@ -240,7 +254,7 @@ class TorchRunner:
         return self._run()
 
     def velocity(self) -> np.ndarray:
-        return self().float().cpu().numpy()
+        return self().float().cpu().numpy()[:, None]
 
 
 def relative_error(value: np.ndarray, exact: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyengine.bundle.bundle import MANIFEST, Bundle
+from pyengine.bundle.bundle import MANIFEST, listed_files
 from pyengine.errors import OutputError
 
 
@@ -15,7 +15,7 @@ def prepared(folder: Path) -> Path:
     """
     try:
         if (folder / MANIFEST).is_file():
-            for name in Bundle.load(folder, verify=False).files:
+            for name in listed_files(folder):
                 (folder / name).unlink(missing_ok=True)
             (folder / MANIFEST).unlink()
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,9 @@
 The measure is the largest error over the largest exact value. What is allowed is twice the error that torch
 itself makes at that precision (float32, or bf16 autocast) against float64, plus the rounding of the stored
 result.
+
+A ring is one array inside a compiled segment, which serves one stream: where there is one, the inlined form is compared on the first
+stream of the example, and the cut form on all of them, each with rings of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengine.build.builder import build
-from pyengine.bundle.bundle import Bundle, Component
+from pyengine.bundle.bundle import Bundle, Component, TensorSpec
 from pyengine.bundle.variant import Variant
 from pyengine.runtime.executor import APPEND_SLOT, Executor
 from pyengine.runtime.program import Program
@@ -32,6 +35,7 @@ from .graph import Inputs
 
 FLOOR = {"fp32": 1e-5, "bf16": 2**-8}
 LEVEL_FLOOR = 1.01 / 255  # uint8 outputs: a value on the edge may round either way
+ROWS = "branches*streams"
 Arrays = dict[str, np.ndarray]
 
 
@@ -123,12 +127,14 @@ def _component_rows(
     with torch.autocast("cpu", torch.bfloat16):
         torch_outputs["bf16"] = _run_torch(module, inputs, names)
     arrays = _flat(inputs)
-    variant = Variant.of(component.name, **_sizes(component, arrays))
+    count = _sizes(component, arrays).get("streams", 1)
 
-    def rows(runner: str, precision: str, outputs: Arrays) -> Iterator[Row]:
+    def rows(runner: str, precision: str, outputs: Arrays, streams: int) -> Iterator[Row]:
+        wanted = _of_streams(exact, component.outputs, count, streams)
+        torchs = _of_streams(torch_outputs[precision], component.outputs, count, streams)
         for name, got in outputs.items():
-            want = exact[name][_same(got, exact[name])]
-            own = torch_outputs[precision][name][_same(got, exact[name])]
+            want = wanted[name][_same(got, wanted[name])]
+            own = torchs[name][_same(got, wanted[name])]
             scale = 255.0 if want.dtype == np.uint8 else float(np.abs(want).max()) or 1.0
             floor = LEVEL_FLOOR if want.dtype == np.uint8 else FLOOR[precision]
             own_error, max_error = _distance(own, want) / scale, _distance(got, want)
@@ -143,9 +149,12 @@ def _component_rows(
                 2 * own_error + floor,
             )
 
-    yield from rows("onnxruntime portable", "fp32", _run_portable(bundle, component, arrays))
+    yield from rows("onnxruntime portable", "fp32", _run_portable(bundle, component, arrays), count)
     for precision in precisions:
         for choice in ("cut", "inline") if component.cut else ("inline",):
+            streams = 1 if component.ring and choice == "inline" else count
+            feeds = _of_streams(arrays, component.inputs, count, streams)
+            variant = Variant.of(component.name, **_sizes(component, feeds))
             plan = build(
                 bundle,
                 variants=[variant],
@@ -154,9 +163,25 @@ def _component_rows(
                 choice=choice,
                 cache_dir=cache,
             )
-            yield from rows(
-                f"{backend} {choice}", precision, _run_plan(Program(plan), variant, component, arrays)
-            )
+            outputs = _run_plan(Program(plan), variant, component, feeds)
+            yield from rows(f"{backend} {choice}", precision, outputs, streams)
+
+
+def _of_streams(arrays: Arrays, specs: Mapping[str, TensorSpec], count: int, streams: int) -> Arrays:
+    """The part of the first so many of `count` streams."""
+    if streams == count:
+        return arrays
+    found = {}
+    for name, array in arrays.items():
+        axis = specs[name].axis("streams")
+        if axis is not None:
+            found[name] = array.take(range(streams), axis)
+        elif specs[name].axis(ROWS) == 0:
+            kept = array.reshape(-1, count, *array.shape[1:])[:, :streams]
+            found[name] = kept.reshape(-1, *array.shape[1:])
+        else:
+            found[name] = array
+    return found
 
 
 def _run_torch(module: nn.Module, inputs: Inputs, names: Sequence[str]) -> Arrays:
@@ -181,17 +206,27 @@ def _run_plan(program: Program, variant: Variant, component: Component, arrays: 
     executor = Executor(program)
     state = executor.state()
     for name, array in arrays.items():
-        if name in component.state or name in component.ring:
+        if name in component.state:
             state[f"{component.name}/{name}"] = encode(array, state[f"{component.name}/{name}"].dtype)
-        else:
+        elif name not in component.ring:
             target = executor.input(variant, name)
             target[...] = encode(array, target.dtype)
     executor.load_state(state)
     slots = 0
+    rings: list[Mapping[str, np.ndarray]] = []
     if component.ring:
         append = executor.input(variant, APPEND_SLOT)
-        slots = min(append.size, arrays[next(iter(component.ring))].shape[1])
-        append[:slots] = np.arange(slots)
+        streams, frames = append.shape
+        slots = min(frames, arrays[next(iter(component.ring))].shape[1])
+        append[...] = -1
+        append[:, :slots] = np.arange(slots)
+        rings = [executor.rings if streams == 1 else executor.new_rings() for _ in range(streams)]
+        for stream, ring in enumerate(rings):
+            for name in component.ring:
+                given = arrays[name].reshape(-1, streams, *arrays[name].shape[1:])[:, stream]
+                ring[name][...] = encode(given, ring[name].dtype)
+            if streams > 1:
+                executor.attach(variant, stream, ring)
     executor.run(variant)
     state = executor.state()
     outputs: Arrays = {}
@@ -201,9 +236,13 @@ def _run_plan(program: Program, variant: Variant, component: Component, arrays: 
         )
         if source is None:
             outputs[name] = decode(executor.output(variant, name)).copy()
-        elif slots or source in component.state:
-            kept = decode(state[f"{component.name}/{source}"])
-            outputs[name] = kept[:, :slots] if source in component.ring else kept
+        elif source in component.state:
+            outputs[name] = decode(state[f"{component.name}/{source}"])
+        elif slots:
+            kept = np.stack(
+                [decode(ring[source])[:, :slots] for ring in rings], 1
+            )  # [branches, streams, ...]
+            outputs[name] = kept.reshape(-1, *kept.shape[2:])
     executor.close()
     return outputs
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from pyengine.bundle.bundle import Constant, Graph, Step, TensorSpec
+from pyengine.bundle.bundle import Constant, Graph, Step
 
 from .crossing import measured_values
 from .ops import DOMAIN
@@ -24,7 +24,6 @@ from .precision import precise_nodes, tensor_spec
 from .weights import WeightStore, read_initializer
 
 LEVEL_INPUT = 1  # of FrameWindowAttention
-_BROADCASTS = frozenset({"Unsqueeze", "Expand", "Identity"})
 
 
 def partition(
@@ -51,29 +50,32 @@ class _Partition:
         self.placed: list[NodeProto] = []  # nodes that end up in a segment
 
     def run(self, prefix: str, folder: Path) -> Graph:
-        copies: dict[str, Step] = {}
         for op in self.ops:
-            for index, tensor in enumerate(op.input):
-                copies.update(self._copy(op, index, tensor))
+            if op.op_type == "FrameWindowAttention" and op.input[LEVEL_INPUT] not in self.inputs:
+                raise ValueError(
+                    f"[export] expected the level of {op.name} to be a graph input, so that no segment rounds it, but got "
+                    f"{op.input[LEVEL_INPUT]}"
+                )
         constants = {
             tensor: self._read(tensor) for op in self.ops for tensor in op.input if tensor in self.constant
         }
-        precise, segments = self._segments(copies)
-        steps: list[Step] = list(copies.values())
+        precise, segments = self._segments()
+        steps: list[Step] = []
         if precise:
             self._measure(precise)
-            steps.append(self._write_segment(f"{prefix}.float32.onnx", folder, precise, copies, "fp32"))
+            steps.append(self._write_segment(f"{prefix}.float32.onnx", folder, precise, "fp32"))
         for index, nodes in enumerate(segments):
             if nodes:
                 file = f"{prefix}{index}.onnx" if self.ops else f"{prefix}.onnx"
-                steps.append(self._write_segment(file, folder, nodes, copies))
+                steps.append(self._write_segment(file, folder, nodes))
             if index < len(self.ops):
                 steps.append(self._op_step(self.ops[index]))
         crossing = {tensor for step in steps for tensor in (*step.inputs, *step.outputs) if tensor} - set(
             constants
         )
         specs = {
-            tensor: self._spec(tensor, copies) for tensor in sorted(crossing - self.inputs - self.outputs)
+            tensor: tensor_spec(self.values[tensor], (tensor,))
+            for tensor in sorted(crossing - self.inputs - self.outputs)
         }
         return Graph(specs, constants, tuple(steps))
 
@@ -85,7 +87,7 @@ class _Partition:
                 known.update(node.output)
         return known
 
-    def _segments(self, copies: Mapping[str, Step]) -> tuple[list[NodeProto], list[list[NodeProto]]]:
+    def _segments(self) -> tuple[list[NodeProto], list[list[NodeProto]]]:
         """The float32 nodes, and the others by segment, in graph order. Segment i runs before op i."""
         precise = {
             id(self.nodes[index])
@@ -104,32 +106,13 @@ class _Partition:
                     continue  # nobody reads it, or each reader takes its own copy
                 stage = place[id(node)] = min(stages)
             for tensor in node.input:
-                if not (node.domain == DOMAIN and tensor in copies):
-                    due[tensor] = min(due.get(tensor, last), stage)
+                due[tensor] = min(due.get(tensor, last), stage)
         segments: list[list[NodeProto]] = [[] for _ in range(last + 1)]
         for node in self.nodes:
             if id(node) in place and id(node) not in precise:
                 segments[place[id(node)]].append(node)
         self.placed = [node for node in self.nodes if id(node) in place]
         return [node for node in self.placed if id(node) in precise], segments
-
-    def _copy(self, op: NodeProto, index: int, tensor: str) -> dict[str, Step]:
-        """A mere broadcast of a graph input that an op reads becomes a copy, so that it stays exact at any
-        precision.
-        """
-        source = tensor
-        while source in self.producer and self.producer[source].op_type in _BROADCASTS:
-            source = self.producer[source].input[0]
-        if source != tensor and source in self.inputs:
-            inner, outer = tensor_spec(self.values[source]).shape, tensor_spec(self.values[tensor]).shape
-            if outer[len(outer) - len(inner) :] == inner:
-                return {tensor: Step("copy", (source,), (tensor,))}
-        if op.op_type == "FrameWindowAttention" and index == LEVEL_INPUT and tensor not in self.inputs:
-            raise ValueError(
-                f"[export] expected the level of {op.name} to be a graph input or a broadcast of one but "
-                f"got {tensor}"
-            )
-        return {}
 
     def _op_step(self, op: NodeProto) -> Step:
         attributes = {entry.name: _plain(helper.get_attribute_value(entry)) for entry in op.attribute}
@@ -142,13 +125,12 @@ class _Partition:
         file: str,
         folder: Path,
         nodes: list[NodeProto],
-        copies: Mapping[str, Step],
         precision: str | None = None,
     ) -> Step:
         inside, made = {id(node) for node in nodes}, {output for node in nodes for output in node.output}
         readers = [node for node in self.placed if id(node) not in inside]
         read_outside = self.outputs | {tensor for node in readers for tensor in node.input}
-        read_outside |= {tensor for op in self.ops for tensor in op.input if tensor not in copies}
+        read_outside |= {tensor for op in self.ops for tensor in op.input}
         outputs = [tensor for node in nodes for tensor in node.output if tensor in read_outside]
         read = list(dict.fromkeys(tensor for node in nodes for tensor in node.input if tensor))
         inputs = [tensor for tensor in read if tensor not in made and tensor not in self.constant]
@@ -201,9 +183,6 @@ class _Partition:
             loaded = onnx.numpy_helper.from_array(read_initializer(tensor, self.store), tensor.name)
             model.graph.initializer[index].CopyFrom(loaded)
         self.values |= measured_values(model, unknown, self.symbols)
-
-    def _spec(self, tensor: str, copies: Mapping[str, Step]) -> TensorSpec:
-        return tensor_spec(self.values[tensor], () if tensor in copies else (tensor,))
 
     def _read(self, tensor: str) -> Constant:
         """A weight of an op, as float32 in weights.bin."""

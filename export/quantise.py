@@ -69,6 +69,7 @@ def quantise(
         latent=bundle.latent,
         text=bundle.text,
         method=bundle.method,
+        branches=bundle.branches,
     )
 
 

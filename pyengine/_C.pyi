@@ -1,52 +1,16 @@
-"""Types of the compiled module; csrc/bindings/module.cc has the docstrings, export/ops/ the meaning."""
+"""Types of the compiled module. Every op is a function; SIGNATURES, its docstring and export/ops/ say what it takes."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from numpy.typing import NDArray
+class Op(Protocol):
+    def __call__(self, *inputs: Any, **others: Any) -> None:
+        """Runs on numpy arrays, None where an input is absent; rings as a list with one array per stream. Arrays that
+        are written and attributes are given by name. ValueError and TypeError say what was expected.
+        """
 
-Array = NDArray[Any]
+SIGNATURES: dict[str, dict[Literal["inputs", "arrays", "attributes"], tuple[str, ...]]]
 
-def frame_window_attention(
-    qkv: Array,
-    level: Array,
-    frame_index: Array,
-    ring_key: Array,
-    ring_value: Array,
-    ring_index: Array,
-    out: Array,
-    *,
-    append_slot: Array | None = None,
-    q_gain: Array | None = None,
-    k_gain: Array | None = None,
-    reach: Array | None = None,
-    scope: Literal["temporal", "frame"] | str = "temporal",
-    mask: Literal["bidirectional", "noise_causal", "ranged"] | str = "noise_causal",
-    theta: float = 10000.0,
-    rotary_dim: int = 0,
-    interleaved: bool = True,
-    epsilon: float = 1e-6,
-    scale: float = 0.0,
-) -> None: ...
-def relative_attention(
-    qkv: Array,
-    key_table: Array | None = None,
-    value_table: Array | None = None,
-    *,
-    out: Array,
-    transposed: bool = False,
-) -> None: ...
-def denoise_step(
-    sample: Array,
-    prediction: Array,
-    weights: Array,
-    sample_scale: Array,
-    prediction_scale: Array,
-    noise_scale: Array,
-    noise: Array | None = None,
-    *,
-    out: Array,
-) -> None: ...
-def ring_append(key: Array, value: Array, ring_key: Array, ring_value: Array, append_slot: Array) -> None: ...
+def __getattr__(name: str) -> Op: ...
 def cpu_isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def set_cpu_isa(name: str) -> None: ...

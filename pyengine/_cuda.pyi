@@ -1,9 +1,9 @@
-"""Types of the compiled module for NVIDIA devices; csrc/bindings/cuda_module.cc has the docstrings, export/ops/ the
-meaning. The module exists only where the package was built with CUDA.
+"""Types of the compiled module for NVIDIA devices. Every op is a function; SIGNATURES, its docstring and export/ops/ say
+what it takes. The module exists only where the package was built with CUDA.
 
-Arrays are on the device, C-contiguous, and stay the caller's. Ops are queued on `stream` and read indices, levels
-and slots when they run, so that they may be captured in a CUDA graph: values are not checked (a slot out of range is
-taken as -1). A `float8_e4m3` ring holds value / scale of its head, with scales float32 [heads].
+Arrays are on the device, C-contiguous, and stay the caller's. Ops are queued on `stream` and read indices, levels,
+slots and addresses of rings when they run, so that they may be captured in a CUDA graph: values are not checked (a slot
+out of range is taken as -1). A `float8_e4m3` ring holds value / scale of its head, with scales float32 [heads].
 """
 
 from typing import Any, Literal, Protocol
@@ -16,36 +16,28 @@ class Array(Protocol):
     @property
     def dtype(self) -> str: ...
 
+class Rings(Protocol):
+    """One ring per stream: their addresses, int64 [streams], and the shape and dtype of each."""
+
+    @property
+    def bases(self) -> Array: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+class Op(Protocol):
+    def __call__(
+        self, *inputs: Array | Rings | None, stream: int = 0, **others: Array | Rings | float | str | None
+    ) -> Any: ...
+
+SIGNATURES: dict[str, dict[Literal["inputs", "arrays", "attributes"], tuple[str, ...]]]
+
+def __getattr__(name: str) -> Op: ...
 def device_count() -> int: ...
 def check_device() -> None: ...
-def frame_window_attention(
-    qkv: Array,
-    level: Array,
-    frame_index: Array,
-    ring_key: Array,
-    ring_value: Array,
-    ring_index: Array,
-    out: Array,
-    *,
-    append_slot: Array | None = None,
-    q_gain: Array | None = None,
-    k_gain: Array | None = None,
-    reach: Array | None = None,
-    ring_key_scale: Array | None = None,
-    ring_value_scale: Array | None = None,
-    workspace: Array | None = None,
-    scope: Literal["temporal", "frame"] | str = "temporal",
-    mask: Literal["bidirectional", "noise_causal", "ranged"] | str = "noise_causal",
-    theta: float = 10000.0,
-    rotary_dim: int = 0,
-    interleaved: bool = True,
-    epsilon: float = 1e-6,
-    scale: float = 0.0,
-    stream: int = 0,
-) -> None: ...
-def frame_window_attention_workspace(
-    *inputs: Array | None, scope: Literal["temporal", "frame"] | str = "temporal"
-) -> int: ...
+def has_warpgroups() -> bool: ...
+def use_warpgroups(wanted: bool) -> bool: ...
 def attention_launch(
     *,
     scope: str,
@@ -59,28 +51,6 @@ def attention_launch(
     processors: int,
     block_bytes: int,
     processor_bytes: int,
+    warpgroups: bool = False,
     may_split: bool = False,
 ) -> dict[str, Any]: ...
-def denoise_step(
-    sample: Array,
-    prediction: Array,
-    weights: Array,
-    sample_scale: Array,
-    prediction_scale: Array,
-    noise_scale: Array,
-    noise: Array | None = None,
-    *,
-    out: Array,
-    stream: int = 0,
-) -> None: ...
-def ring_append(
-    key: Array,
-    value: Array,
-    ring_key: Array,
-    ring_value: Array,
-    append_slot: Array,
-    *,
-    ring_key_scale: Array | None = None,
-    ring_value_scale: Array | None = None,
-    stream: int = 0,
-) -> None: ...

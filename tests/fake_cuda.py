@@ -26,6 +26,7 @@ import numpy as np
 from pyengine import _C
 from pyengine.backends import onnxruntime
 from pyengine.device.array import HOST_DTYPES, DeviceArray
+from pyengine.runtime.cuda.memory import RingTable
 
 OK, INVALID, CAPTURE_ERROR, NOT_READY = 0, 1, 900, 600
 Work = Callable[[], object]
@@ -272,7 +273,7 @@ class FakeCuda:
         return any(start <= pointer < start + len(raw) for start, raw in self._memory.items())
 
 
-def on_host(array: DeviceArray) -> np.ndarray:
+def on_host(array: Any) -> np.ndarray:
     """The memory behind a fake device array, as numpy."""
     raw = (ctypes.c_uint8 * array.nbytes).from_address(array.pointer)
     return np.frombuffer(raw, np.uint8).view(HOST_DTYPES[array.dtype]).reshape(array.shape)
@@ -288,40 +289,31 @@ class FakeKernels(ModuleType):
     def device_count(self) -> int:
         return 1
 
-    def frame_window_attention_workspace(self, *inputs: Any, scope: str) -> int:
+    def frame_window_attention_workspace(self, **arrays: Any) -> int:
         return 128
 
-    def frame_window_attention(
-        self, *inputs: Any, workspace: DeviceArray, stream: int, **others: Any
-    ) -> None:
-        self._enqueue(_C.frame_window_attention, stream, inputs, others)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in _C.SIGNATURES:
+            raise AttributeError(name)
+        return lambda *inputs, stream, **named: self._enqueue(name, stream, inputs, named)
 
-    def ring_append(self, *inputs: Any, stream: int) -> None:
-        self._enqueue(_C.ring_append, stream, inputs, {})
+    def _enqueue(self, name: str, stream: int, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Scratch and scales of 8-bit rings are a device's alone. A table of rings is read when its turn comes."""
+        named.pop("workspace", None)
 
-    def relative_attention(self, *inputs: Any, stream: int, **others: Any) -> None:
-        self._enqueue(_C.relative_attention, stream, inputs, others)
+        def work() -> None:
+            run(*map(host, inputs), **{key: host(value) for key, value in named.items()})
 
-    def denoise_step(self, *inputs: Any, stream: int, **others: Any) -> None:
-        self._enqueue(_C.denoise_step, stream, inputs, others)
-
-    def _enqueue(
-        self, op: Callable[..., object], stream: int, inputs: tuple[Any, ...], others: dict[str, Any]
-    ) -> None:
-        def run() -> None:  # addresses of rings are read when the kernel runs, as a captured graph does
-            named = {name: _argument(value) for name, value in others.items()}
-            op(*map(_argument, inputs), **named)
-
+        run = getattr(_C, name)
         with self._cuda.lock:
-            self._cuda.streams[stream].add(run)
+            self._cuda.streams[stream].add(work)
 
 
-def _argument(value: Any) -> Any:
-    """An argument of a kernel as the CPU's op takes it."""
-    if hasattr(value, "bases"):
-        addresses = on_host(value.bases).tolist()
-        stream = value.bases.stream
-        return [on_host(DeviceArray(a, value.shape, value.dtype, stream, None)) for a in addresses]
+def host(value: Any) -> Any:
+    """What an op of `_C` takes for what one of `_cuda` is given."""
+    if isinstance(value, RingTable):
+        return [on_host(SimpleNamespace(pointer=int(base), shape=value.shape, dtype=value.dtype, nbytes=value[0].nbytes))
+                for base in on_host(value.bases)]  # fmt: skip
     return on_host(value) if isinstance(value, DeviceArray) else value
 
 

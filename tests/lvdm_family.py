@@ -34,6 +34,16 @@ def modules() -> Modules:
 
 
 @functools.cache
+def text_modules() -> Modules:
+    """Text to video, without a text tower: the denoiser reads keys and values."""
+    unet = UNET | {"in_channels": 4, "num_classes": None, "context_dim": 32, "use_temporal_transformer": True}
+    unet |= {"use_scale_shift_norm": False, "num_heads": 4}
+    autoencoder = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    made = Configuration(unet, autoencoder, 0.18215, 0.0, clip_frames=3, is_text=True)
+    return random_modules({"prediction": made}, LATENT_SIZE).rounded()
+
+
+@functools.cache
 def _home() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
@@ -42,3 +52,9 @@ def _home() -> tempfile.TemporaryDirectory[str]:
 def bundle() -> Bundle:
     method = long_method(modules()) | {"steps": 2}
     return export_bundle(modules(), Path(_home().name) / "bundle", "lvdm-tiny", method)
+
+
+@functools.cache
+def text_bundle() -> Bundle:
+    folder = Path(_home().name) / "text"
+    return export_bundle(text_modules(), folder, "lvdm-text-tiny", {"name": "clip"}, only=("prediction",))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy_family as toy
 
-from pyengine.bundle.bundle import Bundle, TensorSpec
+from pyengine.bundle.bundle import Bundle, Cleaning, TensorSpec, Video, write_manifest
 from pyengine.errors import BundleError
 
 
@@ -20,10 +21,13 @@ def test_manifest_round_trip() -> None:
     assert bundle.video is not None
     assert bundle.video.frames_per_latent == 4
     denoiser = bundle.component("denoiser")
-    assert denoiser.inputs["latents"] == TensorSpec(("frames", 4, 4, 4), "float32")
-    assert denoiser.inputs["ring_key.0"] == TensorSpec((2, "ring", 16, 2, 16), "working")
-    assert denoiser.symbols == {"frames": toy.FRAMES, "ring": toy.RING}
+    assert denoiser.inputs["latents"] == TensorSpec(("streams", "frames", 4, 4, 4), "float32")
+    assert denoiser.inputs["ring_key.0"] == TensorSpec(("branches*streams", "ring", 16, 2, 16), "working")
+    assert denoiser.symbols == {"frames": toy.FRAMES, **toy.SIZES}
     assert denoiser.append_spec == TensorSpec(("streams", "frames"), "int64")
+    assert denoiser.inputs["text_key"].axis("streams") == 2
+    assert denoiser.inputs["ring_key.0"].axis("streams") is None
+    assert bundle.branches == ("prompt", "null")
     assert bundle.component("decoder").state == {"memory": "memory.out"}
     assert "weights.bin" in bundle.files
     assert "manifest.json" not in bundle.files
@@ -32,6 +36,30 @@ def test_manifest_round_trip() -> None:
 @pytest.mark.parametrize(("dim", "size"), [(3, 3), ("frames", 8), ("2*frames", 16), ("2*frames+ring+1", 23)])
 def test_dims_resolve(dim: int | str, size: int) -> None:
     assert TensorSpec((dim,), "int64").resolve({"frames": 8, "ring": 6}) == (size,)
+
+
+def test_the_first_latent_may_become_fewer_frames() -> None:
+    assert [Video(8, 8, 24.0, 3.4).frames(count) for count in (0, 5, 10)] == [0, 17, 34]
+    assert [Video(8, 8, 16.0, 4, first_frames=1).frames(count) for count in (0, 1, 2, 21)] == [0, 1, 5, 81]
+
+
+def test_cleaning_of_prompts_is_read_back(tmp_path: Path) -> None:
+    folder = toy.bundle_copy(tmp_path / "toy")
+    bundle = Bundle.load(folder)
+    cleaning = Cleaning(" score: 6.", unless="score:", rules="captions", passes=2)
+    assert bundle.text is not None
+    assert bundle.text.cleaning is None
+    written = write_manifest(
+        folder,
+        name="toy",
+        family="toy",
+        version="1",
+        components=bundle.components,
+        text=replace(bundle.text, cleaning=cleaning),
+        branches=("prompt", "image", "null"),
+    )
+    assert written.text == replace(bundle.text, cleaning=cleaning)
+    assert written.branches == ("prompt", "image", "null")
 
 
 def test_a_dim_without_a_size_is_named() -> None:
@@ -97,7 +125,17 @@ def _bad_pair(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda manifest: manifest.update(format=99), "expected format 1 but got 99"),
+        (lambda manifest: manifest.update(format=99), "expected format 2 but got 99"),
+        (lambda manifest: manifest.update(format=1), "expected format 2 but got 1; export the bundle again"),
+        (
+            lambda manifest: manifest.update(branches="prompt"),
+            "expected branches to be a list of names but got 'prompt'",
+        ),
+        (lambda manifest: manifest.update(branches=["null", "null"]), "branches with names of their own"),
+        (
+            lambda manifest: manifest["text"].update(cleaning={"rules": "all"}),
+            "rules none or captions but got 'all'",
+        ),
         (_without("components"), "not a valid manifest \\(no 'components'\\)"),
         (_without("files"), "not a valid manifest \\(no 'files'\\)"),
         (_escape, "lies outside the bundle"),

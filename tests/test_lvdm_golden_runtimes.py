@@ -40,19 +40,21 @@ def test_a_bundle_predicts_what_the_original_predicts(name: str, tmp_path: Path)
     bundle = export_bundle(
         modules, tmp_path / "bundle", "golden", clip_method(modules, 1.0), only=("prediction",)
     )
+    # Its rows are streams of one branch.
     inputs = {
-        "latents": latents,
-        "embedding": unet.project(unet.embed(given["in_t"], given.get("in_s"))),
+        "latents": latents.transpose(1, 2),
+        "embedding": unet.project(unet.embed(given["in_t"], given.get("in_s")))[None],
     }
     if "in_mask" in given:
-        inputs["mask"] = given["in_mask"][:, 0, :, 0, 0]
+        inputs["mask"] = given["in_mask"][None, :, 0, :, 0, 0]
     if unet.context_dim is not None:
         for i, text in enumerate(unet.text_keys(given["in_context"])):
-            inputs[f"text_{'value' if i % 2 else 'key'}.{i // 2}"] = text
+            inputs[f"text_{'value' if i % 2 else 'key'}.{i // 2}"] = text[None]
+    wanted = given["out_eps"].transpose(1, 2)[None]
     feeds = {key: value.contiguous().numpy() for key, value in inputs.items()}
     session = ort.InferenceSession(bundle.path(bundle.component("prediction").portable))
-    assert error(session.run(["predicted"], feeds)[0], given["out_eps"]) < case["tolerance"]
-    variant = Variant.of("prediction", rows=rows)
+    assert error(session.run(["prediction"], feeds)[0], wanted) < case["tolerance"]
+    variant = Variant.of("prediction", branches=1, streams=rows)
     for choice in ("cut", "inline"):
         plan = build(
             bundle, variants=[variant], precision="fp32", choice=choice, cache_dir=tmp_path / "plans"
@@ -61,9 +63,9 @@ def test_a_bundle_predicts_what_the_original_predicts(name: str, tmp_path: Path)
         for key, value in feeds.items():
             executor.input(variant, key)[...] = value
         executor.run(variant)
-        got = np.array(executor.output(variant, "predicted"))
+        got = np.array(executor.output(variant, "prediction"))
         executor.close()
-        assert error(got, given["out_eps"]) < case["tolerance"], choice
+        assert error(got, wanted) < case["tolerance"], choice
 
 
 def _fit_context(given: dict[str, torch.Tensor], width: int) -> None:

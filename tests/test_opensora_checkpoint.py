@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pyengine.bundle.bundle import Cleaning
 from pyengine.cli import main
 from pyengine.errors import BackendUnavailable, BundleError, PromptError
 from pyengine.export.deferred import Deferred
-from pyengine.export.families.opensora import STDiT3, load_autoencoder, load_stdit3
+from pyengine.export.families.opensora import STDiT3, load_autoencoder, load_stdit3, presets
 from pyengine.export.families.opensora.checkpoint import Weights, empty
 from pyengine.export.families.opensora.export import text_source
-from pyengine.text.captions import clean_caption, opensora_prompt
+from pyengine.text.captions import clean_caption, cleaned_prompt
 
 CONFIG = golden.manifest()["stdit3"]["config"]
 
@@ -211,8 +212,18 @@ def test_captions_are_cleaned_as_in_training(caption: str, cleaned: str) -> None
 
 
 def test_a_prompt_carries_its_aesthetic_score() -> None:
-    assert opensora_prompt("A fox.") == "a fox. aesthetic score: 6.5."
-    assert opensora_prompt("a fox aesthetic score: 5.0.") == "a fox aesthetic score: 5.0."
+    cleaning = presets.CLEANING
+    assert cleaned_prompt("A fox.", cleaning) == "a fox. aesthetic score: 6.5."
+    assert cleaned_prompt("a fox aesthetic score: 5.0.", cleaning) == "a fox aesthetic score: 5.0."
+
+
+def test_a_bundle_without_cleaning_takes_a_prompt_as_it_is() -> None:
+    assert cleaned_prompt("A  Fox & a hen.", None) == "A  Fox & a hen."
+    assert (
+        cleaned_prompt("A  Fox & a hen.", Cleaning(suffix=" In the style of X."))
+        == "A  Fox & a hen. In the style of X."
+    )
+    assert cleaned_prompt("A Fox, in style", Cleaning(suffix=" X.", unless="style")) == "A Fox, in style"
 
 
 @pytest.mark.parametrize("package", ["bs4", "ftfy"])

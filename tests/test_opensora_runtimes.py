@@ -96,7 +96,7 @@ def denoiser(case: Arrays, folder: Path) -> tuple[Bundle, Arrays]:
     text = {"text_mask": mask} | {
         f"text_{kind}.{i}": rest[k * half + i] for k, kind in enumerate(("key", "value")) for i in range(half)
     }
-    return exported({"denoiser": plan}, folder), {name: value.numpy() for name, value in text.items()}
+    return exported({"denoiser": plan}, folder), {key: value[:, None].numpy() for key, value in text.items()}
 
 
 def test_velocities_are_the_originals(tmp_path: Path) -> None:
@@ -104,12 +104,14 @@ def test_velocities_are_the_originals(tmp_path: Path) -> None:
     case = golden.case("stdit3_perframe_odd")
     bundle, text = denoiser(case, tmp_path / "bundle")
     frames = case["in_x"].shape[2]
-    for name, network in networks(bundle, "denoiser", tmp_path / "plans", frames=frames):
+    sizes = {"branches": 2, "streams": 1, "frames": frames}
+    for name, network in networks(bundle, "denoiser", tmp_path / "plans", **sizes):
         for branch in (0, 1):
-            latents = np.ascontiguousarray(case["in_x"][branch].swapaxes(0, 1))
-            level = (case["in_timestep"][branch] / 1000).astype(np.float32)
-            out = network({"latents": latents, "level": level, "frame_index": np.arange(frames), **text})
-            got, wanted = out["velocity"][branch].swapaxes(0, 1), case["out"][branch, :4]
+            latents = np.ascontiguousarray(case["in_x"][branch].swapaxes(0, 1))[None]
+            level = (case["in_timestep"][branch] / 1000).astype(np.float32)[None]
+            index = np.arange(frames)[None]
+            out = network({"latents": latents, "level": level, "frame_index": index, **text})
+            got, wanted = out["prediction"][branch, 0].swapaxes(0, 1), case["out"][branch, :4]
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4, err_msg=f"{name}, sample {branch}")
 
 
@@ -119,7 +121,8 @@ def test_a_generated_video_is_the_originals(tmp_path: Path) -> None:
     case = golden.case("pa_e2e")
     bundle, text = denoiser(case, tmp_path / "bundle")
     rows = int(case["window_len"].max())
-    for name, network in networks(bundle, "denoiser", tmp_path / "plans", frames=rows):
+    sizes = {"branches": 2, "streams": 1, "frames": rows}
+    for name, network in networks(bundle, "denoiser", tmp_path / "plans", **sizes):
 
         def padded(latents: np.ndarray, level: np.ndarray) -> np.ndarray:
             count, missing = len(latents), rows - len(latents)
@@ -128,7 +131,8 @@ def test_a_generated_video_is_the_originals(tmp_path: Path) -> None:
                 "level": np.concatenate([level, np.zeros(missing, np.float32)]),
                 "frame_index": np.concatenate([np.arange(count), np.full(missing, -1)]),
             }
-            return network({**feeds, **text})["velocity"][:, :count]  # noqa: B023
+            given = {key: array[None] for key, array in feeds.items()}
+            return network({**given, **text})["prediction"][:, 0, :count]  # noqa: B023
 
         out, executor = run(case, pa_method(case), padded, case["in_z_given"][0], case["in_noise"][0])
         check_calls(case, executor)

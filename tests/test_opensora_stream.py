@@ -17,13 +17,14 @@ from pyengine.build.builder import build
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BundleError, ConfigError, PromptError
 from pyengine.export.families.opensora.export import components, modules_and_inputs
+from pyengine.export.families.opensora.presets import CLEANING
 from pyengine.export.parity import parity
 from pyengine.runtime.codec import decode_chunk, decoder_variants
 from pyengine.runtime.open import load_program
 from pyengine.schedule.progressive import noise_levels
 from pyengine.schedule.samplers import frame_noise
 from pyengine.schedule.warp import rflow_warp
-from pyengine.text.captions import opensora_prompt
+from pyengine.text.captions import cleaned_prompt
 from pyengine.text.t5 import T5Prompts
 
 PROMPT, SEED = "A red fox runs over snow", 3
@@ -91,7 +92,7 @@ def torch_video(chunks: int, given: np.ndarray | None = None) -> np.ndarray:
 def t5(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     folder = family.checkpoints()["text_encoder"]
     tokens = AutoTokenizer.from_pretrained(folder)(
-        opensora_prompt(prompt), max_length=12, padding="max_length", return_tensors="pt"
+        cleaned_prompt(prompt, CLEANING), max_length=12, padding="max_length", return_tensors="pt"
     )
     out = T5EncoderModel.from_pretrained(folder)(
         input_ids=tokens.input_ids, attention_mask=tokens.attention_mask

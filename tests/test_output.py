@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,19 @@ def test_an_earlier_bundle_is_replaced(tmp_path: Path) -> None:
     assert prepared(tmp_path / "new" / "deep").is_dir()
 
 
+def test_a_bundle_of_an_earlier_format_is_replaced(tmp_path: Path) -> None:
+    folder = shutil.copytree(toy.bundle().folder, tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": manifest["files"]}))
+    assert prepared(folder) == folder
+    assert list(folder.iterdir()) == []
+    (tmp_path / "other").write_text("kept")
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": {"../other": "0"}}))
+    with pytest.raises(BundleError, match="lies outside the bundle"):
+        prepared(folder)
+    assert (tmp_path / "other").read_text() == "kept"
+
+
 def test_files_of_others_are_kept_and_named(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(OutputError, match=r"to be empty but it holds thesis\.tex; choose another folder"):
@@ -38,5 +52,5 @@ def test_places_that_are_no_folder_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot make a bundle in .*choose another place"):
         prepared(tmp_path / "file")
     (tmp_path / "manifest.json").write_text('{"format": 0}')
-    with pytest.raises(BundleError, match=r"expected format"):
+    with pytest.raises(BundleError, match=r"is not a valid manifest \(no 'files'\)"):
         prepared(tmp_path)

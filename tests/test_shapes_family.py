@@ -147,8 +147,15 @@ def test_the_ring_equals_recomputing_the_whole_clip(modules: Modules) -> None:
 
     def call(frames: slice) -> torch.Tensor:
         numbers = torch.arange(clean + active)[frames]
-        velocity, *cached = denoiser(
-            latents[frames], level[frames], numbers, index.clone(), *text, keys, values
+        prompts = (text.key[:, :, None], text.value[:, :, None], text.mask[:, None], text.vector[:, None])
+        prediction, *cached = denoiser(
+            latents[None, frames],
+            level[None, frames],
+            numbers[None],
+            index[None].clone(),
+            *prompts,
+            keys,
+            values,
         )
         for place, number in enumerate(numbers.tolist()):
             if level[number] == 0:
@@ -156,7 +163,7 @@ def test_the_ring_equals_recomputing_the_whole_clip(modules: Modules) -> None:
                     keys[layer][:, number] = cached[2 * layer][:, place]
                     values[layer][:, number] = cached[2 * layer + 1][:, place]
                 index[number] = number
-        return velocity
+        return prediction[:, 0]
 
     for start in range(0, clean - CHUNK, CHUNK):
         call(slice(start, start + CHUNK))

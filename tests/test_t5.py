@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pyengine.errors import PromptError
-from pyengine.text.captions import opensora_prompt
+from pyengine.export.families.opensora.presets import CLEANING
+from pyengine.text.captions import cleaned_prompt
 from pyengine.text.t5 import T5Prompts
 
 LENGTH = 64
@@ -42,9 +43,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tokens_are_those_of_the_vocabulary_with_an_end_and_padding(folder: Path) -> None:
     from sentencepiece import SentencePieceProcessor
 
-    pieces = SentencePieceProcessor(str(folder / "spiece.model")).encode(opensora_prompt("A red fox"))
+    pieces = SentencePieceProcessor(str(folder / "spiece.model")).encode(
+        cleaned_prompt("A red fox", CLEANING)
+    )
     expected = [*pieces, 1]
-    ids = T5Prompts(str(folder), LENGTH).encode("A red fox")
+    ids = T5Prompts(str(folder), LENGTH, cleaning=CLEANING).encode("A red fox")
     assert ids.tolist() == expected + [0] * (LENGTH - len(expected))
 
 
@@ -52,7 +55,7 @@ def test_tokens_are_those_of_the_vocabulary_with_an_end_and_padding(folder: Path
 def test_states_are_the_encoders_with_padding_masked(folder: Path, dtype: str) -> None:
     from transformers import T5EncoderModel
 
-    prompts = T5Prompts(str(folder), LENGTH, dtype)
+    prompts = T5Prompts(str(folder), LENGTH, dtype, cleaning=CLEANING)
     found = prompts.inputs("A red fox")
     kept = int(found["words"].sum())
     alone = torch.from_numpy(prompts.encode("A red fox")[:kept])[None]
@@ -66,4 +69,4 @@ def test_states_are_the_encoders_with_padding_masked(folder: Path, dtype: str) -
 
 def test_fewer_words_than_the_prompt_has_are_refused(folder: Path) -> None:
     with pytest.raises(PromptError, match=r"at most 5 tokens but got .*export with more --words"):
-        T5Prompts(str(folder), LENGTH, words=5).inputs("A red fox")
+        T5Prompts(str(folder), LENGTH, words=5, cleaning=CLEANING).inputs("A red fox")

@@ -26,18 +26,17 @@ from roofline import Roofline, measure, time_cold, write
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from pyengine.export.ops.denoise_step import DENOISE_STEP
+from pyengine.export.ops import OPS, OpSpec
 from pyengine.export.ops.frame_window_attention import BENCH_CASES, CASES, reference, visible
 from pyengine.export.ops.frame_window_attention_cases import GROUP_CASES, AttentionCase
-from pyengine.export.ops.relative_attention import RELATIVE_ATTENTION, RelativeCase
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "ops"))
-from arrays import cast, error
+from arrays import cast, error, in_precision
 from cuda_arrays import CudaOps, TensorArray
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = {"float32": 1e-6, "bfloat16": 4e-3, "float16": 5e-4}
-CHECKED = ("FrameWindowAttention", "RelativeAttention", "DenoiseStep")  # ring_append is in tests/ops
+PLAIN = tuple(spec for spec in OPS if spec.reference is not reference)  # ring_append is in tests/ops
 PEERS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -50,13 +49,13 @@ GPU_CASES: tuple[AttentionCase, ...] = (
     *(AttentionCase(f"temporal_{f}_{d}", frames=f, ring=8, tokens=1024, heads=16, head_dim=d, chunk_frames=5,
                     attributes={"rotary_dim": d}) for f in (20, 35, 56) for d in (64, 72, 128)),
     # Scope frame, query = key, as libraries are measured: 4k, 8k, 16k tokens.
-    *(AttentionCase(f"self_{n // 1024}k_{d}", batch=1, frames=1, ring=0, tokens=n, heads=h, head_dim=d, gains=False,
+    *(AttentionCase(f"self_{n // 1024}k_{d}", branches=1, frames=1, ring=0, tokens=n, heads=h, head_dim=d, gains=False,
                     attributes=FRAME) for n in (4096, 8192, 16384) for d, h in ((64, 32), (128, 16))),
     # A chunk of queries over a ring: 3 frames of 1,560 tokens see 4k to 33k keys.
-    *(AttentionCase(f"chunk_{(r + 3) * 1560 // 1000}k_128", batch=1, frames=3, ring=r, tokens=1560, heads=12,
+    *(AttentionCase(f"chunk_{(r + 3) * 1560 // 1000}k_128", branches=1, frames=3, ring=r, tokens=1560, heads=12,
                     head_dim=128, chunk_frames=3, attributes={"scope": "frame", "rotary_dim": 128}) for r in (0, 6, 18)),
     # One small frame over a long ring: too few blocks unless keys are split.
-    AttentionCase("few_33k_128", batch=1, frames=1, ring=127, tokens=256, heads=12, head_dim=128,
+    AttentionCase("few_33k_128", branches=1, frames=1, ring=127, tokens=256, heads=12, head_dim=128,
                   attributes={"scope": "frame", "rotary_dim": 128}),
 )  # fmt: skip
 
@@ -93,7 +92,9 @@ def check(ops: CudaOps, small: bool) -> Iterator[dict[str, Any]]:
             exact = reference(**case.make_inputs(), **case.attributes)
             inputs = cast(case.make_inputs(), dtype)
             torch_got = reference(**inputs, **case.attributes)
-            got = ops.attention(inputs, [-1] * case.frames, workspace=True, **case.attributes)["out"]
+            got = ops.attention(
+                inputs, [[-1] * case.frames] * case.streams, workspace=True, **case.attributes
+            )["out"]
             ours, theirs = error(got, exact[0]), error(torch_got[0], exact[0])
             yield record("FrameWindowAttention", case.name, name, ours, theirs, FLOOR[name])
         for case in GROUP_CASES if ops.module.has_warpgroups() and name != "float32" else ():
@@ -101,25 +102,27 @@ def check(ops: CudaOps, small: bool) -> Iterator[dict[str, Any]]:
             inputs = cast(case.make_inputs(), dtype)
             theirs = error(reference(**inputs, **case.attributes)[0], exact[0])
             with warpgroups(ops):
-                got = ops.attention(inputs, [-1] * case.frames, workspace=True, **case.attributes)["out"]
+                got = ops.attention(
+                    inputs, [[-1] * case.frames] * case.streams, workspace=True, **case.attributes
+                )["out"]
             ours = error(got, exact[0])
             yield record(
                 "FrameWindowAttention", f"{case.name} on warpgroups", name, ours, theirs, FLOOR[name]
             )
-        for relative in RELATIVE_ATTENTION.cases[:: 3 if small else 1]:
-            exact = RELATIVE_ATTENTION.reference(**relative.make_inputs(), **relative.attributes)
-            inputs = cast(relative.make_inputs(), dtype)
-            theirs = error(RELATIVE_ATTENTION.reference(**inputs, **relative.attributes)[0], exact[0])
-            ours = error(ops.relative_attention(inputs, relative.transposed), exact[0])
-            yield record("RelativeAttention", relative.name, name, ours, theirs, FLOOR[name])
-        for step in DENOISE_STEP.cases:
-            inputs = step.make_inputs()
-            given = cast(inputs, torch.float32)
-            given["prediction"] = given["prediction"].to(dtype)
-            exact_out = DENOISE_STEP.reference(**{**inputs, "prediction": given["prediction"].double()})[0]
-            theirs = error(DENOISE_STEP.reference(**given)[0], exact_out)
-            ours = error(ops.denoise_step(given), exact_out)
-            yield record("DenoiseStep", step.name, name, ours, theirs, FLOOR["float32"])
+        for spec in PLAIN:
+            for one in spec.cases[:: 3 if small else 1]:
+                attributes = getattr(one, "attributes", {})
+                given = in_precision(spec, one.make_inputs(), dtype)
+                wide = {
+                    k: v.double() if v is not None and v.is_floating_point() else v for k, v in given.items()
+                }
+                exact = spec.reference(**wide, **attributes)
+                working = given[spec.inputs[0]].dtype
+                theirs = error(spec.reference(**cast(wide, working), **attributes)[0], exact[0])
+                ours = error(ops.run(spec, given, exact[0].shape, **attributes), exact[0])
+                yield record(
+                    spec.name, one.name, name, ours, theirs, FLOOR[str(working).removeprefix("torch.")]
+                )
 
 
 def record(op: str, case: str, dtype: str, ours: float, torchs: float, floor: float) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def seen_pairs(case: AttentionCase, inputs: dict[str, Any]) -> int:
     """(query, key) pairs over the whole batch, all heads and tokens."""
     attributes = {"mask": "noise_causal", "scope": "temporal", **case.attributes}
     names = ("level", "frame_index", "ring_index", "reach")
-    frames = int(visible(*(inputs[name] for name in names), attributes["mask"]).sum())
+    frames = case.branches * int(visible(*(inputs[name] for name in names), attributes["mask"]).sum())
     per_frame = case.tokens**2 if attributes["scope"] == "frame" else case.tokens
     return frames * per_frame * case.heads
 
@@ -170,9 +173,7 @@ def attention_contenders(
 
     def split() -> Callable[[], object] | None:
         """With a workspace, where one is of use."""
-        size = module.frame_window_attention_workspace(
-            arrays["qkv"], arrays["ring_key"], scope=attributes["scope"]
-        )
+        size = module.frame_window_attention_workspace(**arrays, **attributes)
         if not size:
             return None
         workspace = TensorArray(torch.empty(size, dtype=torch.uint8, device=ops.device))
@@ -211,21 +212,18 @@ def attention_contenders(
         yield name, sdpa(backend), operations
 
 
-def relative_run(
-    ops: CudaOps, case: RelativeCase, dtype: torch.dtype
-) -> tuple[Callable[[], object], int, float]:
-    """A call of the op; bytes of qkv, tables and out, once each; operations of scores and sums, tables included."""
-    place: dict[str, Any] = {"dtype": dtype, "device": ops.device}
-    rows = (case.batch, case.frames, case.places)
-    qkv = torch.randn(*rows, 3, case.heads, case.head_dim, **place)
-    out = torch.empty(*rows, case.heads * case.head_dim, **place)
-    tables = replace(case, batch=1, places=1, heads=1).make_inputs(dtype=torch.float32)
-    arrays = [TensorArray(qkv), *(ops.put(tables[name]) for name in ("key_table", "value_table"))]
-    options = {"out": TensorArray(out), "transposed": case.transposed, "stream": current_stream(ops)}
-    size = 2 * (qkv.numel() + out.numel()) + sum(4 * a.tensor.numel() for a in arrays[1:] if a is not None)
-    pairs = case.batch * case.places * case.heads * case.frames**2
-    operations = pairs * case.head_dim * (4.0 if case.reach is None else 7.0)
-    return lambda: ops.module.relative_attention(*arrays, **options), size, operations
+def plain_run(ops: CudaOps, spec: OpSpec, case: Any) -> tuple[Callable[[], object], int]:
+    """A call of an op, what is in the working precision in bfloat16; bytes of inputs and output, once each."""
+    inputs = in_precision(spec, case.make_inputs(), torch.bfloat16)
+    attributes = getattr(case, "attributes", {})
+    shapes = {k: None if v is None else torch.empty_like(v, device="meta") for k, v in inputs.items()}
+    shapes = {k: v.float() if v is not None and v.is_floating_point() else v for k, v in shapes.items()}
+    shape = spec.reference(**shapes, **attributes)[0].shape
+    out = torch.empty(shape, dtype=inputs[spec.inputs[0]].dtype, device=ops.device)
+    arrays = {name: ops.put(tensor) for name, tensor in inputs.items()}
+    size = out.nbytes + sum(array.tensor.nbytes for array in arrays.values() if array is not None)
+    kernel, stream = getattr(ops.module, spec.kernel), current_stream(ops)
+    return lambda: kernel(**arrays, out=TensorArray(out), **attributes, stream=stream), size
 
 
 def rows_of(op: str, case: str, dtype: str, contenders: Any, size: float, operations: float, roof: Roofline,
@@ -269,38 +267,24 @@ def time_all(
         contenders = attention_contenders(ops, case, torch.bfloat16)
         keep(rows_of("FrameWindowAttention", case.name, "bfloat16", contenders, moved_bytes(case, 2), operations, roof,
                      seconds))  # fmt: skip
-    for relative in RELATIVE_ATTENTION.bench_cases:
-        if only not in relative.name:
-            continue
-        run, size, operations = relative_run(ops, relative, torch.bfloat16)
-        contender = [("pyengine", run, None)]
-        keep(
-            rows_of(
-                "RelativeAttention", relative.name, "bfloat16", contender, size, operations, roof, seconds
+    for spec in PLAIN:
+        for one in spec.bench_cases:
+            if only not in one.name:
+                continue
+            run, size = plain_run(ops, spec, one)
+            operations = getattr(one, "operations", 0.0)
+            keep(
+                rows_of(
+                    spec.name,
+                    one.name,
+                    "bfloat16",
+                    [("pyengine", run, None)],
+                    size,
+                    operations,
+                    roof,
+                    seconds,
+                )
             )
-        )
-    if only and only not in "denoise":
-        return
-    step = DENOISE_STEP.bench_cases[-1]
-    given = cast(step.make_inputs(), torch.float32)
-    given["prediction"] = given["prediction"].bfloat16()
-    arrays = {k: ops.put(v) for k, v in given.items()}
-    out = TensorArray(torch.empty_like(given["sample"], device=ops.device))
-    count = given["sample"].numel()
-    stream = current_stream(ops)
-    contender = [("pyengine", lambda: ops.module.denoise_step(**arrays, out=out, stream=stream), None)]
-    keep(
-        rows_of(
-            "DenoiseStep",
-            step.name,
-            "bfloat16",
-            contender,
-            count * (8 + 2 * step.branches),
-            0.0,
-            roof,
-            seconds,
-        )
-    )
 
 
 def main() -> int:

@@ -1,10 +1,10 @@
 // How an op comes to Python: its bind.cc says what it takes and puts it into the list of its module.
 //
-//   void visit(Arguments& in, RelativeAttention& op) { in.input("qkv", op.qkv); ... }
-//   PYENGINE_BIND(RelativeAttention, relative_attention, "What it does.")
+//   void visit(bindings::Arguments& in, DenoiseStep& op) { in.input("sample", op.sample); ... }
+//   PYENGINE_BIND(DenoiseStep, denoise_step, "What it does.")
 //
-// The file is compiled into _C, where relative_attention(op) runs, and where the op has a cuda.cu also into
-// _cuda (with PYENGINE_BIND_CUDA), where cuda::relative_attention(op, stream) runs.
+// The file is compiled into _C, where denoise_step(op) runs, and where the op has a cuda.cu also into
+// _cuda (with PYENGINE_BIND_CUDA), where cuda::denoise_step(op, stream) runs.
 #pragma once
 
 #include "bindings/arguments.h"

@@ -1,17 +1,24 @@
-"""The ops of the ONNX domain `pyengine`: one spec each, in one explicit list."""
+"""The ops of the ONNX domain `pyengine`: one spec each, the `SPEC` of a module of this folder."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 import onnx
 
-from .denoise_step import DENOISE_STEP
-from .frame_window_attention import FRAME_WINDOW_ATTENTION
-from .relative_attention import RELATIVE_ATTENTION
 from .spec import DOMAIN, VERSION, OpSpec
 
 __all__ = ["DOMAIN", "OPS", "VERSION", "OpSpec", "attach_functions", "spec_of"]
 
-OPS: tuple[OpSpec, ...] = (FRAME_WINDOW_ATTENTION, RELATIVE_ATTENTION, DENOISE_STEP)
+
+def _found() -> tuple[OpSpec, ...]:
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__))
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return tuple(module.SPEC for module in modules if hasattr(module, "SPEC"))
+
+
+OPS = _found()
 
 
 def spec_of(op_type: str) -> OpSpec:

@@ -149,10 +149,11 @@ class StepCase:
         }
 
 
-DENOISE_STEP = OpSpec(
+SPEC = OpSpec(
     name="DenoiseStep",
     inputs=INPUTS[:6],
     optional_inputs=INPUTS[6:],
+    working=("prediction",),
     outputs=("out",),
     attributes={},
     reference=reference,

@@ -207,10 +207,11 @@ def _onnx_function(attributes: Any, node_inputs: Sequence[str] | None = None, op
     return onnx_function({**ATTRIBUTES, **attributes}, node_inputs or (), opset)
 
 
-FRAME_WINDOW_ATTENTION = OpSpec(
+SPEC = OpSpec(
     name="FrameWindowAttention",
     inputs=("qkv", "level", "frame_index"),
     optional_inputs=("ring_key", "ring_value", "ring_index", "q_gain", "k_gain", "reach"),
+    working=("qkv", "ring_key", "ring_value"),
     outputs=("out", "key", "value"),
     attributes=ATTRIBUTES,
     reference=reference,

@@ -46,6 +46,12 @@ class RelativeCase:
     def attributes(self) -> dict[str, Any]:
         return {"transposed": int(self.transposed)}
 
+    @property
+    def operations(self) -> float:
+        """Of scores and sums, those of the tables included."""
+        pairs = self.batch * self.places * self.heads * self.frames**2
+        return pairs * self.head_dim * (4.0 if self.reach is None else 7.0)
+
     def __str__(self) -> str:
         return self.name
 
@@ -239,10 +245,11 @@ def _onnx_function(
     return onnx.parser.parse_function(f"{header}\n{signature} {{\n{text}\n}}")
 
 
-RELATIVE_ATTENTION = OpSpec(
+SPEC = OpSpec(
     name="RelativeAttention",
     inputs=("qkv",),
     optional_inputs=("key_table", "value_table"),
+    working=("qkv",),
     outputs=("out",),
     attributes=ATTRIBUTES,
     reference=reference,

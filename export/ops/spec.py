@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,17 @@ class OpSpec:
     `entry` has the same signature; while `torch.onnx.export` runs it leaves one opaque node instead.
     `onnx_function(attributes, node_inputs, opset)` is the body that says what the node means; `node_inputs`
     are the node's input names with "" where an optional one is absent.
-    `cases` are small and awkward, for correctness; `bench_cases` are the shapes that have to be fast.
+    `working` names the inputs that come in the working precision; other floats are float32. The first output has
+    the dtype of the first input.
+    `cases` are small and awkward, for correctness; `bench_cases` are the shapes that have to be fast. A case has a
+    `name`, `make_inputs(seed, dtype)` by input name (None: absent) and, unless the op has none, its `attributes`;
+    `operations`, for benchmarks, counts those of matrix products.
     """
 
     name: str
     inputs: tuple[str, ...]
     optional_inputs: tuple[str, ...]
+    working: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Attributes  # names and default values
     reference: Callable[..., tuple[torch.Tensor, ...]]
@@ -36,6 +42,11 @@ class OpSpec:
     onnx_function: Callable[[Attributes, Sequence[str] | None, int], onnx.FunctionProto]
     cases: tuple[Any, ...]
     bench_cases: tuple[Any, ...]
+
+    @property
+    def kernel(self) -> str:
+        """The name of the compiled op in `pyengine._C` and `pyengine._cuda`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.name).lower()
 
     def node_attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
         """Every attribute of `node` as a Python value, defaults filled in; an unknown one is a ValueError."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.bundle.manifest import (
+    Cleaning,
     Component,
     Constant,
     Graph,
@@ -24,12 +25,15 @@ from pyengine.bundle.manifest import (
     Text,
     Video,
     describe_component,
+    parse_branches,
     parse_component,
+    parse_text,
 )
 from pyengine.errors import BundleError
 
 __all__ = [
     "Bundle",
+    "Cleaning",
     "Component",
     "Constant",
     "Graph",
@@ -39,18 +43,22 @@ __all__ = [
     "Text",
     "Video",
     "bundled_names",
+    "listed_files",
     "sha256",
     "write_manifest",
 ]
 
-FORMAT = 1
+FORMAT = 2
+BRANCHES = ("prompt", "null")
 MANIFEST = "manifest.json"
 BUNDLED = Path(__file__).parents[1] / "bundles"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded manifest. `files` maps every other file to its sha256; `pyengine.methods` reads `method`."""
+    """A loaded manifest. `files` maps every other file to its sha256; `pyengine.methods` reads `method`. `branches` names the guidance
+    branches of the denoisers, in order: a network that runs fewer runs the first ones.
+    """
 
     folder: Path
     name: str
@@ -62,6 +70,7 @@ class Bundle:
     method: Mapping[str, Any]
     components: Mapping[str, Component]
     files: Mapping[str, str]
+    branches: tuple[str, ...] = BRANCHES
 
     @classmethod
     def load(cls, source: str | Path, *, verify: bool = True) -> Bundle:
@@ -128,6 +137,17 @@ def bundled_names() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{MANIFEST}"))
 
 
+def listed_files(folder: Path) -> list[str]:
+    """Names of the files that a folder's manifest lists, of whatever format it is. Raises BundleError."""
+    path = folder / MANIFEST
+    files = _read_json(path).get("files")
+    if not isinstance(files, dict):
+        raise BundleError(f"{path} is not a valid manifest (no 'files'); move the folder away")
+    for name in files:
+        _check_inside(name)
+    return list(files)
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -144,6 +164,7 @@ def write_manifest(
     latent: Latent | None = None,
     text: Text | None = None,
     method: Mapping[str, Any] | None = None,
+    branches: tuple[str, ...] = BRANCHES,
 ) -> Bundle:
     """Writes `manifest.json` with the hash of every other file in `folder`, and loads it back."""
     files = {
@@ -156,6 +177,7 @@ def write_manifest(
     manifest: dict[str, Any] = {"format": FORMAT, "name": name, "family": family, "version": version}
     for key, part in (("video", video), ("latent", latent), ("text", text)):
         manifest[key] = None if part is None else asdict(part)
+    manifest["branches"] = list(branches)
     manifest |= {"method": dict(method or {}), "components": described, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return Bundle.load(folder)
@@ -189,6 +211,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _check_inside(name: str) -> None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BundleError(
+            f"a manifest lists the file {name!r}, which lies outside the bundle; export the bundle again"
+        )
+
+
 def _parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
     components = {name: parse_component(name, entry) for name, entry in manifest["components"].items()}
     bundle = Bundle(
@@ -198,14 +227,14 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         version=str(manifest["version"]),
         video=Video(**manifest["video"]) if manifest.get("video") else None,
         latent=Latent(**manifest["latent"]) if manifest.get("latent") else None,
-        text=Text(**manifest["text"]) if manifest.get("text") else None,
+        text=parse_text(manifest["text"]) if manifest.get("text") else None,
         method=dict(manifest["method"]),
         components=components,
         files={str(name): str(digest) for name, digest in manifest["files"].items()},
+        branches=parse_branches(manifest["branches"]),
     )
     for name in bundle.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"file {name!r} lies outside the bundle")
+        _check_inside(name)
     for component in components.values():
         for name in (
             component.portable,

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyengine.errors import BundleError
 
+CLEANING_RULES = ("none", "captions")
 DTYPES = frozenset({"working", "float32", "int64", "uint8", "bool"})
 Symbols = Mapping[str, int]
 
@@ -29,6 +30,10 @@ class TensorSpec:
         """The shape in numbers. Raises BundleError for a symbol without a value."""
         return tuple(_dim(dim, symbols) for dim in self.shape)
 
+    def axis(self, symbol: str) -> int | None:
+        """The axis that is exactly this symbol (`streams`), None without one."""
+        return self.shape.index(symbol) if symbol in self.shape else None
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -42,8 +47,8 @@ class Constant:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a graph. `kind`: `segment` (an .onnx file), `op` (a kernel of ours), `append` (of two
-    outputs to a ring), or `copy` (broadcasts an input). `precision` is set where a segment must keep it in
+    """One step of a graph. `kind`: `segment` (an .onnx file), `op` (a kernel of ours) or `append` (of two
+    outputs to a ring). `precision` is set where a segment must keep it in
     every plan.
     """
 
@@ -77,6 +82,10 @@ class Component:
     plain ONNX that a backend compiles whole, and `cut` at our ops (None without any). `state` maps an
     input to the output that replaces it after a run; `ring` maps an input to the output that is appended
     to it. `symbols` are the symbolic dims, with the sizes of the example.
+
+    A denoiser's symbols are `streams`, `branches` (guidance branches, in the order of the bundle's `branches`), and as the family
+    has them `frames` and `ring`. What belongs to a stream has an axis `streams`: of one prompt's features, as the text encoder gives
+    them, each is written to the place of its stream on that axis (`TensorSpec.axis`).
     """
 
     name: str
@@ -102,14 +111,20 @@ class Component:
 
 @dataclass(frozen=True)
 class Video:
+    """Size and rate of the frames. `frames_per_latent` is whole for every chunk (17 frames of 5 latents are 3.4); the first latent of a
+    video becomes `first_frames` (1 where a causal autoencoder keeps the first frame apart), None = as many as every other.
+    """
+
     height: int
     width: int
     fps: float
-    frames_per_latent: float  # whole for every chunk: 17 frames of 5 latents are 3.4
+    frames_per_latent: float
+    first_frames: float | None = None
 
     def frames(self, latents: int) -> int:
-        """Frames that so many latents, in whole chunks, become."""
-        return round(latents * self.frames_per_latent)
+        """Frames that the first so many latents of a video, in whole chunks, become."""
+        first = self.frames_per_latent if self.first_frames is None else self.first_frames
+        return round(first + (latents - 1) * self.frames_per_latent) if latents > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -120,9 +135,32 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Cleaning:
+    """What is done to a prompt so that it reads as the captions of the training did.
+
+    suffix  is put behind a prompt that does not hold `unless`; "" = nothing
+    rules   "captions": those of `text.captions`; "none": no others
+    passes  how often the rules are applied
+    """
+
+    suffix: str = ""
+    unless: str = ""
+    rules: str = "none"
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rules not in CLEANING_RULES:
+            raise ValueError(
+                f"expected text cleaning by the rules {' or '.join(CLEANING_RULES)} but got {self.rules!r}"
+            )
+        if self.passes < 1:
+            raise ValueError(f"expected at least 1 pass of text cleaning but got {self.passes}")
+
+
+@dataclass(frozen=True)
 class Text:
     """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5`: by T5 at `source`, of whose `max_tokens` states the
-    text encoder takes the first `words`.
+    text encoder takes the first `words`. `cleaning`: what a prompt of kind `t5` goes through first, None = it is taken as it is.
     """
 
     tokenizer: str
@@ -131,6 +169,21 @@ class Text:
     source: str | None = None
     dtype: str = "float32"
     words: int | None = None
+    cleaning: Cleaning | None = None
+
+
+def parse_text(entry: Mapping[str, Any]) -> Text:
+    cleaning = entry.get("cleaning")
+    return Text(**{**entry, "cleaning": Cleaning(**cleaning) if cleaning is not None else None})
+
+
+def parse_branches(entry: object) -> tuple[str, ...]:
+    """Names of the guidance branches. Raises ValueError for anything but distinct names."""
+    if not isinstance(entry, list) or not entry or not all(isinstance(name, str) and name for name in entry):
+        raise ValueError(f"expected branches to be a list of names but got {entry!r}")
+    if len(set(entry)) < len(entry):
+        raise ValueError(f"expected branches with names of their own but got {entry!r}")
+    return tuple(entry)
 
 
 def parse_component(name: str, entry: dict[str, Any]) -> Component:

@@ -1,6 +1,6 @@
-"""How Open-Sora's training cleaned captions, so that a prompt reads as the model knows it.
+"""Cleaning of prompts, as a bundle asks for it. The rules "captions" are those of DeepFloyd's, PixArt's and Open-Sora's training.
 
-Lower case; no addresses, tags, nicknames, ids, file names or CJK; one kind of dash and of quote. Applied twice, as in training.
+Lower case; no addresses, tags, nicknames, ids, file names or CJK; one kind of dash and of quote.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import warnings
 from types import ModuleType
 from urllib.parse import unquote_plus
 
+from pyengine.bundle.manifest import Cleaning
 from pyengine.errors import BackendUnavailable, PromptError
 
-__all__ = ["AESTHETIC_SCORE", "clean_caption", "opensora_prompt"]
+__all__ = ["clean_caption", "cleaned_prompt"]
 
-AESTHETIC_SCORE = 6.5
 _DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
 _FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 # In this order; each pattern is replaced by the text beside it.
@@ -70,11 +70,15 @@ _AFTER_REPAIR = [
 _JOINS = 3  # more dashes and underscores than this, and they stand for spaces
 
 
-def opensora_prompt(prompt: str) -> str:
-    """What the text encoder is given: the caption with a high aesthetic score behind it, cleaned twice."""
-    if "aesthetic score:" not in prompt:
-        prompt = f"{prompt} aesthetic score: {AESTHETIC_SCORE:.1f}."
-    return clean_caption(clean_caption(prompt))
+def cleaned_prompt(prompt: str, cleaning: Cleaning | None) -> str:
+    """What the text encoder is given. Raises what `clean_caption` raises."""
+    if cleaning is None:
+        return prompt
+    if cleaning.suffix and not (cleaning.unless and cleaning.unless in prompt):
+        prompt += cleaning.suffix
+    for _ in range(cleaning.passes if cleaning.rules == "captions" else 0):
+        prompt = clean_caption(prompt)
+    return prompt
 
 
 def clean_caption(caption: str) -> str:

@@ -21,7 +21,7 @@ def prompts_of(bundle: Bundle) -> PromptTokenizer | T5Prompts:
     text = bundle.text
     assert text is not None
     if text.kind == "t5":
-        return T5Prompts(str(text.source), text.max_tokens, text.dtype, text.words)
+        return T5Prompts(str(text.source), text.max_tokens, text.dtype, text.words, text.cleaning)
     return PromptTokenizer(bundle.path(text.tokenizer), text.max_tokens)
 
 

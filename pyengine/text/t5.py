@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pyengine.bundle.manifest import Cleaning
 from pyengine.errors import BackendUnavailable, BundleError, PromptError
-from pyengine.text.captions import opensora_prompt
+from pyengine.text.captions import cleaned_prompt
 
 __all__ = ["T5Prompts"]
 
@@ -26,11 +27,17 @@ class T5Prompts:
     """`source` is a folder or a name that transformers finds; PYENGINE_TEXT_ENCODER replaces it on another machine."""
 
     def __init__(
-        self, source: str, max_tokens: int, dtype: str = "float32", words: int | None = None
+        self,
+        source: str,
+        max_tokens: int,
+        dtype: str = "float32",
+        words: int | None = None,
+        cleaning: Cleaning | None = None,
     ) -> None:
-        """max_tokens: the length that T5 is run at; words: how many of them the text encoder takes (default all)."""
+        """max_tokens: the length that T5 is run at; words: how many of them the text encoder takes (default all); cleaning: of prompts."""
         self.source = os.environ.get(SOURCE_VARIABLE) or source
         self.max_tokens, self.dtype, self.words = max_tokens, dtype, words or max_tokens
+        self.cleaning = cleaning
         self._tokenizer: Any = None
         self._states: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
@@ -58,7 +65,7 @@ class T5Prompts:
         if self._tokenizer is None:
             self._tokenizer = self._load("AutoTokenizer")
         found = self._tokenizer(
-            opensora_prompt(prompt),
+            cleaned_prompt(prompt, self.cleaning),
             max_length=self.max_tokens,
             padding="max_length",
             truncation=True,

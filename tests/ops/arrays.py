@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pyengine import _C
+from pyengine.export.ops import OpSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Half a unit in the last place of values around 1: what remains when torch happens to be exact.
@@ -42,6 +43,24 @@ def assert_as_good_as_torch(
     """The rule of this project: at most twice the error that plain PyTorch makes in the same dtype."""
     ours, theirs = error(from_numpy(got), exact), error(torch_got, exact)
     assert ours <= 2 * theirs + FLOOR[dtype], f"error {ours:.3g}, torch in {dtype} {theirs:.3g}"
+
+
+def in_precision(spec: OpSpec, inputs: dict[str, torch.Tensor | None], dtype: torch.dtype) -> dict[str, Any]:
+    """float64 inputs as the compiled op takes them: the working ones in `dtype`, other floats in float32."""
+    return {
+        name: tensor
+        if tensor is None or tensor.dtype != torch.float64
+        else tensor.to(dtype if name in spec.working else torch.float32)
+        for name, tensor in inputs.items()
+    }
+
+
+def run_op(spec: OpSpec, inputs: dict[str, Any], shape: tuple[int, ...], **attributes: Any) -> np.ndarray:
+    """The first output, of this shape, of the op of `pyengine._C` on inputs of `in_precision`."""
+    arrays = {name: None if tensor is None else to_numpy(tensor) for name, tensor in inputs.items()}
+    out = np.full(shape, 7, arrays[spec.inputs[0]].dtype)
+    getattr(_C, spec.kernel)(**arrays, out=out, **attributes)
+    return out
 
 
 def rings_of(ring: np.ndarray, streams: int) -> list[np.ndarray]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pyengine.export.ops import OpSpec
+
 NAMES = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -111,27 +113,16 @@ class CudaOps:
         kept = {name: arrays[name] for name in ("out", "ring_key", "ring_value")}
         return {name: array.tensor.cpu() for name, array in kept.items() if array is not None}
 
-    def relative_attention(
-        self, inputs: dict[str, torch.Tensor | None], transposed: bool = False
+    def run(
+        self, spec: OpSpec, inputs: dict[str, torch.Tensor | None], shape: tuple[int, ...], **attributes: Any
     ) -> torch.Tensor:
-        """Tables are passed in float32."""
-        qkv = inputs["qkv"]
-        assert qkv is not None
-        tables = [
-            None if inputs[k] is None else self.put(inputs[k].float()) for k in ("key_table", "value_table")
-        ]
-        batch, frames, places, _, heads, head_dim = qkv.shape
-        out = self.put(torch.full((batch, frames, places, heads * head_dim), 7.0, dtype=qkv.dtype))
+        """The first output, of this shape, of an op on inputs of `arrays.in_precision`."""
+        arrays = {name: self.put(tensor) for name, tensor in inputs.items()}
+        first = inputs[spec.inputs[0]]
+        assert first is not None
+        out = self.put(torch.full(shape, 7.0, dtype=first.dtype))
         assert out is not None
-        self.module.relative_attention(self.put(qkv), *tables, out=out, transposed=transposed)
-        return out.tensor.cpu()
-
-    def denoise_step(self, inputs: dict[str, torch.Tensor | None], in_place: bool = False) -> torch.Tensor:
-        arrays = {k: self.put(v) for k, v in inputs.items()}
-        sample = arrays["sample"]
-        assert sample is not None
-        out = sample if in_place else TensorArray(torch.full_like(sample.tensor, float("nan")))
-        self.module.denoise_step(**arrays, out=out)
+        getattr(self.module, spec.kernel)(**arrays, out=out, **attributes)
         return out.tensor.cpu()
 
     def ring_append(self, **tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ import pytest
 from cuda_arrays import CudaOps
 
 import pyengine
+from pyengine import _C
 from pyengine.backends import onnxruntime_cuda
 from pyengine.bundle.bundle import BUNDLED, MANIFEST
 from pyengine.device import cuda as runtime
@@ -47,7 +48,7 @@ class EmulatedKernels(ModuleType):
         return call
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        if name not in ("frame_window_attention", "relative_attention", "denoise_step", "ring_append"):
+        if name not in _C.SIGNATURES:
             raise AttributeError(name)
         return self._queued(name)
 

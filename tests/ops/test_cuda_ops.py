@@ -13,10 +13,8 @@ import torch
 from arrays import cast, error
 from cuda_arrays import CudaOps, TensorArray
 
-from pyengine.export.ops import denoise_step, relative_attention
 from pyengine.export.ops.frame_window_attention import CASES, reference
 from pyengine.export.ops.frame_window_attention_cases import GROUP_CASES, AttentionCase
-from pyengine.export.ops.relative_attention import RelativeCase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = {
@@ -244,73 +242,6 @@ def test_warpgroups_take_several_streams(warpgroups: CudaOps) -> None:
     case = AttentionCase("groups", streams=2, branches=1, heads=1, frames=2, ring=2, tokens=70, empty=(1,),
                          attributes={"scope": "frame", "rotary_dim": 64})  # fmt: skip
     check_attention(warpgroups, case, "bfloat16")
-
-
-RELATIVE_CASES = (
-    *relative_attention.CASES,
-    RelativeCase("past_a_slice", frames=3, head_dim=260, heads=1, places=2, transposed=True),
-    RelativeCase("past_a_warp", frames=35, head_dim=24, heads=1, places=2, reach=9),
-    RelativeCase("last_block_is_half_full", batch=3, frames=5, heads=1, places=1, head_dim=7, reach=1),
-)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", RELATIVE_CASES, ids=str)
-def test_relative_attention_matches_reference(cuda_ops: CudaOps, case: RelativeCase, dtype: str) -> None:
-    inputs = case.make_inputs()
-    exact = relative_attention.reference(**inputs, transposed=case.transposed)[0]
-    inputs = cast(inputs, DTYPES[dtype])
-    torch_got = relative_attention.reference(**inputs, transposed=case.transposed)[0]
-    got = cuda_ops.relative_attention(inputs, case.transposed)
-    as_good_as_torch(got, torch_got, exact, dtype)
-
-
-@pytest.mark.parametrize("order", ["backward", "shuffled", "alone"])
-def test_no_barrier_is_missing_in_relative_attention(
-    emulated_ops: CudaOps, order: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYENGINE_EMULATOR_ORDER", order)
-    test_relative_attention_matches_reference(emulated_ops, RELATIVE_CASES[-2], "bfloat16")
-
-
-def test_relative_attention_of_huge_scores(cuda_ops: CudaOps) -> None:
-    inputs = cast(RelativeCase("huge").make_inputs(), torch.float32)
-    inputs["qkv"] *= 1e4
-    assert cuda_ops.relative_attention(inputs).isfinite().all()
-
-
-def test_relative_attention_names_bad_arguments(emulated_ops: CudaOps) -> None:
-    def refused(message: str, **changes: torch.Tensor | None) -> None:
-        inputs = cast(RelativeCase("good").make_inputs(), torch.float32) | changes
-        with pytest.raises(ValueError, match=r"^\[relative_attention\] expected " + message):
-            emulated_ops.relative_attention(inputs)
-
-    refused("key_table and value_table or neither", key_table=None)
-    refused(r"key_table \[2 \* reach \+ 1, head_dim\]", key_table=torch.zeros(8, 16))
-    refused("qkv of dtype float32, float16 or bfloat16", qkv=torch.zeros(1, 4, 3, 3, 2, 16).int())
-    refused("at most 2048 frames but got 2049", qkv=torch.zeros(1, 2049, 1, 3, 1, 16))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", denoise_step.DENOISE_STEP.cases, ids=str)
-def test_denoise_step_matches_reference(cuda_ops: CudaOps, case: Any, dtype: str) -> None:
-    inputs = case.make_inputs()
-    given = cast(inputs, torch.float32)
-    (exact,), (torch_got,) = denoise_step.reference(**inputs), denoise_step.reference(**given)
-    given["prediction"] = given["prediction"].to(DTYPES[dtype])
-    if dtype == "float16":  # bfloat16's values are not all float16's
-        exact = denoise_step.reference(**{**inputs, "prediction": given["prediction"].double()})[0]
-    got = cuda_ops.denoise_step(given)
-    as_good_as_torch(got, torch_got, exact, "float32" if dtype != "float16" else "float16")
-    assert torch.equal(got, cuda_ops.denoise_step(given, in_place=True))
-
-
-def test_clean_frames_are_copied_bit_for_bit_and_scale_zero_is_not_read(cuda_ops: CudaOps) -> None:
-    given = cast(denoise_step.StepCase("copies", frames=4, copies=4).make_inputs(), torch.float32)
-    given["sample"].view(-1)[:4] = torch.tensor([-0.0, 1e-42, float("nan"), float("inf")])
-    given["prediction"][:] = float("nan")
-    got = cuda_ops.denoise_step(given)
-    assert torch.equal(got.view(torch.int32), given["sample"].view(torch.int32))
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])

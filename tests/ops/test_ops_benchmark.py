@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from cuda_arrays import CudaOps
 
+from pyengine.export.ops import OPS, spec_of
+
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
@@ -33,7 +35,7 @@ def test_every_op_is_checked(
 ) -> None:
     monkeypatch.setattr(ops_benchmark, "CASES", ops_benchmark.CASES[1:3])
     records = list(ops_benchmark.check(emulated_ops, small=False))
-    assert {record["op"] for record in records} == set(ops_benchmark.CHECKED)
+    assert {record["op"] for record in records} == {spec.name for spec in OPS}
     assert {record["dtype"] for record in records} == {"float32", "bfloat16", "float16"}
     assert all(record["good"] for record in records)
 
@@ -48,9 +50,11 @@ def test_every_case_gets_a_row_beside_its_bound(
     ]
     monkeypatch.setattr(ops_benchmark, "BENCH_CASES", ())
     monkeypatch.setattr(ops_benchmark, "GPU_CASES", tiny)
-    relative = replace(ops_benchmark.RELATIVE_ATTENTION.bench_cases[0], places=2, heads=1, head_dim=16)
-    spec = replace(ops_benchmark.RELATIVE_ATTENTION, bench_cases=(relative,))
-    monkeypatch.setattr(ops_benchmark, "RELATIVE_ATTENTION", spec)
+    relative = spec_of("RelativeAttention")
+    relative = replace(
+        relative, bench_cases=(replace(relative.bench_cases[0], places=2, heads=1, head_dim=16),)
+    )
+    monkeypatch.setattr(ops_benchmark, "PLAIN", (spec_of("DenoiseStep"), relative))
     monkeypatch.setenv("PYENGINE_EMULATOR_PROCESSORS", "64")
 
     def time_cold(run: Callable[[], object], rounds: int = 1) -> list[float]:
@@ -68,7 +72,7 @@ def test_every_case_gets_a_row_beside_its_bound(
     assert row.bytes == 2 * 2 * 1 * 64 * 2 * (4 * 3 + 2 * 2)
     assert row.operations == 4 * 64 * 2 * 2 * 3 * 5
     assert row.of_roof == pytest.approx(row.bytes / 4e12 / 0.5e-3)
-    row = ours[relative.name, "pyengine"]
+    row = ours[relative.bench_cases[0].name, "pyengine"]
     assert row.bytes == 2 * 4 * (4 * 2 * 16) + 2 * 4 * 9 * 16  # four frames; tables in float32
     assert row.operations == 2 * 4 * 4 * 16 * 7
     assert "DenoiseStep" in {row.op for row in rows}
@@ -85,9 +89,8 @@ def test_every_op_is_timed_on_the_processor() -> None:
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    assert {op.name for op in module.OPS} == set(module.MAKERS)
     for op in module.OPS:
-        contenders = module.MAKERS[op.name](op.bench_cases[0], False)
+        contenders = module.contenders_of(op, op.bench_cases[0], False)
         assert {"pyengine", "eager"} <= set(contenders)
         for run in contenders.values():
             run()

@@ -1,60 +1,35 @@
-"""Every case of RelativeAttention, on every instruction set of this CPU, in every dtype, against float64 torch."""
+"""What RelativeAttention does besides matching its reference (test_every_op.py), on the CPU and by its CUDA kernel."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from arrays import DTYPES, assert_as_good_as_torch, cast, from_numpy, to_numpy
+from arrays import cast, error, from_numpy, in_precision, run_op
+from cuda_arrays import CudaOps
 
 from pyengine import _C
-from pyengine.export.ops.relative_attention import CASES, RelativeCase, reference
+from pyengine.export.ops.relative_attention import SPEC, RelativeCase, reference
 
 
 def run(inputs: dict[str, torch.Tensor | None], **attributes: Any) -> np.ndarray:
-    """_C.relative_attention on torch inputs; the tables are float32, as a bundle keeps them."""
-    qkv = to_numpy(inputs["qkv"])
-    tables = [None if inputs[k] is None else inputs[k].float().numpy() for k in ("key_table", "value_table")]
-    batch, frames, places, _, heads, head_dim = qkv.shape
-    out = np.full((batch, frames, places, heads * head_dim), 7, qkv.dtype)
-    _C.relative_attention(qkv, *tables, out=out, transposed=bool(attributes.get("transposed", 0)))
-    return out
+    """_C.relative_attention on torch inputs."""
+    return run_op(SPEC, inputs, shape_of(inputs), **attributes)
 
 
-@cache
-def expected(name: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference in float64 and in `dtype`, from the same inputs."""
-    case = next(c for c in CASES if c.name == name)
-    inputs = case.make_inputs()
-    exact = reference(**inputs, **case.attributes)[0]
-    return exact, reference(**cast(inputs, DTYPES[dtype]), **case.attributes)[0]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_reference(case: RelativeCase, dtype: str, isa: str) -> None:
-    exact, torch_got = expected(case.name, dtype)
-    got = run(cast(case.make_inputs(), DTYPES[dtype]), **case.attributes)
-    assert_as_good_as_torch(got, torch_got, exact, dtype)
+def shape_of(inputs: dict[str, torch.Tensor | None]) -> tuple[int, ...]:
+    """Of the output."""
+    qkv = inputs["qkv"]
+    assert qkv is not None
+    return (*qkv.shape[:3], qkv.shape[4] * qkv.shape[5])
 
 
 def test_the_transposed_form_is_another_function(isa: str) -> None:
     inputs = cast(RelativeCase("short").make_inputs(), torch.float32)
     plain, transposed = (from_numpy(run(inputs, transposed=value)) for value in (0, 1))
     assert (plain - transposed).abs().max() > 0.1
-
-
-def test_is_the_same_on_one_thread_and_on_many() -> None:
-    inputs = cast(RelativeCase("threads", places=300, batch=2).make_inputs(), torch.float32)
-    many = run(inputs)
-    _C.set_threads(1)
-    try:
-        np.testing.assert_array_equal(run(inputs), many)
-    finally:
-        _C.set_threads(0)
 
 
 def test_huge_scores_do_not_overflow(isa: str) -> None:
@@ -89,3 +64,42 @@ def arguments(**changes: Any) -> dict[str, Any]:
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^\[relative_attention\] expected " + message):
         _C.relative_attention(**arguments(**changes))
+
+
+CUDA_CASES = (
+    RelativeCase("past_a_slice", frames=3, head_dim=260, heads=1, places=2, transposed=True),
+    RelativeCase("past_a_warp", frames=35, head_dim=24, heads=1, places=2, reach=9),
+    RelativeCase("last_block_is_half_full", batch=3, frames=5, heads=1, places=1, head_dim=7, reach=1),
+)
+
+
+@pytest.mark.parametrize("order", ["backward", "shuffled", "alone"])
+@pytest.mark.parametrize("case", CUDA_CASES, ids=str)
+def test_no_barrier_is_missing(
+    emulated_ops: CudaOps, case: RelativeCase, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYENGINE_EMULATOR_ORDER", order)
+    inputs = case.make_inputs()
+    exact = reference(**inputs, **case.attributes)[0]
+    theirs = error(reference(**cast(inputs, torch.bfloat16), **case.attributes)[0], exact)
+    given = in_precision(SPEC, inputs, torch.bfloat16)
+    got = emulated_ops.run(SPEC, given, shape_of(inputs), **case.attributes)
+    assert error(got, exact) <= 2 * theirs + 4e-3
+
+
+def test_cuda_takes_huge_scores(cuda_ops: CudaOps) -> None:
+    inputs = cast(RelativeCase("huge").make_inputs(), torch.float32)
+    inputs["qkv"] *= 1e4
+    assert cuda_ops.run(SPEC, inputs, shape_of(inputs)).isfinite().all()
+
+
+def test_cuda_names_bad_arguments(emulated_ops: CudaOps) -> None:
+    def refused(message: str, **changes: torch.Tensor | None) -> None:
+        inputs = cast(RelativeCase("good").make_inputs(), torch.float32) | changes
+        with pytest.raises(ValueError, match=r"^\[relative_attention\] expected " + message):
+            emulated_ops.run(SPEC, inputs, shape_of(inputs))
+
+    refused("key_table and value_table or neither", key_table=None)
+    refused(r"key_table \[2 \* reach \+ 1, head_dim\]", key_table=torch.zeros(8, 16))
+    refused("qkv of dtype float32, float16 or bfloat16", qkv=torch.zeros(1, 4, 3, 3, 2, 16).int())
+    refused("at most 2048 frames but got 2049", qkv=torch.zeros(1, 2049, 1, 3, 1, 16))

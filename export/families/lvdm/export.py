@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from ...graph import Inputs, export_component, round_weights
 from ...output import prepared
 from ...weights import WeightStore
 from ..shapes import autoencoder as causal
-from ..shapes.modules import load_modules
+from ..shapes import modules as shapes
 from ..shapes.recipe import FPS, HEIGHT, WIDTH
 from .autoencoder2d import AutoencoderKL
 from .autoencoder3d import Autoencoder3D
@@ -165,6 +166,7 @@ def export_bundle(
         latent=Latent(modules.unets["prediction"].out_channels, *modules.latent_size),
         text=text,
         method=method,
+        branches=("condition" if modules.text is None else "prompt", "null"),
     )
 
 
@@ -263,12 +265,57 @@ def random_modules(
 
 def trained_modules(folder: Path, source: Bundle) -> Modules:
     """The networks of a folder of `training.lvdm.train_shapes`, and the decoder of the bundle whose latents they were trained on."""
-    unets = {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)}
-    for name, unet in unets.items():
+    modules = _small_modules(shapes.load_modules(source).decoder)
+    for name, unet in modules.unets.items():
         unet.load_state_dict(load_file(folder / name / "average.safetensors"))
+    return modules
+
+
+def load_modules(bundle: Bundle) -> Modules:
+    """The networks of a bundle of the small model again, from nothing but its portable ONNX files. Raises BundleError."""
+    if (
+        bundle.family != "lvdm"
+        or "interpolation" not in bundle.components
+        or "coarse" not in bundle.component("decoder").inputs
+    ):
+        raise BundleError(
+            f"expected a bundle of the small LVDM, such as shapes-lvdm, but got '{bundle.name}'"
+        )
+    modules = _small_modules(causal.Decoder())
+    for name, unet in modules.unets.items():
+        values = shapes.weights_of(bundle, name) | shapes.weights_of(bundle, f"{name}_embedding")
+        shapes.fill(Denoiser(unet), values | _folded(unet, values), name)
+    assert isinstance(modules.autoencoder, causal.Decoder)
+    decoder = causal.FrameDecoder(modules.autoencoder)
+    shapes.fill(decoder, shapes.weights_of(bundle, "decoder"), "decoder")
+    return modules.rounded()
+
+
+def _folded(unet: UNet, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters that a graph holds in another shape: kernel-1 convolutions as matrices, and the affine of the norm before FiLM, whose
+    weight and bias stand in the order of the blocks.
+    """
+    found = {
+        f"unet.{name}": values[f"unet.{name}"][..., None]
+        for name, parameter in unet.named_parameters()
+        if parameter.ndim == 3 and np.ndim(values.get(f"unet.{name}", 0)) == 2
+    }
+    names = {id(block): name for name, block in unet.named_modules()}
+    wanted = [
+        f"unet.{names[id(block)]}.out_layers.0.{part}"
+        for block in unet.residual_blocks()
+        if block.film
+        for part in ("weight", "bias")
+    ]
+    spread = [v.reshape(-1) for v in values.values() if v.ndim == 5 and v.size == v.shape[1] and v.size > 1]
+    return found | dict(zip(wanted, spread, strict=False))
+
+
+def _small_modules(decoder: causal.Decoder) -> Modules:
+    """The small model without its weights."""
     return Modules(
-        unets,
-        load_modules(source).decoder,
+        {"prediction": UNet(**PREDICTION), "interpolation": UNet(**INTERPOLATION)},
+        decoder,
         {"prediction": 4, "interpolation": 5},
         (HEIGHT // causal.SPATIAL_FACTOR, WIDTH // causal.SPATIAL_FACTOR),
         1.0,

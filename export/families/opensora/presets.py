@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyengine.bundle.bundle import Cleaning
 from pyengine.errors import ConfigError
 from pyengine.schedule.warp import Arithmetic
 
@@ -11,6 +12,8 @@ STEPS, NOISY_FRAMES, CHUNK, CHUNK_VIDEO, GUIDANCE = 30, 30, 5, 17, 7.0
 FRAMES_PER_LATENT = CHUNK_VIDEO / CHUNK
 CLIP, OVERLAP = 15, 5  # latent frames of an ordinary clip, and of the clip before that RN keeps
 RW_CLIP, RW_STEPS = 20, 150
+# Captions of the training carried a score, and were cleaned twice.
+CLEANING = Cleaning(" aesthetic score: 6.5.", unless="aesthetic score:", rules="captions", passes=2)
 ABLATION_FRAMES = 50  # the window of table 2
 
 
@@ -76,4 +79,10 @@ def method(
     }
     for count in (50, 100, 150):
         presets[f"s{count}"] = progressive(count, ABLATION_FRAMES)
-    return {**progressive(steps, noisy_frames), "guidance": GUIDANCE, "sampler": "euler", "presets": presets}
+    return {
+        **progressive(steps, noisy_frames),
+        "guidance": GUIDANCE,
+        "sampler": "euler",
+        "positions": "local",
+        "presets": presets,
+    }

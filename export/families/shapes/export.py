@@ -127,6 +127,7 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
         video=Video(HEIGHT, WIDTH, FPS, FRAMES_PER_LATENT),
         latent=Latent(LATENT_CHANNELS, config.latent_size, config.latent_size),
         text=Text("tokenizer.json", MAX_TOKENS),
+        branches=BRANCHES,
         method={
             "name": "progressive",
             "steps": STEPS,
@@ -135,6 +136,7 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
             "warp": WARP,
             "guidance": GUIDANCE,
             "sampler": "euler",
+            "positions": "local",
             "context": {"kind": "ring", "sink_frames": 0, "recent_frames": CONTEXT_FRAMES},
         },
     )

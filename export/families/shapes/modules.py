@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def load_modules(bundle: Bundle) -> Modules:
         "decoder": FrameDecoder(modules.decoder),
     }
     for name, module in parts.items():
-        fill(module.eval(), onnx.load(bundle.path(bundle.component(name).portable)), name)
+        fill(module.eval(), weights_of(bundle, name), name)
     return modules
 
 
@@ -133,12 +134,13 @@ def denoiser_config(bundle: Bundle) -> DenoiserConfig:
     )
 
 
-def fill(module: nn.Module, model: onnx.ModelProto, name: str) -> None:
-    """Copies every parameter from the initialisers of an exported module.
+def weights_of(bundle: Bundle, name: str) -> dict[str, np.ndarray]:
+    """The initialisers of a component's portable graph by the names of the module's parameters.
 
     The exporter keeps parameter names, but for the weight of a Linear, which it transposes under a new name:
     that is the matrix of the product to which the named bias is added.
     """
+    model = onnx.load(bundle.path(bundle.component(name).portable))
     values = _initializers(model)
     producer = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
@@ -153,6 +155,11 @@ def fill(module: nn.Module, model: onnx.ModelProto, name: str) -> None:
                 and source.input[1] in values
             ):
                 values[f"{bias.removesuffix('bias')}weight"] = values[source.input[1]].T
+    return values
+
+
+def fill(module: nn.Module, values: Mapping[str, np.ndarray], name: str) -> None:
+    """Copies every parameter of a module. Raises BundleError for one that `values` lacks or has in another shape."""
     with torch.no_grad():
         for key, parameter in module.named_parameters():
             if key not in values or values[key].shape != tuple(parameter.shape):

@@ -141,7 +141,8 @@ class CudaLatentStore:
         one = (1, 1, *self._shape)
         self.copy(self._fresh, out)
         *scales, no_weight = self._scales
-        self._ops.on(self.stream).denoise_step(
+        self._ops.on(self.stream).op(
+            "denoise_step",
             latent.view(one, "float32"),
             self._nothing,
             no_weight,
@@ -248,13 +249,20 @@ class CudaCallBuffers:
         """What the network sees of some rows, mixed with noise."""
         assert self._fresh is not None
         assert self._nothing is not None
-        return self._executor.ops(self._variant.component).denoise_step(
-            self._sample, self._nothing, self._no_weight, *self._mixes, noise=self._fresh, out=self._sample
+        return self._executor.ops(self._variant.component).op(
+            "denoise_step",
+            self._sample,
+            self._nothing,
+            self._no_weight,
+            *self._mixes,
+            noise=self._fresh,
+            out=self._sample,
         )
 
     def _updating(self, noise: bool) -> Enqueue:
         """Guidance and the sampler's update."""
-        return self._executor.ops(self._variant.component).denoise_step(
+        return self._executor.ops(self._variant.component).op(
+            "denoise_step",
             self._sample,
             self._prediction,
             self._weights,

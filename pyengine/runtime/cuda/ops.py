@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from pyengine import _C
 from pyengine.backends.base import Port
 from pyengine.device.array import DeviceArray
 from pyengine.device.cuda import Stream
@@ -58,19 +58,17 @@ class CudaOps:
         return call
 
     def op(self, name: str, *inputs: Any, **others: Any) -> Call:
+        """One of our kernels by its name, with the workspace that it asks for and the scales of an 8-bit ring."""
         module = kernels()
-        if name == "frame_window_attention":
-            others |= self._attention(module, inputs, others)
-        return partial(getattr(module, name), *inputs, **others, stream=self._stream.handle)
-
-    def _attention(self, module: Any, inputs: tuple[Any, ...], others: Mapping[str, Any]) -> dict[str, Any]:
-        """What an attention needs beside its inputs: room to work in, and the scales of a ring in 8 bits."""
-        nbytes = module.frame_window_attention_workspace(*inputs, scope=others.get("scope", "temporal"))
-        more: dict[str, Any] = {"workspace": self._memory.workspace(nbytes) if nbytes else None}
-        ring_key = inputs[3] if len(inputs) > 3 else None
+        arrays = dict(zip(_C.SIGNATURES[name]["inputs"], inputs, strict=False))
+        arrays = {key: array for key, array in arrays.items() if array is not None} | others
+        ring_key = arrays.get("ring_key")
         if ring_key is not None and ring_key.dtype == "float8_e4m3":
-            more |= self._scales(ring_key, inputs[7] if len(inputs) > 7 else None)
-        return more
+            arrays |= self._scales(ring_key, arrays.get("k_gain"))
+        workspace_bytes = getattr(module, f"{name}_workspace", None)
+        if workspace_bytes is not None and (nbytes := workspace_bytes(**arrays)):
+            arrays["workspace"] = self._memory.workspace(nbytes)
+        return partial(getattr(module, name), **arrays, stream=self._stream.handle)
 
     def _scales(self, ring_key: RingTable, k_gain: DeviceArray | None) -> dict[str, DeviceArray]:
         """What a number of the ring is worth, per head. e4m3 has 15 octaves of normal numbers, so that a scale has to be right
@@ -83,9 +81,6 @@ class CudaOps:
             scales[name] = self._memory.new(Port((heads,), "float32"))
             scales[name][...] = np.full(heads, limit / LARGEST_FP8, np.float32)
         return scales
-
-    def denoise_step(self, *arrays: DeviceArray, noise: DeviceArray | None, out: DeviceArray) -> Call:
-        return self.op("denoise_step", *arrays, noise, out=out)
 
 
 def _floats(array: DeviceArray) -> np.ndarray:
