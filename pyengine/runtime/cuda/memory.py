@@ -22,6 +22,7 @@ from pyengine.runtime.host.memory import Memory
 ALIGNMENT = 256  # what engines want of an address
 CONTROL_BYTES = 1 << 16  # room for what the host writes
 SMALL_BYTES = 1 << 11  # inputs up to here are sent with every call
+SMALL_AXES = 3  # and no more axes: [branches, streams, frames]
 DEPTH = 4  # calls that the host may be ahead of the card
 DTYPES = {"bf16": "bfloat16"}  # ports have numpy's names but for this one
 
@@ -66,8 +67,10 @@ class CudaMemory(Memory):
     def named(self, name: str, port: Port) -> DeviceArray:
         place = (name, port.shape)
         if place not in self._named:
-            # A number per frame, slot or word comes from the host before every call.
-            self._named[place] = self.control(port) if port.nbytes <= SMALL_BYTES else self.new(port)
+            # A number per frame, slot or word comes from the host before every call. Latents and planes, which have more axes, are
+            # made on the GPU however small they are.
+            listed = len(port.shape) <= SMALL_AXES and port.nbytes <= SMALL_BYTES
+            self._named[place] = self.control(port) if listed else self.new(port)
         array: DeviceArray = self._named[place]
         return array
 
