@@ -82,15 +82,24 @@ class FakeExecutor:
         self.seconds = {"segments": 0.0, "ops": 0.0, "runs": 0.0}
         self._decode, self._seconds = decode, seconds
         self._memory = np.zeros(3, np.float64)
-        self._inputs: dict[Variant, Arrays] = {}
+        self._inputs: dict[tuple[str, str, tuple[int, ...]], np.ndarray] = {}
         self._outputs: dict[Variant, Arrays] = {}
         self._attached: dict[Variant, dict[int, Mapping[str, np.ndarray]]] = {}
 
     def inputs(self, variant: Variant) -> Arrays:
-        return self._buffers(self._inputs, variant, self.networks[variant.component].inputs)
+        """As of a plan, variants of a component share an input of equal shape."""
+        made, sizes = {}, self._sizes | variant.symbols
+        for name, spec in self.networks[variant.component].inputs.items():
+            shape = spec.resolve(sizes)
+            place = (variant.component, name, shape)
+            made[name] = self._inputs.setdefault(place, np.zeros(shape, spec.dtype))
+        return made
 
     def output(self, variant: Variant, name: str) -> np.ndarray:
-        return self._buffers(self._outputs, variant, self.networks[variant.component].outputs)[name]
+        if variant not in self._outputs:
+            sizes, specs = self._sizes | variant.symbols, self.networks[variant.component].outputs
+            self._outputs[variant] = {key: np.zeros(s.resolve(sizes), s.dtype) for key, s in specs.items()}
+        return self._outputs[variant][name]
 
     def run(self, variant: Variant) -> None:
         network, given = self.networks[variant.component], self.inputs(variant)
@@ -130,16 +139,6 @@ class FakeExecutor:
 
     def close(self) -> None:
         self._inputs.clear()
-
-    def _buffers(
-        self, buffers: dict[Variant, Arrays], variant: Variant, specs: Mapping[str, TensorSpec]
-    ) -> Arrays:
-        if variant not in buffers:
-            sizes = self._sizes | variant.symbols
-            buffers[variant] = {
-                name: np.zeros(spec.resolve(sizes), spec.dtype) for name, spec in specs.items()
-            }
-        return buffers[variant]
 
 
 def fake_bundle(networks: Mapping[str, FakeNetwork], latent: Latent, frames_per_latent: float = 1) -> Any:

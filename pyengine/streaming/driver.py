@@ -7,7 +7,7 @@ texts, runs the network, and updates the latents by what it predicts; clean late
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -70,6 +70,7 @@ class Driver:
         self._frame_shape = (bundle.latent.channels, bundle.latent.height, bundle.latent.width)
         self._buffers: dict[Variant, CallBuffers] = {}
         self._texts: dict[Variant, list[tuple[StreamState, int] | None]] = {}
+        self._text_memory: dict[Hashable, list[tuple[StreamState, int] | None]] = {}
 
     def step(self, streams: Sequence[StreamState]) -> None:
         """One call of each stream; those whose calls run the same network at the same sizes share a run."""
@@ -203,13 +204,19 @@ class Driver:
     def _write_texts(
         self, variant: Variant, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]
     ) -> None:
-        """Texts stay where they are until a lane has another stream or a stream another prompt."""
-        known = self._texts.setdefault(variant, [None] * buffers.lanes)
+        """Texts stay where they are until a lane has another stream or a stream another prompt. Variants whose texts have the same
+        shapes share their memory, so what lies there is noted for all of them together.
+        """
+        specs = self._components[variant.component].inputs
+        if variant not in self._texts:
+            shapes = [specs[name].resolve(variant.symbols) for name in lanes[0][0].text if name in specs]
+            memory = (variant.component, *shapes)
+            self._texts[variant] = self._text_memory.setdefault(memory, [None] * buffers.lanes)
+        known = self._texts[variant]
         for place, (state, _, _) in enumerate(lanes):
             if known[place] is not None and known[place] == (state, state.text_version):
                 continue
             known[place] = (state, state.text_version)
-            specs = self._components[variant.component].inputs
             for name, value in state.text.items():
                 target = buffers.input(name)
                 if target is None:

@@ -13,7 +13,7 @@ from pyengine.backends.base import Port
 from pyengine.bundle.variant import Variant
 from pyengine.device.array import DeviceArray
 from pyengine.device.cuda import Stream
-from pyengine.runtime.cuda.memory import Pool, Staging
+from pyengine.runtime.cuda.memory import Large, Pool, Staging
 from pyengine.runtime.host.latents import check_state
 from pyengine.runtime.latents import Draw
 
@@ -171,8 +171,7 @@ class CudaCallBuffers:
         self._fresh: DeviceArray | None = None  # what renoised rows are mixed with
         self._nothing: DeviceArray | None = None
         self._staging = Staging(self._stream, self._sample.nbytes // (self.lanes * self._rows))
-        self._large: dict[str, tuple[DeviceArray, np.ndarray, Staging]] = {}
-        self._changed: set[str] = set()
+        self._changed: dict[str, Large] = {}
         self._renoised = False
 
     def claim(self, store: CudaLatentStore) -> None:
@@ -212,11 +211,8 @@ class CudaCallBuffers:
         given = self._executor.inputs(self._variant).get(name)
         if not isinstance(given, DeviceArray):
             return given
-        if name not in self._large:
-            shadow = np.zeros(given.shape, given.host_dtype)
-            self._large[name] = (given, shadow, Staging(self._stream, given.nbytes))
-        self._changed.add(name)
-        return self._large[name][1]
+        self._changed[name] = self._memory.large(given)
+        return self._changed[name].shadow
 
     def attach(self, lane: int, rings: Mapping[str, Any]) -> None:
         self._executor.attach(self._variant, lane, rings)
@@ -227,10 +223,8 @@ class CudaCallBuffers:
         scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         noise: bool = False,
     ) -> None:
-        for name in self._changed:
-            array, shadow, staging = self._large[name]
-            flat = shadow.reshape(-1).view(np.uint8)
-            staging.send(array.pointer, array.nbytes, lambda out, flat=flat: np.copyto(out, flat))  # type: ignore[misc]
+        for large in self._changed.values():
+            large.send()
         self._changed.clear()
         if scales is not None:
             self._memory.host(self._weights)[...] = weights

@@ -50,6 +50,18 @@ class Staging:
         self._turn = (turn + 1) % DEPTH
 
 
+class Large:
+    """A large input and what the host has written of it. Variants that share the input share this too."""
+
+    def __init__(self, array: DeviceArray, stream: Stream) -> None:
+        self._array, self._staging = array, Staging(stream, array.nbytes)
+        self.shadow = np.zeros(array.shape, array.host_dtype)
+
+    def send(self) -> None:
+        flat = self.shadow.reshape(-1).view(np.uint8)
+        self._staging.send(self._array.pointer, self._array.nbytes, lambda out: np.copyto(out, flat))
+
+
 class CudaMemory(Memory):
     """As on the host, with arrays on the card. Its stream orders all that touches them."""
 
@@ -62,6 +74,7 @@ class CudaMemory(Memory):
         self._shadow = np.zeros(CONTROL_BYTES, np.uint8)  # what the host has written last
         self._used = 0
         self._staging = Staging(stream, CONTROL_BYTES)
+        self._large: dict[int, Large] = {}
         self._nbytes += CONTROL_BYTES
 
     def named(self, name: str, port: Port) -> DeviceArray:
@@ -98,6 +111,12 @@ class CudaMemory(Memory):
         if not 0 <= start < CONTROL_BYTES:
             return array
         return self._shadow[start : start + array.nbytes].view(array.host_dtype).reshape(array.shape)
+
+    def large(self, array: DeviceArray) -> Large:
+        """An input that `host` gives as it is, with memory of the host from which it is sent."""
+        if array.pointer not in self._large:
+            self._large[array.pointer] = Large(array, self.stream)
+        return self._large[array.pointer]
 
     def upload(self) -> None:
         """Sends what the host has written."""
