@@ -107,13 +107,13 @@ def test_two_levels_run_on_the_card(
                 np.testing.assert_array_equal(np.stack(list(resumed)), videos[0][30:])
 
 
-@pytest.mark.parametrize("calls", [1, 6, 9, 14])
+@pytest.mark.parametrize("calls", [1, 6, 8, 9, 12])
 def test_two_levels_resume_within_a_clip(two_levels: list[pyengine.Engine], calls: int) -> None:
-    """In the first prediction, in an interpolation, in a prediction with known keys, between two."""
+    """In the first prediction, in an interpolation, between two rounds, in a prediction with known keys, and at the end."""
     for engine in two_levels:
         with engine.stream(frames=60, seed=5) as stream:
             for _ in range(calls):
-                stream._call()
+                stream._advance()
             state = stream.snapshot()
             expected = np.stack(list(stream))
         with engine.resume(state) as resumed:
@@ -144,8 +144,7 @@ def test_two_levels_cross_the_host_as_frames_only(
     with two_levels[1].stream(frames=200, seed=5) as stream:
         for _ in range(100):  # every network has run at every size
             next(stream)
-        stream._settle()
-        waiting = len(stream._rest) + sum(len(clip.result()) for clip in stream._clips)
+        waiting = len(stream._rest) + sum(len(clip.result()) for clip in stream._state.clips)
         frame, captured = stream._video.height * stream._video.width * 3, card.graphs_made
         before, waited = card.to_host, card.from_pageable
         for _ in stream:

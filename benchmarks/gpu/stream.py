@@ -32,6 +32,7 @@ from roofline import write
 
 import pyengine
 from pyengine.export.peers import TorchOptions, TorchStream, load_modules
+from pyengine.streaming.driver import sized
 from pyengine.streaming.stream import Stream
 
 PROMPT, OTHER = "a red circle bounces over a blue background", "a green star orbits over a grey background"
@@ -200,7 +201,9 @@ def network(stream: Stream, roof: dict[str, float] | None) -> dict[str, Any]:
     of no use afterwards.
     """
     executor = stream._open()
-    variant = max(stream._window.variants, key=lambda v: sum(v.symbols.values()))  # type: ignore[union-attr]
+    branches = len(stream._state.weights)
+    variants = [sized(variant, lanes, branches) for variant, lanes in stream._schedule.denoisers()]
+    variant = max(variants, key=lambda v: sum(v.symbols.values()))
 
     def replay(times: int = REPLAYS) -> None:
         for _ in range(times):
