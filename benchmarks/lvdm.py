@@ -36,12 +36,13 @@ from pyengine.export.families.lvdm.export import (
     random_modules,
 )
 from pyengine.export.families.lvdm.released import configuration
+from pyengine.export.graph import Inputs
 from pyengine.export.quantise import quantise
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.program import Program
 
 RESULTS = Path(__file__).parent / "results" / "lvdm.json"
-ROWS = 2
+SIZES = {"branches": 2, "streams": 1}
 PAUSE_SECONDS = 0.05  # between contenders: the threads of the one before stop spinning
 Runner = Callable[[], np.ndarray]
 
@@ -56,9 +57,20 @@ def small(name: str) -> Modules:
     return random_modules({"prediction": shrunk}, (16, 16))
 
 
+def example(modules: Modules) -> Inputs:
+    """The example inputs of the denoiser, of the first stream alone."""
+    of_one: dict[str, Any] = {}
+    for name, value in components(modules)["prediction"][1].items():
+        axis = 0 if name == "latents" else 1
+        listed = [value] if isinstance(value, torch.Tensor) else list(value)
+        narrowed = [tensor.narrow(axis, 0, 1).contiguous() for tensor in listed]
+        of_one[name] = narrowed[0] if isinstance(value, torch.Tensor) else narrowed
+    return of_one
+
+
 def torch_runner(modules: Modules, precision: str, compiled: bool) -> Runner:
     """The denoiser in PyTorch, constants split off as in the bundle, on the same inputs."""
-    module, inputs = components(modules)["prediction"]
+    module, inputs = components(modules)["prediction"][0], example(modules)
     assert isinstance(module, Denoiser)
     call: Any = torch.compile(module) if compiled else module
 
@@ -74,11 +86,11 @@ def engine_runner(
     bundle: Bundle, modules: Modules, precision: str, cache: Path, choice: str
 ) -> tuple[Runner, Any]:
     """The compiled denoiser on the same inputs, and the part of the plan that says which choice won."""
-    variant = Variant.of("prediction", rows=ROWS)
+    variant = Variant.of("prediction", **SIZES)
     plan = build(bundle, variants=[variant], precision=precision, cache_dir=cache, choice=choice)
     executor = Executor(Program(plan))
     inputs = executor.inputs(variant)
-    for name, value in components(modules)["prediction"][1].items():
+    for name, value in example(modules).items():
         flat = (
             {name: value}
             if isinstance(value, torch.Tensor)
@@ -92,7 +104,7 @@ def engine_runner(
 
     def run() -> np.ndarray:
         executor.run(variant)
-        return executor.output(variant, "predicted")
+        return executor.output(variant, "prediction")
 
     return run, plan.part(variant)
 
@@ -126,7 +138,7 @@ def measure(
     run, part = engine_runner(bundle, modules, precision, folder / "cache", "auto")
     runners[f"pyengine {precision}"] = run
     if with_int8:
-        variant = Variant.of("prediction", rows=ROWS)
+        variant = Variant.of("prediction", **SIZES)
         calls = calibration(modules)
         lean = quantise(bundle, "prediction", variant, calls, folder / "int8", cache_dir=folder / "cache")
         runners["pyengine int8"] = engine_runner(lean, modules, precision, folder / "cache", "cut")[0]

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     for path in arguments.bundles:
-        bundle, variant = Bundle.load(path), Variant.of("prediction", rows=ROWS)
+        bundle, variant = Bundle.load(path), Variant.of("prediction", branches=ROWS, streams=1)
         with tempfile.TemporaryDirectory(dir=path.parent) as cache:
             start = time.perf_counter()
             plan = build(

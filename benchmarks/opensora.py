@@ -86,7 +86,7 @@ def psnr(frames: Tensor, exact: Tensor) -> float:
 
 
 def int8_bundle(case: Case, bundle: Bundle, folder: Path) -> Bundle:
-    small = Variant.of("denoiser", frames=CALIBRATION_FRAMES)
+    small = Variant.of("denoiser", branches=2, streams=1, frames=CALIBRATION_FRAMES)
     calls = case.calls(CALIBRATION_FRAMES, CALIBRATION_CALLS)
     return quantise(bundle, "denoiser", small, calls, folder / "int8", cache_dir=folder / "plans")
 

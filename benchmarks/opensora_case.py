@@ -24,7 +24,7 @@ from pyengine.export.deferred import Deferred
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
 from pyengine.export.families.opensora.checkpoint import empty
 from pyengine.export.families.opensora.export import Options, components
-from pyengine.export.families.opensora.streaming import BRANCHES, StreamingSTDiT3, TextProjector
+from pyengine.export.families.opensora.streaming import StreamingSTDiT3, TextProjector
 from pyengine.export.graph import export_component
 from pyengine.export.parity import decode, encode
 from pyengine.export.peers.stream import COMPILERS
@@ -33,6 +33,7 @@ from pyengine.runtime.open import load_program
 from pyengine.schedule.progressive import noise_levels
 from pyengine.schedule.warp import rflow_warp
 
+BRANCHES = 2  # prompt and null
 CHUNK, NOISY, STEPS = 5, 30, 30
 CADENCE = STEPS * CHUNK // NOISY
 FPS, GUIDANCE = 24.0, 7.0
@@ -94,7 +95,8 @@ class Case:
             for k, kind in enumerate(("key", "value"))
             for i, t in enumerate(rest[k * half : (k + 1) * half])
         }
-        return {name: value.float().numpy() for name, value in {"text_mask": mask, **named}.items()}
+        # Of one stream.
+        return {name: value[:, None].float().numpy() for name, value in {"text_mask": mask, **named}.items()}
 
     def calls(self, frames: int, count: int) -> list[Arrays]:
         """Inputs of windows of so many frames at levels from clean to noise, for calibration."""
@@ -102,9 +104,7 @@ class Case:
         for call in range(count):
             level = torch.linspace(0, 1, frames).sub(call / (count * frames)).clamp(min=0)
             latents = self.noise[torch.arange(call, call + frames) % len(self.noise)]
-            made.append(
-                {"latents": latents.numpy(), "level": level.numpy(), "frame_index": np.arange(frames)}
-            )
+            made.append(window_of(latents, level))
         return [{**call, **self.features()} for call in made]
 
     def products(self) -> list[tuple[int, int, int]]:
@@ -165,6 +165,12 @@ def export_case(case: Case, folder: Path) -> Bundle:
     )
 
 
+def window_of(latents: Tensor, level: Tensor) -> Arrays:
+    """Inputs of one stream's window: latents [frames, c, h, w] at level [frames]."""
+    index = np.arange(len(latents))
+    return {"latents": latents.numpy()[None], "level": level.numpy()[None], "frame_index": index[None]}
+
+
 class PlanRunner:
     """A plan of the case. Calling it is one call of the network on a full window."""
 
@@ -176,7 +182,10 @@ class PlanRunner:
         frames: tuple[int, ...] = (NOISY + CHUNK,),
         **options: Any,
     ) -> None:
-        self.case, self.variants = case, [Variant.of("denoiser", frames=n) for n in frames]
+        self.case, self.variants = (
+            case,
+            [Variant.of("denoiser", branches=BRANCHES, streams=1, frames=n) for n in frames],
+        )
         plan = build(bundle, variants=self.variants, cache_dir=cache, **options)
         self.part = plan.part(self.variants[0])
         self.executor = load_program(plan).executor()
@@ -197,11 +206,10 @@ class PlanRunner:
     def predict(self, latents: Tensor, level: Tensor) -> Tensor:
         """[branches, frames, c, h, w] float32"""
         variant = next(v for v in self.variants if v.symbols["frames"] == len(latents))
-        inputs = {"latents": latents.numpy(), "level": level.numpy(), "frame_index": np.arange(len(latents))}
-        for name, array in inputs.items():
+        for name, array in window_of(latents, level).items():
             self._set(variant, name, array)
         self.executor.run(variant)
-        return torch.from_numpy(decode(self.executor.output(variant, "velocity").copy()))
+        return torch.from_numpy(decode(self.executor.output(variant, "prediction").copy()[:, 0]))
 
     def _set(self, variant: Variant, name: str, array: np.ndarray) -> None:
         target = self.executor.input(variant, name)
@@ -271,19 +279,21 @@ def cached_context_error(case: Case) -> Iterator[tuple[int, float]]:
     }
     window, index = case.noise.clone(), torch.arange(CHUNK + NOISY)
     cache = (BRANCHES, CHUNK, case.tokens, model.config.num_heads, model.config.head_size)
-    hidden = {"ring_index": torch.full((CHUNK,), -1)}
+    hidden = {"ring_index": torch.full((1, CHUNK), -1)}
     rings = {
         f"ring_{kind}": [torch.zeros(cache) for _ in range(model.config.depth)] for kind in ("key", "value")
     }
-    velocity, *made = make[True](window, case.levels(0), index, **text, **hidden, **rings)
-    hidden = {"ring_index": torch.arange(CHUNK)}
+    index = index[None]
+    velocity, *made = make[True](window[None], case.levels(0)[None], index, **text, **hidden, **rings)
+    hidden = {"ring_index": torch.arange(CHUNK)[None]}
     rings = {f"ring_{kind}": [t[:, :CHUNK] for t in made[k::2]] for k, kind in enumerate(("key", "value"))}
     for stage in range(1, CADENCE):
         moved = (case.levels(stage - 1) - case.levels(stage))[CHUNK:, None, None, None]
-        prompt, null = velocity[:, -NOISY:]
+        prompt, null = velocity[:, 0, -NOISY:]
         window[CHUNK:] += moved * (null + GUIDANCE * (prompt - null))
-        level = case.levels(stage)
-        (velocity,) = make[False](window, level, index, **text)
-        cached, *_ = make[True](window[CHUNK:], level[CHUNK:], index[CHUNK:], **text, **hidden, **rings)
-        exact = velocity[:, CHUNK:]
+        level = case.levels(stage)[None]
+        (velocity,) = make[False](window[None], level, index, **text)
+        noisy = (window[None, CHUNK:], level[:, CHUNK:], index[:, CHUNK:])
+        cached, *_ = make[True](*noisy, **text, **hidden, **rings)
+        exact = velocity[:, :, CHUNK:]
         yield stage, float((cached - exact).norm() / exact.norm())

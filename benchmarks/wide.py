@@ -103,7 +103,8 @@ def benchmark(config: WideConfig, frames: int, rounds: int, compiled: bool, int8
         exact = PlanRunner(case, bundle, cache, precision="fp32", choice="cut").velocity()
         if int8:
             print("quantising", flush=True)
-            small = Variant.of("denoiser", frames=min(CALIBRATION_FRAMES, frames), ring=RING)
+            sizes = {"branches": 2, "streams": 1, "ring": RING}
+            small = Variant.of("denoiser", frames=min(CALIBRATION_FRAMES, frames), **sizes)
             calls = case.calls(small.symbols["frames"], CALIBRATION_CALLS)
             lean = quantise(bundle, "denoiser", small, calls, folder / "int8", cache_dir=cache)
             runners["pyengine_int8"] = PlanRunner(case, lean, cache, precision="bf16", choice="cut")

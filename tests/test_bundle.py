@@ -23,7 +23,7 @@ def test_manifest_round_trip() -> None:
     denoiser = bundle.component("denoiser")
     assert denoiser.inputs["latents"] == TensorSpec(("streams", "frames", 4, 4, 4), "float32")
     assert denoiser.inputs["ring_key.0"] == TensorSpec(("branches*streams", "ring", 16, 2, 16), "working")
-    assert denoiser.symbols == {"frames": toy.FRAMES, **toy.SIZES}
+    assert denoiser.symbols == {"frames": toy.FRAMES, **toy.SIZES, "streams": toy.EXAMPLE_STREAMS}
     assert denoiser.append_spec == TensorSpec(("streams", "frames"), "int64")
     assert denoiser.inputs["text_key"].axis("streams") == 2
     assert denoiser.inputs["ring_key.0"].axis("streams") is None

@@ -19,12 +19,22 @@ from torch import Tensor, nn
 
 from pyengine.bundle.bundle import Bundle, Component, TensorSpec
 from pyengine.export.families.lvdm.components import Denoiser
+from pyengine.export.families.lvdm.export import load_modules as load_lvdm
 from pyengine.export.families.opensora.export import components as opensora_components
 from pyengine.export.families.shapes.modules import load_modules
 
 FRAMES, RING = 5, 4
 ROWS = "branches*streams"
-CASES = ("toy", "shapes", "opensora", "opensora-ring", "lvdm-prediction", "lvdm-interpolation", "lvdm-text")
+CASES = (
+    "toy",
+    "shapes",
+    "opensora",
+    "opensora-ring",
+    "shapes-lvdm",
+    "lvdm-prediction",
+    "lvdm-interpolation",
+    "lvdm-text",
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,10 @@ def case(name: str) -> Case:
         bundle = opensora_family.bundle(options, only=("denoiser", "text_encoder"))
         parts = opensora_components(opensora_family.denoiser(), opensora_family.autoencoder(), options)
         module = parts["denoiser"].module
+    elif name == "shapes-lvdm":
+        bundle = Bundle.load(name)
+        module = Denoiser(load_lvdm(bundle).unets["prediction"])
+        return Case(bundle, bundle.component("prediction"), module)
     elif name == "lvdm-text":
         bundle = lvdm_family.text_bundle()
         module = Denoiser(lvdm_family.text_modules().unets["prediction"])

@@ -214,7 +214,7 @@ def test_inline_plans_append_to_the_ring_on_the_card(
         executor.inputs(toy.DENOISER)["append_slot"][...] = [-1, 2, -1, 0]
         for _ in range(3):
             executor.run(toy.DENOISER)
-        states.append(executor.state() | {"velocity": executor.output(toy.DENOISER, "velocity").copy()})
+        states.append(executor.state() | {"prediction": executor.output(toy.DENOISER, "prediction").copy()})
         executor.close()
     assert states[0].keys() == states[1].keys()
     assert all(np.array_equal(array, states[1][name]) for name, array in states[0].items())

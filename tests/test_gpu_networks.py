@@ -98,7 +98,7 @@ def test_the_wide_model_on_a_card(tmp_path: Path) -> None:
     assert found["good"]
     assert found["error"] < 1e-4  # the fake card computes in float32
     assert 1e-4 < eager["error"] <= eager["allowed"]
-    assert any(name.startswith("denoiser.frames3.ring5") for name in found["graphs"])
+    assert any(name.startswith("denoiser.branches2.frames3.ring5.streams1") for name in found["graphs"])
     assert found["of_roof"] == pytest.approx(found["bound_ms"] / found["ms"])
     assert found["of_matrix_rate"] == pytest.approx(found["operations"] / 1e9 / found["ms"])
     weights = sum(parameter.numel() for parameter in case.module.parameters())
@@ -134,7 +134,8 @@ def test_opensora_on_a_card(tmp_path: Path) -> None:
     assert (found["size"], found["depth"]) == ([32, 48], 1)
     assert 0.5 < found["operations"] / eager["operations"] < 1
     assert 0.7 < eager["operations"] / flops(opensora_case.TorchRunner(case, None)) < 1
-    compare_segments(Bundle.load(tmp_path / "stdit3-32x48-1"), plan.Variant.of("denoiser", frames=35))
+    variant = plan.Variant.of("denoiser", branches=2, streams=1, frames=35)
+    compare_segments(Bundle.load(tmp_path / "stdit3-32x48-1"), variant)
 
 
 def flops(runner: wide_case.TorchRunner | opensora_case.TorchRunner) -> float:

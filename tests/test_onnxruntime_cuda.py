@@ -41,7 +41,7 @@ def run(executor: Executor) -> dict[str, np.ndarray]:
     executor.input(toy.DENOISER, "append_slot")[...] = [-1, 2, -1, 0]
     for _ in range(3):
         executor.run(toy.DENOISER)
-    return executor.state() | {"velocity": executor.output(toy.DENOISER, "velocity").copy()}
+    return executor.state() | {"prediction": executor.output(toy.DENOISER, "prediction").copy()}
 
 
 @pytest.mark.parametrize("choice", ["cut", "inline"])

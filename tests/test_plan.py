@@ -48,7 +48,7 @@ def velocity(plan: Plan) -> np.ndarray:
         if array.dtype == np.float32:
             array[...] = rng.random(array.shape, np.float32)
     executor.run(toy.DENOISER)
-    return executor.output(toy.DENOISER, "velocity").copy()
+    return executor.output(toy.DENOISER, "prediction").copy()
 
 
 def folders(cache: Path) -> list[Path]:

@@ -233,19 +233,22 @@ def test_a_block_of_a_wide_model_for_two_cards(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = round_weights(Denoiser(config)).eval()
     frames, ring, words = 4, 2, 8
-    shape = (1, 2, config.heads, words, config.head_size)
+    shape = (1, 2, 1, config.heads, words, config.head_size)
     slots = (2, ring, config.tokens_per_frame, config.heads, config.head_size)
     inputs = {
-        "latents": torch.randn(frames, 8, 8, 8),
-        "level": torch.linspace(0, 1, frames),
-        "frame_index": torch.arange(frames),
-        "ring_index": torch.full((ring,), -1),
+        "latents": torch.randn(1, frames, 8, 8, 8),
+        "level": torch.linspace(0, 1, frames)[None],
+        "frame_index": torch.arange(frames)[None],
+        "ring_index": torch.full((1, ring), -1),
         "ring_key": [torch.zeros(slots)],
         "ring_value": [torch.zeros(slots)],
         **{
             f"text_{name}": value
             for name, value in TextFeatures(
-                torch.randn(shape), torch.randn(shape), torch.zeros(2, words), torch.randn(2, config.width)
+                torch.randn(shape),
+                torch.randn(shape),
+                torch.zeros(2, 1, words),
+                torch.randn(2, 1, config.width),
             )
             ._asdict()
             .items()
@@ -259,8 +262,8 @@ def test_a_block_of_a_wide_model_for_two_cards(tmp_path: Path) -> None:
         folder=folder,
         name="denoiser",
         store=store,
-        outputs=["velocity", "key.0", "value.0"],
-        dynamic={name: {0: "frames"} for name in ("latents", "level", "frame_index")},
+        outputs=["prediction", "key.0", "value.0"],
+        dynamic={name: {1: "frames"} for name in ("latents", "level", "frame_index")},
         ring={"ring_key.0": "key.0", "ring_value.0": "value.0"},
         working=["text_key", "text_value", "text_vector"],
     )
@@ -268,7 +271,7 @@ def test_a_block_of_a_wide_model_for_two_cards(tmp_path: Path) -> None:
     bundle = write_manifest(
         folder, name="wide", family="shapes", version="1", components={"denoiser": component}
     )
-    variant = Variant.of("denoiser", frames=frames)
+    variant = Variant.of("denoiser", streams=1, frames=frames)
     for target in ("sm89", "sm120"):
         made = build(
             bundle, variants=[variant], backend="tensorrt", target=target, cache_dir=tmp_path / "plans"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.bundle import Bundle, Latent, TensorSpec, Text, Video, write_manifest
 from pyengine.bundle.variant import Variant
 from pyengine.export.graph import WeightStore, export_component, round_weights
 from pyengine.export.ops.frame_window_attention import frame_window_attention
@@ -26,7 +26,8 @@ WIDTH, HEADS, DEPTH = 32, 2, 2
 HEAD = WIDTH // HEADS
 CHANNELS, SIDE, TOKENS, WORDS = 4, 4, 6, 10
 FRAMES, RING = 4, 3
-BRANCHES, STREAMS = 2, 2
+BRANCHES, STREAMS = 2, 1
+EXAMPLE_STREAMS = 2  # an axis that a build chooses has at least two in the example
 SIZES = {"branches": BRANCHES, "streams": STREAMS, "ring": RING}
 DENOISER = Variant.of("denoiser", frames=FRAMES, **SIZES)
 WIDER = Variant.of("denoiser", frames=FRAMES + 1, **SIZES)
@@ -146,19 +147,19 @@ class TextEncoder(nn.Module):
 def modules() -> dict[str, tuple[nn.Module, dict[str, Tensor | list[Tensor]]]]:
     """Every component with example inputs; the same weights at every call."""
     torch.manual_seed(0)
-    ring = [torch.randn(BRANCHES * STREAMS, RING, SIDE * SIDE, HEADS, HEAD) for _ in range(2 * DEPTH)]
-    text = [torch.randn(DEPTH, BRANCHES, STREAMS, HEADS, TOKENS, HEAD) for _ in range(2)]
-    first = 7 * torch.arange(STREAMS)[:, None]
+    ring = [torch.randn(BRANCHES * EXAMPLE_STREAMS, RING, SIDE * SIDE, HEADS, HEAD) for _ in range(2 * DEPTH)]
+    text = [torch.randn(DEPTH, BRANCHES, EXAMPLE_STREAMS, HEADS, TOKENS, HEAD) for _ in range(2)]
+    first = 7 * torch.arange(EXAMPLE_STREAMS)[:, None]
     inputs: dict[str, Tensor | list[Tensor]] = {
-        "latents": torch.randn(STREAMS, FRAMES, CHANNELS, SIDE, SIDE),
-        "level": torch.linspace(0.0, 0.999, FRAMES).repeat(STREAMS, 1),
+        "latents": torch.randn(EXAMPLE_STREAMS, FRAMES, CHANNELS, SIDE, SIDE),
+        "level": torch.linspace(0.0, 0.999, FRAMES).repeat(EXAMPLE_STREAMS, 1),
         "frame_index": torch.arange(RING, RING + FRAMES) + first,
-        "ring_index": torch.tensor([1, 2, -1]).repeat(STREAMS, 1),
+        "ring_index": torch.tensor([1, 2, -1]).repeat(EXAMPLE_STREAMS, 1),
         "ring_key": ring[:DEPTH],
         "ring_value": ring[DEPTH:],
         "text_key": text[0],
         "text_value": text[1],
-        "text_mask": torch.ones(BRANCHES, STREAMS, TOKENS, dtype=torch.bool),
+        "text_mask": torch.ones(BRANCHES, EXAMPLE_STREAMS, TOKENS, dtype=torch.bool),
     }
     decoder_inputs: dict[str, Tensor | list[Tensor]] = {
         "latents": torch.randn(2, CHANNELS, SIDE, SIDE),
@@ -248,11 +249,21 @@ def bundle_copy(folder: Path) -> Path:
 
 @functools.cache  # torch's global generator makes them: not something for two threads at once
 def numpy_inputs(name: str) -> dict[str, np.ndarray]:
-    """The example inputs of a component by graph name, not to be changed in place."""
+    """The example inputs of a component by graph name, of the first stream alone, not to be changed in place."""
     arrays = {}
+    specs = bundle().component(name).inputs
     for key, value in modules()[name][1].items():
         listed = (
             [(key, value)] if isinstance(value, Tensor) else [(f"{key}.{i}", t) for i, t in enumerate(value)]
         )
-        arrays |= {key: tensor.numpy() for key, tensor in listed}
+        arrays |= {key: _first_stream(tensor, specs[key]).numpy() for key, tensor in listed}
     return arrays
+
+
+def _first_stream(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    axis = spec.axis("streams")
+    if axis is not None:
+        return tensor.narrow(axis, 0, STREAMS).contiguous()
+    if spec.axis("branches*streams") == 0:
+        return tensor.unflatten(0, (BRANCHES, EXAMPLE_STREAMS))[:, :STREAMS].flatten(0, 1)
+    return tensor

@@ -55,6 +55,13 @@ def _axes(values: Sequence[Any], attributes: Attributes) -> list[int] | None:
     return None if axes is None else list(axes)
 
 
+def _product(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
+    """torch.prod over several axes."""
+    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+        x = x.prod(axis, keepdim=keepdim)
+    return x
+
+
 def _reduce(function: Callable[..., Tensor]) -> Op:
     def run(values: Sequence[Any], attributes: Attributes) -> Tensor:
         axes = _axes(values, attributes)
@@ -191,6 +198,7 @@ OPS: dict[str, Op] = {
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
     "ReduceMin": _reduce(torch.amin),
+    "ReduceProd": _reduce(_product),
     "ReduceSum": _reduce(torch.sum),
     "Reshape": _reshape,
     "Slice": _slice,
@@ -201,7 +209,7 @@ OPS: dict[str, Op] = {
 }  # fmt: skip
 HOST_ARGUMENTS = {"Reshape": (1,), "Slice": (1, 2, 3, 4), "Squeeze": (1,), "Unsqueeze": (1,), "Expand": (1,),
                   "ConstantOfShape": (0,), "ReduceMax": (1,), "ReduceMean": (1,), "ReduceMin": (1,),
-                  "ReduceSum": (1,)}  # fmt: skip
+                  "ReduceProd": (1,), "ReduceSum": (1,)}  # fmt: skip
 
 
 class Segment:

@@ -5,7 +5,7 @@ is a loop over calls.
     executor = program.executor()                # the buffers of one stream
     executor.input(variant, "latents")[...] = x  # views of the very memory that the engines read
     executor.run(variant)
-    executor.output(variant, "velocity")
+    executor.output(variant, "prediction")
 
 Nothing is copied between steps, and a run allocates nothing. A plan for a card gets the executor of
 `pyengine.runtime.cuda`, which walks the same steps there.

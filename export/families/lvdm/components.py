@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,3 +95,23 @@ class TextEncoder(nn.Module):
         both = torch.stack([ids, self.empty])  # type: ignore[list-item]
         hidden = self.clip(input_ids=both).last_hidden_state
         return tuple(self.unet.text_keys(hidden))
+
+
+def folded_parameters(unet: UNet, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters that a graph holds in another shape: kernel-1 convolutions as matrices, and the affine of the norm before FiLM, whose
+    weight and bias stand in the order of the blocks.
+    """
+    found = {
+        f"unet.{name}": values[f"unet.{name}"][..., None]
+        for name, parameter in unet.named_parameters()
+        if parameter.ndim == 3 and np.ndim(values.get(f"unet.{name}", 0)) == 2
+    }
+    names = {id(block): name for name, block in unet.named_modules()}
+    wanted = [
+        f"unet.{names[id(block)]}.out_layers.0.{part}"
+        for block in unet.residual_blocks()
+        if block.film
+        for part in ("weight", "bias")
+    ]
+    spread = [v.reshape(-1) for v in values.values() if v.ndim == 5 and v.size == v.shape[1] and v.size > 1]
+    return found | (dict(zip(wanted, spread, strict=True)) if len(wanted) == len(spread) else {})

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from ..shapes.recipe import FPS, HEIGHT, WIDTH
 from .autoencoder2d import AutoencoderKL
 from .autoencoder3d import Autoencoder3D
 from .checkpoint import load_checkpoint, load_part
-from .components import Denoiser, Embedding, TextEncoder, VideoDecoder
+from .components import Denoiser, Embedding, TextEncoder, VideoDecoder, folded_parameters
 from .released import Configuration, configuration
 from .small import BETAS, INTERPOLATION, PREDICTION, PREDICTS
 from .unet import UNet
@@ -284,31 +283,11 @@ def load_modules(bundle: Bundle) -> Modules:
     modules = _small_modules(causal.Decoder())
     for name, unet in modules.unets.items():
         values = shapes.weights_of(bundle, name) | shapes.weights_of(bundle, f"{name}_embedding")
-        shapes.fill(Denoiser(unet), values | _folded(unet, values), name)
+        shapes.fill(Denoiser(unet), values | folded_parameters(unet, values), name)
     assert isinstance(modules.autoencoder, causal.Decoder)
     decoder = causal.FrameDecoder(modules.autoencoder)
     shapes.fill(decoder, shapes.weights_of(bundle, "decoder"), "decoder")
     return modules.rounded()
-
-
-def _folded(unet: UNet, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters that a graph holds in another shape: kernel-1 convolutions as matrices, and the affine of the norm before FiLM, whose
-    weight and bias stand in the order of the blocks.
-    """
-    found = {
-        f"unet.{name}": values[f"unet.{name}"][..., None]
-        for name, parameter in unet.named_parameters()
-        if parameter.ndim == 3 and np.ndim(values.get(f"unet.{name}", 0)) == 2
-    }
-    names = {id(block): name for name, block in unet.named_modules()}
-    wanted = [
-        f"unet.{names[id(block)]}.out_layers.0.{part}"
-        for block in unet.residual_blocks()
-        if block.film
-        for part in ("weight", "bias")
-    ]
-    spread = [v.reshape(-1) for v in values.values() if v.ndim == 5 and v.size == v.shape[1] and v.size > 1]
-    return found | dict(zip(wanted, spread, strict=False))
 
 
 def _small_modules(decoder: causal.Decoder) -> Modules:
