@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
 
 __all__ = ["Engine", "load"]
+
+Started = TypeVar("Started", Stream, Batch)
 
 
 def load(
@@ -107,8 +109,7 @@ class Engine:
         relieve = None if self._prompts is None else self._prompts.release
         self._library = VariantLibrary(bundle, relieve=relieve, **options)
         self._lock = threading.Lock()
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
+        self._running: weakref.WeakSet[Stream | Batch] = weakref.WeakSet()
         self._closed = False
         try:
             method = make_method(bundle.method, None, 0)
@@ -191,10 +192,7 @@ class Engine:
         scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
-        batch = Batch(self, settings, max_streams)
-        with self._lock:
-            self._batches.add(batch)
-        return batch
+        return self._started(Batch(self, settings, max_streams))
 
     def stream_settings(
         self,
@@ -298,13 +296,13 @@ class Engine:
         return self._library.nbytes
 
     def close(self) -> None:
-        """Close its streams and let go of every compiled network; what either is asked afterwards raises StreamClosed.
+        """Close its streams and batches and let go of every compiled network; what any is asked afterwards raises StreamClosed.
 
         May be called from any thread, and again. A stream that another thread is asking for a frame is closed after that frame.
         """
         with self._lock:
             self._closed = True
-            running = [*self._batches, *self._streams]
+            running = list(self._running)
         for stream in running:
             stream.close()
         if self._prompts is not None:
@@ -319,11 +317,11 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _started(self, stream: Stream) -> Stream:
-        """Notes a stream, so that `close` finds it."""
+    def _started(self, stream: Started) -> Started:
+        """Notes a stream or a batch, so that `close` finds it."""
         with self._lock:
             closed = self._closed
-            self._streams.add(stream)
+            self._running.add(stream)
         if closed:
             stream.close()
             raise StreamClosed(

@@ -26,6 +26,7 @@ from pyengine.runtime.executor import Executor
 from pyengine.runtime.program import Program
 
 Calls = list[tuple[int, int, str]]
+ALONE = toy.DENOISER.sized(streams=1)  # what may be inlined, too
 
 
 def make(cache: Path, *, variants: list[Variant] | None = None, **options: Any) -> tuple[Plan, Calls]:
@@ -33,7 +34,7 @@ def make(cache: Path, *, variants: list[Variant] | None = None, **options: Any) 
     options = {"choice": "cut"} | options
     plan = build(
         toy.bundle(),
-        variants=variants or [toy.DENOISER],
+        variants=variants or [ALONE],
         cache_dir=cache,
         progress=lambda *call: calls.append(call),
         **options,
@@ -44,11 +45,11 @@ def make(cache: Path, *, variants: list[Variant] | None = None, **options: Any) 
 def velocity(plan: Plan) -> np.ndarray:
     executor = Executor(Program(plan))
     rng = np.random.default_rng(0)
-    for array in executor.inputs(toy.DENOISER).values():
+    for array in executor.inputs(ALONE).values():
         if array.dtype == np.float32:
             array[...] = rng.random(array.shape, np.float32)
-    executor.run(toy.DENOISER)
-    return executor.output(toy.DENOISER, "velocity").copy()
+    executor.run(ALONE)
+    return executor.output(ALONE, "prediction").copy()
 
 
 def folders(cache: Path) -> list[Path]:
@@ -57,7 +58,7 @@ def folders(cache: Path) -> list[Path]:
 
 def test_both_choices_are_timed_and_the_faster_is_kept(tmp_path: Path) -> None:
     plan, calls = make(tmp_path, choice="auto")
-    part = plan.part(toy.DENOISER)
+    part = plan.part(ALONE)
     seconds = {choice: value for choice, value in part.seconds.items() if value is not None}
     assert set(seconds) == {"cut", "inline"}
     assert part.choice == min(seconds, key=lambda choice: seconds[choice])
@@ -80,9 +81,9 @@ def test_second_build_loads_and_gives_the_same(tmp_path: Path) -> None:
 
 def test_each_variant_is_cached_on_its_own(tmp_path: Path) -> None:
     make(tmp_path)
-    plan, calls = make(tmp_path, variants=[toy.DENOISER, toy.DECODER])
+    plan, calls = make(tmp_path, variants=[ALONE, toy.DECODER])
     assert [what for _, _, what in calls] == ["compiling decoder.inline.onnx"]
-    assert list(plan.parts) == [toy.DENOISER, toy.DECODER]
+    assert list(plan.parts) == [ALONE, toy.DECODER]
 
 
 def test_a_build_deletes_what_nobody_used_for_long(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_onnxruntime_plans_hold_no_engines(tmp_path: Path) -> None:
     first, _ = make(tmp_path, backend="onnxruntime")
     second, again = make(tmp_path, backend="onnxruntime")
     assert not again
-    assert first.part(toy.DENOISER).engines == (None,) * 4
+    assert first.part(ALONE).engines == (None,) * 4
     assert np.allclose(velocity(first), velocity(second), atol=1e-6)
 
 
@@ -219,5 +220,5 @@ def test_a_segment_that_does_not_compile_is_one_sentence(tmp_path: Path) -> None
 def test_auto_falls_back_when_one_choice_does_not_compile(tmp_path: Path) -> None:
     folder = toy.bundle_copy(tmp_path / "toy")
     (folder / "denoiser.inline.onnx").write_bytes(b"not onnx")
-    plan = build(replace(toy.bundle(), folder=folder), variants=[toy.DENOISER], cache_dir=tmp_path / "cache")
-    assert plan.part(toy.DENOISER).choice == "cut"
+    plan = build(replace(toy.bundle(), folder=folder), variants=[ALONE], cache_dir=tmp_path / "cache")
+    assert plan.part(ALONE).choice == "cut"
