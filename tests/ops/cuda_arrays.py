@@ -40,7 +40,7 @@ class TensorArray:
 
 @dataclass(frozen=True)
 class TensorRings:
-    """The rings of several streams, as `pyengine.ring_table.RingTable` describes them."""
+    """The rings of several streams, as `pyengine.runtime.cuda.memory.RingTable` describes them."""
 
     tensors: list[torch.Tensor]
     bases: TensorArray

@@ -136,6 +136,7 @@ class RingTable(list[DeviceArray]):
     def __init__(self, rings: list[DeviceArray], bases: DeviceArray, host: np.ndarray) -> None:
         super().__init__(rings)
         self.bases, self._host = bases, host
+        self.shape, self.dtype = rings[0].shape, rings[0].dtype  # of each ring
         self._host[...] = [ring.pointer for ring in rings]
 
     def __setitem__(self, stream: Any, ring: Any) -> None:
