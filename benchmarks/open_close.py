@@ -1,7 +1,8 @@
 """Does closing an engine give everything back? `python benchmarks/open_close.py [--cycles 10]` loads, streams and closes, again and again.
 
 After every step it records resident memory, threads and open files. Goal: from the second cycle on, all three are after `close()`
-what they were a cycle before, memory within 8 MB (OpenVINO alone, importing and freeing the same engines, moves by that much). Writes open_close.json; exit code 1 where the goal is missed. Linux only.
+what they were a cycle before, memory within 8 MB: OpenVINO alone, importing and freeing the same engines, moves by 6. Writes
+open_close.json; exit code 1 where the goal is missed. Linux only.
 """
 
 from __future__ import annotations

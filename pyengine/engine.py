@@ -69,7 +69,7 @@ def load(
     ring       "auto", or "fp8": keys and values of the context in 8 bits, half the memory, an error of about 3 % per attention; CUDA
     memory_budget  bytes that compiled networks and the buffers of open streams may take together before networks that no stream uses
                are dropped, the least recently used first; default None, no limit. An estimate by their files and
-               buffers: OpenVINO holds `shapes` in 3.4 times the bytes of its engine files
+               buffers: on a CPU OpenVINO was measured to hold `shapes` in 3.4 times the bytes of its engine files
     progress   called as progress(done, total, what) while a plan is built
 
     Raises BundleError, BackendUnavailable, ConfigError, PlanError.
