@@ -32,6 +32,7 @@ PROMPT = "a red circle bounces over a blue background"
 OTHER = "a green star spins over a grey background"
 FRAMES = 40  # the window fills, is full, and the ring wraps around
 METHOD = {"steps": 4, "cadence": 2, "context": {"kind": "ring", "sink_frames": 0, "recent_frames": 4}}
+ALONE = toy.DENOISER.sized(streams=1)  # a stream that runs alone may be inlined
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def engine(
 ) -> Iterator[pyengine.Engine]:
     cache = tmp_path_factory.mktemp("cuda")
     engine = pyengine.load(bundle, backend="tensorrt", choice="cut", cache_dir=cache)
-    engine.encode_prompt(PROMPT)  # captured here, so that each stream below launches it once
+    engine.encode_prompt(PROMPT)  # encoded here, so that no stream below does
     yield engine
     engine.close()
 
@@ -97,11 +98,11 @@ def test_each_walk_is_captured_once_and_replayed(engine: pyengine.Engine, cuda: 
     assert sorted(graphs) == [
         "decoder.chunk2/0/",
         "decoder.chunk2/1/",
-        "denoiser.frames4.ring4/0/call",
-        "denoiser.frames6.ring4/0/call",
+        "denoiser.branches2.frames4.ring4.streams1/0/call",
+        "denoiser.branches2.frames6.ring4.streams1/0/call",
     ]
-    # The prompt, and all but the first run of each.
-    assert launches == 1 + calls - 2 + FRAMES // 8 - 2
+    # All but the first run of each; the prompt was encoded earlier.
+    assert launches == calls - 2 + FRAMES // 8 - 2
 
 
 def test_engines_that_cannot_be_captured_run_one_by_one(
@@ -113,7 +114,7 @@ def test_engines_that_cannot_be_captured_run_one_by_one(
     monkeypatch.setattr(fake_cuda.FakeEngine, "capturable", False)
     before = cuda.launches
     assert np.array_equal(frames(engine, 24), expected[:24])
-    assert cuda.launches == before + 1  # the prompt, captured earlier
+    assert cuda.launches == before  # the prompt was encoded earlier
 
 
 def test_frames_may_stay_on_the_card(engine: pyengine.Engine, expected: np.ndarray) -> None:
@@ -199,34 +200,35 @@ def test_inline_plans_append_to_the_ring_on_the_card(
     cpu: pyengine.Engine, cuda: fake_cuda.FakeCuda, tmp_path: Path
 ) -> None:
     program = load_program(
-        build(toy.bundle(), variants=[toy.DENOISER], backend="tensorrt", choice="inline", cache_dir=tmp_path)
+        build(toy.bundle(), variants=[ALONE], backend="tensorrt", choice="inline", cache_dir=tmp_path)
     )
     host = load_program(
-        build(
-            toy.bundle(), variants=[toy.DENOISER], backend="onnxruntime", choice="inline", cache_dir=tmp_path
-        )
+        build(toy.bundle(), variants=[ALONE], backend="onnxruntime", choice="inline", cache_dir=tmp_path)
     )
     states = []
     for executor in (program.executor(), host.executor()):
         for name, array in toy.numpy_inputs("denoiser").items():
             if not name.startswith("ring_") or name == "ring_index":
-                executor.inputs(toy.DENOISER)[name][...] = array
-        executor.inputs(toy.DENOISER)["append_slot"][...] = [-1, 2, -1, 0]
+                target = executor.inputs(ALONE)[name]
+                target[...] = array[tuple(slice(size) for size in target.shape)]
+        executor.inputs(ALONE)["append_slot"][...] = [[-1, 2, -1, 0]]
         for _ in range(3):
-            executor.run(toy.DENOISER)
-        states.append(executor.state() | {"velocity": executor.output(toy.DENOISER, "velocity").copy()})
+            executor.run(ALONE)
+        rings = {name: ring.copy() for name, ring in executor.rings.items()}
+        states.append(executor.state() | rings | {"prediction": executor.output(ALONE, "prediction").copy()})
         executor.close()
     assert states[0].keys() == states[1].keys()
+    assert any(array.any() for name, array in states[0].items() if name.startswith("ring_"))
     assert all(np.array_equal(array, states[1][name]) for name, array in states[0].items())
 
 
 def test_auto_times_both_choices_on_the_card(cuda: fake_cuda.FakeCuda, tmp_path: Path) -> None:
-    plan = build(toy.bundle(), variants=[toy.DENOISER], backend="tensorrt", cache_dir=tmp_path)
-    seconds = plan.part(toy.DENOISER).seconds
+    plan = build(toy.bundle(), variants=[ALONE], backend="tensorrt", cache_dir=tmp_path)
+    seconds = plan.part(ALONE).seconds
     assert set(seconds) == {"cut", "inline"}
     assert all(value and value > 0 for value in seconds.values())
-    again = build(toy.bundle(), variants=[toy.DENOISER], backend="tensorrt", cache_dir=tmp_path)
-    assert again.part(toy.DENOISER).seconds == seconds  # found, not built
+    again = build(toy.bundle(), variants=[ALONE], backend="tensorrt", cache_dir=tmp_path)
+    assert again.part(ALONE).seconds == seconds  # found, not built
 
 
 class HostMemoryArray(DeviceArray):
@@ -345,7 +347,7 @@ def test_a_walk_that_cannot_be_captured_runs_call_by_call(
     monkeypatch.setattr(cuda, "cudaStreamEndCapture", _failing(cuda), raising=False)
     before = cuda.launches
     assert np.array_equal(frames(engine, 24), expected[:24])
-    assert cuda.launches == before + 1  # the prompt, captured earlier
+    assert cuda.launches == before  # the prompt was encoded earlier
 
 
 def _failing(cuda: fake_cuda.FakeCuda) -> object:
@@ -394,8 +396,8 @@ def test_a_kernel_that_cannot_be_captured_leaves_the_walk_call_by_call(
 def test_an_inlined_plan_is_not_kept_once_there_are_kernels(
     cuda: fake_cuda.FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    options = {"variants": [toy.DENOISER], "backend": "tensorrt", "cache_dir": tmp_path}
+    options = {"variants": [ALONE], "backend": "tensorrt", "cache_dir": tmp_path}
     with monkeypatch.context() as without:
         without.setattr("pyengine.build.builder._has_kernels", lambda: False)
-        assert set(build(toy.bundle(), **options).part(toy.DENOISER).seconds) == {"inline"}
-    assert set(build(toy.bundle(), **options).part(toy.DENOISER).seconds) == {"cut", "inline"}
+        assert set(build(toy.bundle(), **options).part(ALONE).seconds) == {"inline"}
+    assert set(build(toy.bundle(), **options).part(ALONE).seconds) == {"cut", "inline"}

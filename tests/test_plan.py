@@ -318,6 +318,13 @@ def test_onnxruntime_plans_hold_no_engines(tmp_path: Path) -> None:
     assert np.allclose(velocity(first), velocity(second), atol=1e-6)
 
 
+def test_many_streams_with_rings_are_cut(tmp_path: Path) -> None:
+    plan, _ = make(tmp_path, variants=[toy.DENOISER], choice="auto")
+    assert set(plan.part(toy.DENOISER).seconds) == {"cut"}
+    with pytest.raises(ConfigError, match="cannot find the rings of several streams, but got 'inline'"):
+        make(tmp_path, variants=[toy.DENOISER], choice="inline")
+
+
 def test_missing_backend_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "pyengine.backends.onnxruntime", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
