@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pyengine.backends.base import Arrays, Engine
+from pyengine.backends.quiet import without_telemetry
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import MANIFEST, Bundle, Component, Step, write_manifest
 from pyengine.bundle.variant import Variant
@@ -149,7 +150,9 @@ def _selections(model: Any) -> list[str]:
 def _libraries() -> tuple[Any, Any]:
     try:
         import nncf
-        import openvino as ov
+
+        with without_telemetry():
+            import openvino as ov
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"quantising needs the package {error.name}: pip install nncf openvino"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +20,9 @@ import toy_family as toy
 
 from pyengine import _C
 from pyengine.backends import base as backends
+from pyengine.backends.openvino import OpenVINO
 from pyengine.build.builder import build
+from pyengine.build.library import VariantLibrary
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.plans.cache import KEPT_DAYS
@@ -26,6 +31,7 @@ from pyengine.runtime.executor import Executor
 from pyengine.runtime.program import Program
 
 Calls = list[tuple[int, int, str]]
+TOGETHER = toy.DENOISER.sized(streams=2)  # what is always cut
 
 
 def make(cache: Path, *, variants: list[Variant] | None = None, **options: Any) -> tuple[Plan, Calls]:
@@ -154,6 +160,132 @@ def test_a_damaged_plan_is_rebuilt_and_said_once(
     assert not make(tmp_path)[1]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["an engine too few", "unknown choice", "a choice without that form", "file elsewhere", "odd seconds"],
+)
+def test_a_record_that_does_not_fit_is_built_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, variants=[toy.DECODER])
+    (folder,) = folders(tmp_path)
+    record = json.loads((folder / "plan.json").read_text())
+    if damage == "an engine too few":
+        record["engines"].pop()
+    elif damage == "file elsewhere":
+        outside = tmp_path / "0.engine"
+        (folder / "0.engine").rename(outside)
+        record["engines"][0]["file"] = str(outside)
+    elif damage == "odd seconds":
+        record["seconds"] = {"inline": "soon"}
+    else:
+        record["choice"] = "cut" if damage == "a choice without that form" else "magic"
+    (folder / "plan.json").write_text(json.dumps(record))
+    _, calls = make(tmp_path, variants=[toy.DECODER])
+    assert calls
+    assert "is corrupt" in caplog.text
+    assert "building it again" in caplog.text
+    assert not make(tmp_path, variants=[toy.DECODER])[1]
+
+
+def test_an_engine_that_the_backend_refuses_is_built_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Damage that its hash does not tell."""
+    make(tmp_path, variants=[toy.TEXT_ENCODER])
+    (folder,) = folders(tmp_path)
+    record = json.loads((folder / "plan.json").read_text())
+    (folder / "0.engine").write_bytes(b"no engine")
+    record["engines"][0]["sha256"] = hashlib.sha256(b"no engine").hexdigest()
+    (folder / "plan.json").write_text(json.dumps(record))
+    library = VariantLibrary(toy.bundle(), choice="cut", cache_dir=tmp_path)
+    executor = library.program([toy.TEXT_ENCODER]).executor()
+    executor.run(toy.TEXT_ENCODER)
+    executor.close()
+    assert "building it again" in caplog.text
+    assert (folder / "0.engine").read_bytes() != b"no engine"
+
+
+def test_a_build_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the disk is full half way through, here and in the temporary folder."""
+    saved = OpenVINO.save
+
+    def full(self: OpenVINO, engine: Any, path: Path) -> bool:
+        if path.name == "2.engine":
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return saved(self, engine, path)
+
+    monkeypatch.setattr(OpenVINO, "save", full)
+    plan, _ = make(tmp_path)
+    assert np.isfinite(velocity(plan)).all()
+    assert "No space left on device" in caplog.text
+    assert not folders(tmp_path)
+
+    def interrupted(self: OpenVINO, engine: Any, path: Path) -> bool:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OpenVINO, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path)
+    assert not folders(tmp_path)
+    library = VariantLibrary(toy.bundle(), choice="cut", cache_dir=tmp_path)
+    monkeypatch.setattr(OpenVINO, "save", full)
+    assert library.program([toy.DENOISER]).engines(toy.DENOISER)  # kept nowhere, and yet it runs
+
+
+def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
+    make(tmp_path, variants=[toy.DECODER])
+    old, new = (tmp_path / "toy" / f".decoder.{name}" for name in ("old", "new"))
+    for path in (old, new):
+        path.mkdir()
+        (path / "0.engine").write_bytes(b"half")
+    long_ago = time.time() - 2 * 86400
+    os.utime(old, (long_ago, long_ago))
+    make(tmp_path, variants=[toy.TEXT_ENCODER])
+    assert not old.exists()
+    assert new.exists()  # its builder may be at work
+
+
+@pytest.mark.parametrize("place", ["a name too long", "below a file", "forbidden"])
+def test_a_cache_that_cannot_be_used_costs_a_warning(
+    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyengine.plans.cache._temporary", [])  # not what other tests have put there
+    (tmp_path / "file").write_text("")
+    cache = tmp_path / ("a" * 300) if place == "a name too long" else tmp_path / "file" / "plans"
+    if place == "forbidden":  # by permissions, which a superuser would not notice
+        cache = tmp_path / "closed"
+        exists = Path.exists
+
+        def refuse(path: Path, **options: Any) -> bool:
+            if cache in (path, *path.parents):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return exists(path, **options)
+
+        monkeypatch.setattr(Path, "exists", refuse)
+    plan, _ = make(cache, variants=[toy.DECODER, toy.TEXT_ENCODER])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "cannot be kept" in caplog.text
+    assert "PYENGINE_CACHE" in caplog.text
+    assert all((part.folder / "0.engine").is_file() for part in plan.parts.values())  # in a temporary folder
+    assert not make(cache, variants=[toy.DECODER])[1]  # found there by the same process
+
+
+def test_openvino_writes_nothing_into_the_home_folder(tmp_path: Path) -> None:
+    code = (
+        "import pyengine.backends.openvino, sys, openvino_telemetry, openvino as ov; ov.Core(); "
+        "assert sys.modules['openvino_telemetry'] is not None"
+    )
+    hidden = {"CI", "TF_BUILD", "JENKINS_URL"}  # where it counts nobody anyway
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    subprocess.run([sys.executable, "-P", "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_builders_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         plans = [plan for plan, _ in pool.map(lambda _: make(tmp_path), range(2))]
@@ -184,6 +316,13 @@ def test_onnxruntime_plans_hold_no_engines(tmp_path: Path) -> None:
     assert not again
     assert first.part(toy.DENOISER).engines == (None,) * 4
     assert np.allclose(velocity(first), velocity(second), atol=1e-6)
+
+
+def test_many_streams_with_rings_are_cut(tmp_path: Path) -> None:
+    plan, _ = make(tmp_path, variants=[TOGETHER], choice="auto")
+    assert set(plan.part(TOGETHER).seconds) == {"cut"}
+    with pytest.raises(ConfigError, match="cannot find the rings of several streams, but got 'inline'"):
+        make(tmp_path, variants=[TOGETHER], choice="inline")
 
 
 def test_missing_backend_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

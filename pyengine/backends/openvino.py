@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
-from openvino._pyopenvino import InferRequest as _InferRequest
+
+from pyengine.backends.quiet import without_telemetry
+
+with without_telemetry():
+    import openvino as ov
+    from openvino._pyopenvino import InferRequest as _InferRequest
 
 from pyengine.backends.base import Arrays, Ports, Precision, Symbols
 from pyengine.errors import ConfigError, PlanError

@@ -30,6 +30,8 @@ LIBRARIES = {
     "tensorrt_rtx": (1, 0),
 }  # in the order of preference, and the least version
 INSTALL = "pip install 'pyengine-video[tensorrt]'"
+# Tactics are chosen by their times on the GPU, so one build at a time in this process; for RTX nothing is timed.
+TIMING = threading.Lock()
 log = logging.getLogger("pyengine")
 
 
@@ -85,8 +87,7 @@ class TensorRT:
         self._report: Callable[[str], object] = lambda what: None
         self._lock = threading.Lock()
         self._timing: Any = None
-        # Tactics are chosen by their times on the card, so nothing else may run there; for RTX nothing is timed.
-        self._building: Any = nullcontext() if self.for_rtx else threading.Lock()
+        self._building: Any = nullcontext() if self.for_rtx else TIMING
 
     def facts(self) -> dict[str, Any]:
         return {"refit": self.refit}

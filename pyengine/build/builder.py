@@ -25,7 +25,7 @@ from pyengine.bundle.bundle import Bundle, Step
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.plans.cache import PlanCache, cache_folder, discard
-from pyengine.plans.plan import WORKERS, Choice, Part, Plan, compile_segment, segments
+from pyengine.plans.plan import WORKERS, Choice, Part, Plan, Ring, compile_segment, segments
 from pyengine.runtime.open import load_variant
 from pyengine.runtime.program import LoadedVariant
 
@@ -100,7 +100,7 @@ class Builder:
         self.bundle, self.choice = bundle, choice
         self._backend, self._threads = compiler, threads
         self._precision = compiler.precision(precision)
-        self._ring = ring
+        self._ring: Ring = ring  # type: ignore[assignment]
         self._cache = PlanCache(cache_folder(cache_dir), bundle)
         self._digest = bundle.digest
         self._warned: set[str] = set()
@@ -149,7 +149,7 @@ class Builder:
         seconds: dict[str, float | None] = dict.fromkeys(self._choices(variant))
         if len(candidates) > 1:
             counter.say(f"timing {variant}")
-            seconds.update(dict(time_choices(self.plan, variant, candidates).items()))
+            seconds |= time_choices(self.plan, variant, candidates)
         best = min(candidates, key=lambda choice: seconds[choice] or 0.0)
         engines = candidates[best]
 
@@ -190,8 +190,16 @@ class Builder:
             return list(pool.map(compile_one, segments(self.bundle.component(variant.component), choice)))
 
     def _choices(self, variant: Variant) -> list[Choice]:
-        if self.bundle.component(variant.component).cut is None:
+        component = self.bundle.component(variant.component)
+        if component.cut is None:
             return ["inline"]
+        if component.ring and variant.symbols.get("streams", 1) > 1:
+            if self.choice == "inline":
+                raise ConfigError(
+                    f"expected choice auto or cut for {variant}, since a compiled segment cannot find the rings of several streams, "
+                    "but got 'inline'"
+                )
+            return ["cut"]
         if self.choice != "auto":
             return ["cut" if self.choice == "cut" else "inline"]
         if self._backend.remote:

@@ -111,6 +111,11 @@ class VariantLibrary:
         with self._locked():
             return self._nbytes()
 
+    def has_room(self) -> bool:
+        """Whether everything in memory fits into the budget."""
+        with self._locked():
+            return not self._over_budget()
+
     def close(self) -> None:
         """Lets go of every variant. Programs that live keep theirs."""
         with self._locked():

@@ -23,7 +23,7 @@ TRIAL_RUNS = 20
 
 def time_choices(
     plan: Plan, variant: Variant, candidates: Mapping[Choice, Sequence[Engine]]
-) -> dict[Choice, float]:
+) -> dict[str, float]:
     """Median seconds of a run of each choice, on real buffers, taking turns so that a disturbance meets both.
 
     plan  what the engines were compiled for; its parts do not matter
@@ -41,7 +41,7 @@ def time_choices(
             start = time.perf_counter()
             run()
             times[choice].append(time.perf_counter() - start)
-    return {choice: float(np.median(values)) for choice, values in times.items()}
+    return {str(choice): float(np.median(values)) for choice, values in times.items()}
 
 
 def _trial(plan: Plan, variant: Variant, choice: Choice, engines: Sequence[Engine]) -> Callable[[], None]:

@@ -14,11 +14,11 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,37 +47,42 @@ def cache_folder(given: str | Path | None) -> Path:
 
 
 class PlanCache:
-    """The parts of one bundle. Where the folder cannot be read or written a warning says so once, and a temporary one is used."""
+    """The parts of one bundle. Where the folder cannot be read or written a warning says so, and what is built goes to a temporary one."""
 
     def __init__(self, root: Path, bundle: Bundle) -> None:
-        self.root, self._bundle = root, bundle
+        self._given, self._bundle = root, bundle
+        self._refused = False  # the folder cannot be used
 
-    def place(self, variant: Variant, facts: Facts) -> Path:
+    @property
+    def root(self) -> Path:
+        """Where new parts go."""
+        return _temporary_folder() if self._refused and _temporary else self._given
+
+    def place(self, variant: Variant, facts: Facts, root: Path | None = None) -> Path:
         """The folder of a part that depends on these facts."""
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-        return self.root / self._bundle.name / f"{variant}-{key}"
+        return (root or self.root) / self._bundle.name / f"{variant}-{key}"
 
     def has(self, variant: Variant, facts: Facts) -> bool:
         """Whether there is a part, be it usable or not."""
-        try:
-            return self.place(variant, facts).exists()
-        except OSError:
-            return False
+        return any(_exists(self.place(variant, facts, root)) for root in (self._given, *_temporary))
 
     def find(self, variant: Variant, facts: Facts) -> Part | None:
         """The part, checked, or None where it must be built."""
-        try:
-            folder = self.place(variant, facts)
-            if not folder.exists():
-                return None
-        except OSError as error:
-            return self.find(variant, facts) if self._move(error) else None
-        try:
-            return read(self._bundle, variant, folder)
-        except PlanError as error:
-            log.warning("%s: building it again", error)
-            discard(folder)
-            return None
+        for root in (self._given, *_temporary):
+            folder = self.place(variant, facts, root)
+            try:
+                if not folder.exists():
+                    continue
+            except OSError as error:
+                self._refuse(error)
+                continue
+            try:
+                return read(self._bundle, variant, folder)
+            except PlanError as error:
+                log.warning("%s: building it again", error)
+                discard(folder)
+        return None
 
     def facts(self, variant: Variant) -> Iterator[Facts]:
         """What every part of a variant depends on, also of parts that are not wanted any more."""
@@ -97,7 +102,7 @@ class PlanCache:
         try:
             return self._publish(replace(part, folder=folder), facts, save)
         except OSError as error:
-            if self._move(error):
+            if self._refuse(error):
                 return self.publish(part, facts, save)
             log.warning("the plan for %s is not kept at all (%s)", part.variant, _reason(error))
             return replace(part, folder=folder)
@@ -145,21 +150,23 @@ class PlanCache:
                 if scratch.exists():
                     shutil.rmtree(scratch, ignore_errors=True)
 
-    def _move(self, error: OSError) -> bool:
+    def _refuse(self, error: OSError) -> bool:
         """On to a temporary folder; False where that is used already or there is none."""
+        if self._refused:
+            return False
+        self._refused = True
         try:
-            folder = _temporary_folder()
+            _temporary_folder()
         except OSError:
             return False
-        if self.root == folder:
-            return False
-        log.warning(
-            "plans cannot be kept in %s (%s), so they are built again at the next start; set PYENGINE_CACHE to a folder that "
-            "can be written",
-            self.root,
-            _reason(error),
-        )
-        self.root = folder
+        if self._given not in _told:
+            _told.add(self._given)
+            log.warning(
+                "plans cannot be kept in %s (%s), so they are built again at the next start; set PYENGINE_CACHE to a folder "
+                "that can be written",
+                self._given,
+                _reason(error),
+            )
         return True
 
 
@@ -216,9 +223,23 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-@cache
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+_told: set[Path] = set()  # folders of which a warning has been given
+_temporary: list[Path] = []  # the folder of this process, once it is needed
+_making = threading.Lock()
+
+
 def _temporary_folder() -> Path:
-    """Of this process, removed at its end. Raises OSError."""
-    folder = Path(tempfile.mkdtemp(prefix="pyengine-plans-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    """A folder for the plans of this process, removed at its end. Raises OSError."""
+    with _making:
+        if not _temporary:
+            folder = Path(tempfile.mkdtemp(prefix="pyengine-plans-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            _temporary.append(folder)
+        return _temporary[0]

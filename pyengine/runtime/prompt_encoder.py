@@ -25,6 +25,7 @@ class PromptEncoder:
 
     inputs   makes the encoder's inputs of a prompt. Raises PromptError
     program  gives the loaded encoder
+    has_room  whether an executor may be kept in reserve
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class PromptEncoder:
         outputs: Mapping[str, object],
         inputs: Callable[[str], Mapping[str, np.ndarray]],
         program: Callable[[], Program],
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self._variant, self._outputs = variant, tuple(outputs)
-        self._inputs, self._program = inputs, program
+        self._inputs, self._program, self._has_room = inputs, program, has_room
         self._room = threading.BoundedSemaphore(EXECUTORS)
         self._idle: deque[Executor] = deque()
         self._lock = threading.Lock()
@@ -98,5 +100,5 @@ class PromptEncoder:
             return {name: executor.output(self._variant, name).copy() for name in self._outputs}
         finally:
             self._idle.append(executor)
-            if self._closed:
+            if self._closed or not self._has_room():
                 self.release()

@@ -147,6 +147,7 @@ class Batch:
                 member.close()
             self._executor.close()
             self._executor = None
+            self._codec = self._codec.emptied()
 
     def __enter__(self) -> Batch:
         return self
