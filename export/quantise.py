@@ -24,7 +24,8 @@ from pyengine.build.builder import build
 from pyengine.bundle.bundle import MANIFEST, Bundle, Component, Step, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError
 from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 Sample = dict[str, np.ndarray]
 

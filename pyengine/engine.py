@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from pyengine.build.builder import Progress, build
+from pyengine.build.library import VariantLibrary
+from pyengine.build.progress import Progress
 from pyengine.bundle.bundle import Bundle
-from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
+from pyengine.bundle.variant import Variant
+from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError, StreamClosed
 from pyengine.methods import Method, MethodSettings, make_method, method_settings
 from pyengine.methods.variants import TEXT, stream_variants
-from pyengine.plans.plan import Plan, Variant
+from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
-from pyengine.runtime.executor import Executor, Program
-from pyengine.runtime.open import load_program
+from pyengine.runtime.program import Program
+from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.settings import read_value
 from pyengine.streaming.stream import Stream, check_length
 from pyengine.text.prompts import PromptTokenizer, prompts_of
@@ -38,9 +42,10 @@ def load(
     threads: int | None = None,
     refit: bool = False,
     ring: str = "auto",
+    memory_budget: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Load a bundle, a folder or the name of one that ships, and find its plan or build it.
+    """Load a bundle, a folder or the name of one that ships, and find its plan or build it. Close it, or use it in a `with`.
 
     backend    "openvino" (CPU), "onnxruntime" (CPU, or CUDA with device="cuda") or "tensorrt" (CUDA)
     device     "auto" (the backend's own), "cpu" or "cuda"
@@ -50,6 +55,8 @@ def load(
     threads    of the backend and of our kernels; default all cores
     refit      TensorRT engines that take the weights of another bundle with the same graphs without a rebuild
     ring       "auto", or "fp8": keys and values of the context in 8 bits, half the memory, an error of about 3 % per attention; CUDA
+    memory_budget  bytes that compiled networks and the buffers of open streams may take together before networks that no stream uses
+               are dropped, the least recently used first; default None, no limit. An estimate: engine files, weights, buffers
     progress   called as progress(done, total, what) while a plan is built
 
     Raises BundleError, BackendUnavailable, ConfigError, PlanError.
@@ -65,6 +72,7 @@ def load(
             "threads": threads,
             "refit": refit,
             "ring": ring,
+            "memory_budget": memory_budget,
             "progress": progress,
         },
     )
@@ -80,10 +88,15 @@ class Engine:
             )
         self.bundle = bundle
         self._tokenizer = prompts_of(bundle) if bundle.text is not None else None  # None: it takes no prompt
-        self._options = options
+        self._prompts: PromptEncoder | None = None
+        if self._tokenizer is not None:
+            outputs = bundle.component(TEXT.component).outputs
+            self._prompts = PromptEncoder(TEXT, outputs, self._tokenizer.inputs, lambda: self._program((TEXT,)))
+        relieve = None if self._prompts is None else self._prompts.release
+        self._library = VariantLibrary(bundle, relieve=relieve, **options)
         self._lock = threading.Lock()
-        self._programs: dict[tuple[Variant, ...], Program] = {}
-        self._text_executor: Executor | None = None
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._closed = False
         try:
             method = make_method(bundle.method, None, 0)
         except ConfigError as error:
@@ -91,7 +104,9 @@ class Engine:
                 f"the manifest of bundle '{bundle.name}' names no method that this pyengine can run ({error}); "
                 "export it again, or install the pyengine that made it"
             ) from error
-        self.program(method)  # so that the first stream starts at once
+        # So that the first stream starts at once.
+        text = () if self._prompts is None else (TEXT,)
+        self._program((*text, *stream_variants(bundle, method)))
 
     @property
     def tokenizer(self) -> PromptTokenizer | T5Prompts:
@@ -157,56 +172,70 @@ class Engine:
             "method": asdict(how),
             "device_frames": device_frames,
         }
-        return Stream(self, settings, given)
+        return self._started(Stream(self, settings, given))
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
         if isinstance(state, bytes):
-            return Stream.restore(self, state)
+            return self._started(Stream.restore(self, state))
         try:
             data = Path(state).read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
-        return Stream.restore(self, data)
+        return self._started(Stream.restore(self, data))
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
-        """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
-        if self._tokenizer is None:
-            return {}
-        inputs = self._tokenizer.inputs(prompt)
-        with self._lock:
-            if self._text_executor is None:
-                self._text_executor = self._program((TEXT,)).executor()
-            for name, value in inputs.items():
-                self._text_executor.input(TEXT, name)[...] = value
-            self._text_executor.run(TEXT)
-            names = self.bundle.component("text_encoder").outputs
-            return {name: self._text_executor.output(TEXT, name).copy() for name in names}
+        """What the denoiser reads of a prompt: the outputs of the text encoder, read-only, for every guidance branch."""
+        return {} if self._prompts is None else self._prompts.features(prompt)
 
     def program(self, method: Method, guidance: float | None = None) -> Program:
-        """The compiled denoiser and decoder that a method's windows need, built the first time."""
-        with self._lock:
-            if self._tokenizer is not None:
-                self._program((TEXT,))
-            return self._program(stream_variants(self.bundle, method, guidance))
+        """The compiled networks that a method's streams run, built the first time. Raises StreamClosed after `close`."""
+        return self._program(stream_variants(self.bundle, method, guidance))
 
     @property
     def plans(self) -> list[Plan]:
         """Every plan built or found so far, with the measured times of its choices."""
-        return [program.plan for program in self._programs.values()]
+        return [self._library.plan]
+
+    @property
+    def nbytes(self) -> int:
+        """An estimate of the bytes that compiled networks (their files and weights) and the buffers of open streams take."""
+        return self._library.nbytes
 
     def close(self) -> None:
-        """Let go of every compiled engine. Streams that run keep theirs."""
-        with self._lock:
-            if self._text_executor is not None:
-                self._text_executor.close()
-                self._text_executor = None
-            self._programs.clear()
+        """Close its streams and let go of every compiled network; what either is asked afterwards raises StreamClosed.
 
-    def _program(self, variants: tuple[Variant, ...]) -> Program:
-        if variants not in self._programs:
-            self._programs[variants] = load_program(build(self.bundle, variants=variants, **self._options))
-        return self._programs[variants]
+        May be called from any thread, and again. A stream that another thread is asking for a frame is closed after that frame.
+        """
+        with self._lock:
+            self._closed = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+        if self._prompts is not None:
+            self._prompts.close()
+        self._library.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _started(self, stream: Stream) -> Stream:
+        """Notes a stream, so that `close` finds it."""
+        with self._lock:
+            closed = self._closed
+            self._streams.add(stream)
+        if closed:
+            stream.close()
+            raise StreamClosed("the engine was closed while the stream started; load another with pyengine.load(...)")
+        return stream
+
+    def _program(self, variants: tuple[Variant, ...], *, choice: str | None = None) -> Program:
+        return self._library.program(variants, choice=choice)
 
     def _encode_start(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray:
         """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
@@ -229,8 +258,7 @@ class Engine:
             start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
         chunks = min(len(start) // size, settings.start_chunks)
         start = start[len(start) - chunks * size :]
-        with self._lock:
-            executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
+        executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
         try:
             parts = (start[index * size : (index + 1) * size] for index in range(chunks))
             return np.concatenate(

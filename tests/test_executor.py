@@ -16,7 +16,8 @@ from pyengine.build.builder import build
 from pyengine.errors import PlanError, ShapeError
 from pyengine.export.parity import decode, encode
 from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import APPEND_SLOT, Executor, Program
+from pyengine.runtime.executor import APPEND_SLOT, Executor
+from pyengine.runtime.program import Program
 
 VARIANTS = [toy.DENOISER, toy.WIDER, toy.DECODER, toy.TEXT_ENCODER]
 

@@ -14,7 +14,8 @@ from lvdm_golden import CASES, MANIFEST, error, model, tensors
 from pyengine.build.builder import build
 from pyengine.export.families.lvdm.export import Modules, clip_method, export_bundle
 from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 slow = pytest.mark.skipif(
     "PYENGINE_SLOW_TESTS" not in os.environ, reason="takes half a minute: set PYENGINE_SLOW_TESTS=1"

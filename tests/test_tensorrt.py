@@ -32,7 +32,7 @@ from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
 from pyengine.export.weights import WeightStore
 from pyengine.methods.variants import all_variants
-from pyengine.plans import plan
+from pyengine.plans import cache, plan
 from pyengine.plans.plan import Plan, Variant
 from pyengine.runtime.codec import encoder_variants
 
@@ -183,7 +183,7 @@ def test_a_complete_plan_of_shapes_without_a_card(
     bundle = Bundle.load("shapes")
     assert [part["variant"] for part in made["parts"]] == [str(variant) for variant in all_variants(bundle)]
     for variant, entry in zip(all_variants(bundle), made["parts"], strict=True):
-        part = plan.read(variant, Path(entry["folder"]))
+        part = cache.read(bundle, variant, Path(entry["folder"]))
         assert part.choice == ("cut" if variant.component == "denoiser" else "inline")
         assert entry["device"] == "sm89"
         _check_engines(bundle, variant, part.choice, part)
@@ -339,7 +339,7 @@ def test_equal_segments_are_compiled_once(tmp_path: Path, monkeypatch: pytest.Mo
     options: dict[str, Any] = {"variants": [toy.TEXT_ENCODER], "backend": "tensorrt", "target": "sm89"}
     first = build(toy.bundle(), cache_dir=tmp_path, **options).part(toy.TEXT_ENCODER)
     data = (first.folder / str(first.engines[0])).read_bytes()
-    plan.discard(first.folder)
+    cache.discard(first.folder)
     monkeypatch.setattr(TensorRT, "_build", lambda *_: pytest.fail("compiled again"))
     again = build(toy.bundle(), cache_dir=tmp_path, **options).part(toy.TEXT_ENCODER)
     assert (again.folder / str(again.engines[0])).read_bytes() == data

@@ -15,13 +15,13 @@ import numpy as np
 from pyengine import _C
 from pyengine.backends.base import Engine, Port
 from pyengine.bundle.bundle import Component, Step
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError
 from pyengine.plans import plan
-from pyengine.plans.plan import Variant
 from pyengine.runtime.host.memory import Memory
 
 if TYPE_CHECKING:
-    from pyengine.runtime.executor import Program
+    from pyengine.runtime.program import Program
 
 APPEND_SLOT = "append_slot"
 Call = Callable[[], object]

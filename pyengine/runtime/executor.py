@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyengine.backends.base import Engine
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError, ShapeError
-from pyengine.plans.plan import Plan, Variant
 from pyengine.runtime.bound_plan import APPEND_SLOT, HostOps, Walk
 from pyengine.runtime.host.clip_latents import HostClipLatents
 from pyengine.runtime.host.decoder import HostDecoder
@@ -32,39 +31,9 @@ if TYPE_CHECKING:
     from pyengine.runtime.host.clip_latents import Batch, ClipLatents
     from pyengine.runtime.host.decoder import Decoder
     from pyengine.runtime.host.latents import Latents
+    from pyengine.runtime.program import Program
 
-__all__ = ["APPEND_SLOT", "Executor", "Program"]
-
-
-class Program:
-    """A plan with its engines loaded and the weights that our ops read. Threads may share it."""
-
-    def __init__(self, source: Plan) -> None:
-        self.plan = source
-        self.bundle = source.bundle
-        self.variants = tuple(source.parts)
-        self._engines = {variant: source.engines(variant) for variant in self.variants}
-        self._constants = {variant: self._read(variant) for variant in self.variants}
-
-    def executor(self) -> Executor:
-        """Buffers for one more stream."""
-        return Executor(self)
-
-    def engines(self, variant: Variant) -> Sequence[Engine]:
-        return self._engines[variant]
-
-    def constants(self, variant: Variant) -> Mapping[str, Any]:
-        return self._constants[variant]
-
-    def _read(self, variant: Variant) -> Arrays:
-        arrays = {}
-        for name, constant in self.plan.graph(variant).constants.items():
-            count = int(np.prod(constant.shape, dtype=np.int64))
-            path = self.bundle.path(constant.file)
-            arrays[name] = np.fromfile(path, constant.dtype, count, offset=constant.offset).reshape(
-                constant.shape
-            )
-        return arrays
+__all__ = ["APPEND_SLOT", "Executor"]
 
 
 class Executor:
@@ -80,6 +49,7 @@ class Executor:
         # The largest first: the others find room in its scratch.
         order = sorted(program.variants, key=lambda variant: -sum(variant.symbols.values()))
         self._bound = {variant: self._bind(variant) for variant in order}
+        program.bound(self)
 
     def _components(self, program: Program) -> list[str]:
         return sorted({variant.component for variant in program.variants})
@@ -144,12 +114,12 @@ class Executor:
 
     def output(self, variant: Variant, name: str) -> np.ndarray:
         """The memory of an output, overwritten by the next run. `.copy()` is numpy on every device."""
-        array: np.ndarray = _get(self._bound[variant].outputs, name, variant)
+        array: np.ndarray = _get(self._walk(variant).outputs, name, variant)
         return array
 
     def inputs(self, variant: Variant) -> Arrays:
         """Every input of a variant by name, without its state; with `append_slot` where there is a ring."""
-        return self._bound[variant].inputs
+        return self._walk(variant).inputs
 
     def state(self) -> Arrays:
         """Copies of all that a later run depends on: rings, and the state of streaming components, as
@@ -200,12 +170,13 @@ class Executor:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(memory.nbytes for memory in self._memory.values())
+        return sum(memory.nbytes for memory in list(self._memory.values()))  # it may be closed meanwhile
 
     def close(self) -> None:
-        """Frees every buffer and request. Using the executor afterwards raises PlanError."""
+        """Frees every buffer and request, and lets go of its program. Using the executor afterwards raises PlanError."""
         self._bound.clear()
         self._memory.clear()
+        self.program = self.program.emptied()
 
 
 def _get(arrays: Mapping[str, Any], name: str, variant: Variant) -> Any:

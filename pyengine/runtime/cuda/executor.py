@@ -12,16 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pyengine.backends.base import Engine
+from pyengine.bundle.variant import Variant
 from pyengine.device.array import DeviceArray
 from pyengine.device.cuda import CudaGraph, Stream, runtime
 from pyengine.device.nvtx import annotate
 from pyengine.errors import PlanError
-from pyengine.plans.plan import Plan, Variant
+from pyengine.plans.plan import Part, Plan
 from pyengine.runtime.bound_plan import Walk
 from pyengine.runtime.codec import FRAME_DECODER
 from pyengine.runtime.cuda.memory import CudaMemory
 from pyengine.runtime.cuda.ops import CudaOps
-from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import LoadedVariant, Program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,19 +38,26 @@ Around = Callable[[], tuple[Sequence[Enqueue], Sequence[Enqueue]]]
 log = logging.getLogger("pyengine")
 
 
-class CudaProgram(Program):
-    """Engines, and the weights of our ops on the card."""
+class CudaVariant(LoadedVariant):
+    """Engines, and the weights of our ops on the GPU."""
 
-    def __init__(self, source: Plan) -> None:
+    @classmethod
+    def load(cls, plan: Plan, part: Part, engines: Sequence[Engine] | None = None) -> CudaVariant:
+        host = LoadedVariant.load(plan, part, engines)
+        stream = runtime().stream()
+        constants = {name: DeviceArray.of(array, stream) for name, array in host.constants.items()}
+        return cls(part, host.engines, constants, host.nbytes)
+
+
+class CudaProgram(Program):
+    variant_type = CudaVariant
+
+    def __init__(self, source: Plan, loaded: Mapping[Variant, LoadedVariant] | None = None) -> None:
         self.cuda = runtime()
-        self._stream = self.cuda.stream()
-        super().__init__(source)
+        super().__init__(source, loaded)
 
     def executor(self) -> CudaExecutor:
         return CudaExecutor(self)
-
-    def _read(self, variant: Variant) -> dict[str, Any]:
-        return {name: DeviceArray.of(array, self._stream) for name, array in super()._read(variant).items()}
 
 
 class CudaExecutor(Executor):
