@@ -122,7 +122,7 @@ class Latent:
 @dataclass(frozen=True)
 class Text:
     """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5`: by T5 at `source`, of whose `max_tokens` states the
-    text encoder takes the first `words`.
+    text encoder takes the first `words`. `example` is a prompt to try the bundle with; "": any text will do.
     """
 
     tokenizer: str
@@ -131,6 +131,7 @@ class Text:
     source: str | None = None
     dtype: str = "float32"
     words: int | None = None
+    example: str = ""
 
 
 def parse_component(name: str, entry: dict[str, Any]) -> Component:

@@ -134,7 +134,9 @@ class PlanCache:
                 scratch.rename(part.folder)
             except OSError as error:
                 try:
-                    return read(self._bundle, part.variant, part.folder)  # of another process, which was first
+                    return read(
+                        self._bundle, part.variant, part.folder
+                    )  # of another process, which was first
                 except PlanError:
                     raise error from None
             return replace(part, engines=files)

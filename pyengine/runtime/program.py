@@ -48,7 +48,9 @@ class LoadedVariant:
                 int(np.prod(constant.shape, dtype=np.int64)),
                 offset=constant.offset,
             ).reshape(constant.shape)
-            for name, constant in graph(plan.bundle.component(part.variant.component), part.choice).constants.items()
+            for name, constant in graph(
+                plan.bundle.component(part.variant.component), part.choice
+            ).constants.items()
         }
         nbytes = _engine_bytes(plan.bundle, part) + sum(array.nbytes for array in constants.values())
         return cls(part, made, constants, nbytes)

@@ -240,7 +240,15 @@ def export_bundle(
         components=exported,
         video=Video(8 * high, 8 * wide, options.fps, presets.FRAMES_PER_LATENT),
         latent=Latent(model.config.in_channels, high, wide),
-        text=Text("", length, kind="t5", source=text_encoder, dtype=dtype, words=_words(model, options)),
+        text=Text(
+            "",
+            length,
+            kind="t5",
+            source=text_encoder,
+            dtype=dtype,
+            words=_words(model, options),
+            example="a fox runs over snow at night",
+        ),
         method=method,
     )
 
