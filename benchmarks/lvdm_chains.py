@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.lvdm import UNet
-from pyengine.export.families.lvdm.train_shapes import BETAS, PREDICTION, PREDICTS, TIMESTEPS
+from pyengine.export.families.lvdm.small import BETAS, PREDICTION, PREDICTS, TIMESTEPS
 from pyengine.export.families.shapes.autoencoder import Decoder
 from pyengine.export.families.shapes.modules import load_modules
 from pyengine.schedule.hierarchy import ddim_timesteps

@@ -27,8 +27,11 @@ from typing import Any
 import numpy as np
 import quality_report
 
-from pyengine.export.families.shapes.reader import WINDOW, Caption, Reading, parse_caption, read
-from pyengine.export.families.shapes.world import FPS, Scene, render, sample_shape
+from pyengine.export.families.shapes.recipe import FPS
+
+sys.path.append(str(Path(__file__).parents[1]))
+from training.shapes.reader import WINDOW, Caption, Reading, parse_caption, read
+from training.shapes.world import Scene, render, sample_shape
 
 PROMPTS = (
     "a red circle bounces over a blue background",

@@ -22,9 +22,9 @@ import numpy as np
 import quality_report
 from quality import Job, Video, measure, run, strip_path
 
-from pyengine.export.families.shapes.describe import describe, kind_of
-from pyengine.export.families.shapes.reader import WINDOW
-from pyengine.export.families.shapes.world import FPS
+from pyengine.export.families.shapes.recipe import FPS
+from training.shapes.describe import describe, kind_of
+from training.shapes.reader import WINDOW
 
 PROGRESSIVE = "progressive"
 PROMPTS = (

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle, Component
+from pyengine.bundle.variant import Variant
 from pyengine.options import EngineOptions
-from pyengine.plans.plan import Choice, Variant
+from pyengine.plans.plan import Choice
 from pyengine.runtime.executor import APPEND_SLOT, Executor
 from pyengine.runtime.program import Program
 

@@ -14,17 +14,27 @@ import numpy as np
 
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
+from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
 from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.variant import Variant
-from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError, StreamClosed
-from pyengine.methods import Method, MethodSettings, make_method, method_settings
-from pyengine.methods.variants import TEXT, stream_variants
+from pyengine.errors import (
+    BundleError,
+    ConfigError,
+    InputError,
+    PromptError,
+    PyEngineError,
+    ShapeError,
+    StreamClosed,
+)
+from pyengine.methods import MethodSettings, make_method, method_settings
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Choice, Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
+from pyengine.schedule.call import Schedule
 from pyengine.settings import read_value
+from pyengine.streaming.batch import Batch
 from pyengine.streaming.stream import Stream, check_length
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -96,6 +106,7 @@ class Engine:
         self._library = VariantLibrary(bundle, options, progress=progress, relieve=relieve)
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
         self._closed = False
         try:
             method = make_method(bundle.method, None, 0)
@@ -151,6 +162,51 @@ class Engine:
 
         Raises PromptError, ConfigError, ShapeError.
         """
+        settings, given = self.stream_settings(
+            prompt,
+            seed=seed,
+            frames=frames,
+            seconds=seconds,
+            start=start,
+            guidance=guidance,
+            method=method,
+            device_frames=device_frames,
+        )
+        return self._started(Stream(self, settings, given))
+
+    def batch(
+        self,
+        max_streams: int = 8,
+        *,
+        guidance: float | None = None,
+        method: Mapping[str, Any] | None = None,
+    ) -> Batch:
+        """Several streams whose calls run together, up to `max_streams`; `guidance` and `method` as of `stream`, the same for all.
+
+        Sizes of 1, 2, 4, 8, ... streams are prepared here, so that joining and leaving compiles nothing. Raises ConfigError.
+        """
+        how = method_settings(self.bundle.method, method)
+        scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
+        chunks = None if how.clip_latents is None else 1
+        settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
+        batch = Batch(self, settings, max_streams)
+        with self._lock:
+            self._batches.add(batch)
+        return batch
+
+    def stream_settings(
+        self,
+        prompt: str,
+        *,
+        seed: int,
+        frames: int | None,
+        seconds: float | None,
+        start: np.ndarray | None,
+        guidance: float | None,
+        method: Mapping[str, Any] | None,
+        device_frames: bool,
+    ) -> tuple[dict[str, Any], np.ndarray | None]:
+        """What a stream keeps of the arguments of `stream`, and the latents of its start. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         seed = read_value(int, seed, "seed")
@@ -172,25 +228,62 @@ class Engine:
             "method": asdict(how),
             "device_frames": device_frames,
         }
-        return self._started(Stream(self, settings, given))
+        return settings, given
+
+    def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
+        try:
+            settings, _ = self.stream_settings(
+                saved["prompt"],
+                seed=saved["seed"],
+                frames=saved["frames"],
+                seconds=None,
+                start=None,
+                guidance=saved["guidance"],
+                method=saved["method"],
+                device_frames=saved["device_frames"],
+            )
+            given = saved["given_chunks"]
+            if type(given) is not int or not 0 <= given <= 4096:
+                raise ConfigError(f"expected given_chunks as a whole number but got {given!r}")
+        except (KeyError, TypeError, ValueError, PyEngineError) as error:
+            raise InputError(
+                f"the settings in the snapshot cannot be used ({error}); make it again"
+            ) from error
+        return settings | {"given_chunks": given}
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
+        return self._started(Stream.restore(self, self.snapshot_bytes(state)))
+
+    @staticmethod
+    def snapshot_bytes(state: bytes | str | Path) -> bytes:
+        """A snapshot, or the content of its file. Raises InputError."""
         if isinstance(state, bytes):
-            return self._started(Stream.restore(self, state))
+            return state
         try:
-            data = Path(state).read_bytes()
+            return Path(state).read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
-        return self._started(Stream.restore(self, data))
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, read-only, for every guidance branch."""
         return {} if self._prompts is None else self._prompts.features(prompt)
 
-    def program(self, method: Method, guidance: float | None = None) -> Program:
+    def program(self, method: Schedule, guidance: float | None = None) -> Program:
         """The compiled networks that a method's streams run, built the first time. Raises StreamClosed after `close`."""
         return self._program(stream_variants(self.bundle, method, guidance))
+
+    def batch_program(self, schedule: Schedule, guidance: float, streams: tuple[int, ...]) -> Program:
+        """The denoisers of a batch, at every number of streams. They are cut at our ops wherever there is a ring: a compiled segment
+        cannot find the rings of several streams.
+        """
+        ringed = any(component.ring for component in self.bundle.components.values())
+        return self._program(denoiser_variants(schedule, guidance, streams), choice="cut" if ringed else None)
+
+    def codec_program(self, schedule: Schedule) -> Program:
+        """The decoder of one stream of a batch."""
+        return self._program(codec_variants(self.bundle, schedule))
 
     @property
     def plans(self) -> list[Plan]:
@@ -209,8 +302,8 @@ class Engine:
         """
         with self._lock:
             self._closed = True
-            streams = list(self._streams)
-        for stream in streams:
+            running = [*self._batches, *self._streams]
+        for stream in running:
             stream.close()
         if self._prompts is not None:
             self._prompts.close()

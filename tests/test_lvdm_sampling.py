@@ -13,10 +13,10 @@ import torch
 from lvdm_golden import CASES, MANIFEST, arrays, error, model
 
 from pyengine.bundle.bundle import Latent
+from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
 from pyengine.export.families.lvdm.components import Denoiser, Embedding
-from pyengine.methods import make_method
-from pyengine.plans.plan import Variant
+from pyengine.methods.hierarchical import Hierarchical
 from pyengine.runtime.host.clip_latents import HostClipLatents
 from pyengine.schedule.hierarchy import HierarchyConfig, ddim_timesteps
 from pyengine.schedule.samplers import alphas_cumprod, cfg, cfg_original, ddim
@@ -118,10 +118,8 @@ def clip(
         "clip_frames": frames,
         "eta": eta,
         "betas": betas,
-        "chunk_frames": frames,
-        "guidance": guidance,
     }
-    method = make_method(settings | {"guidance_form": "text"} | changes, 1, 0)
+    method = Hierarchical.from_settings(settings | {"guidance_form": "text"} | changes, 1, 0)
     networks = executor({"prediction": model(unet)}, {"prediction": frames})
     return Clips(networks, Latent(4, 8, 8), method, guidance=guidance, seed=0)
 
@@ -219,9 +217,8 @@ def long_clips(behaviour: str, clips_per_round: int = 1) -> Clips:
     settings = {
         "name": "hierarchical", "steps": 4, "timesteps": 1000, "clip_frames": 4, "eta": 1.0, "betas": A, "stride": 4,
         "perturbation": 24, "behaviour": behaviour, "decode": "whole", "clips_per_round": clips_per_round,
-        "chunk_frames": 4, "guidance": 0.1,
     }  # fmt: skip
-    method = make_method(settings, 3 * clips_per_round, 0)
+    method = Hierarchical.from_settings(settings, 3 * clips_per_round, 0)
     unets = {"prediction": model("unet_pred"), "interpolation": model("unet_interp")}
     executor = TorchExecutor(unets, {"prediction": 4, "interpolation": 5})
     return Clips(executor, Latent(4, 8, 8), method, guidance=0.1, seed=0)
@@ -292,20 +289,19 @@ def test_guidance_conventions() -> None:
     [
         (
             {"perturbation": 251, "levels": 251},
-            "perturbation. expected a timestep from 0 to 250, or none, but got 251",
+            r"perturbation must be a timestep in 0\.\.250, or none, but is 251",
         ),
-        ({"perturbation": -1}, "perturbation. expected a whole number from 0 to 65536 or none but got -1"),
-        ({"perturbation": 0.1}, "perturbation. expected a whole number .* but got 0.1"),
-        ({"guidance_form": "cfg"}, "guidance_form. expected one of original, text but got 'cfg'"),
+        ({"perturbation": -1}, r"in 0\.\.999, or none, but is -1"),
+        ({"perturbation": 0.1}, r"or none, but is 0\.1"),
+        ({"guidance_form": "cfg"}, "guidance_form must be one of original, text but is 'cfg'"),
     ],
 )
 def test_settings_of_the_method_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
     settings = {
         "name": "hierarchical", "steps": 4, "timesteps": 1000, "clip_frames": 4, "eta": 1.0, "betas": A, "stride": 4,
-        "chunk_frames": 4, "guidance": 0.1,
     }  # fmt: skip
     with pytest.raises(ConfigError, match=message):
-        make_method(settings | changes, None, 0)
+        Hierarchical.from_settings(settings | changes, None, 0)
 
 
 CONFIG = HierarchyConfig(steps=4, timesteps=1000, clip_frames=4, known=1, stride=4, intervals=None)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyengine.export.families.lvdm import train_shapes
 from pyengine.export.families.shapes.captions import build_tokenizer, token_ids
+from training.lvdm import train_shapes
 
 CAPTIONS = (
     "a red circle bounces over a blue background",

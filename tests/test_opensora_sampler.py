@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pyengine.bundle.bundle import Latent
+from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
 from pyengine.methods import make_method
 from pyengine.methods.progressive import Progressive
-from pyengine.plans.plan import Variant
 from pyengine.runtime.host.latents import HostLatents
 from pyengine.schedule.samplers import euler
 from pyengine.schedule.warp import WarpRule, resolve_warp, rflow_warp

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 import pyengine
 from pyengine.build.builder import build
+from pyengine.bundle.variant import Variant
 from pyengine.errors import BundleError, ConfigError, PromptError
 from pyengine.export.families.opensora.export import components, modules_and_inputs
 from pyengine.export.parity import parity
-from pyengine.plans.plan import Variant
 from pyengine.runtime.codec import decode_chunk, decoder_variants
 from pyengine.runtime.open import load_program
 from pyengine.schedule.progressive import noise_levels

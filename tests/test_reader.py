@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pyengine.export.families.shapes.captions import varied_caption
-from pyengine.export.families.shapes.reader import Caption, Wanted, parse_caption, read
-from pyengine.export.families.shapes.world import MovingShape, Scene, render, sample_scene
+from training.shapes.captions import varied_caption
+from training.shapes.reader import Caption, Wanted, parse_caption, read
+from training.shapes.world import MovingShape, Scene, render, sample_scene
 
 FRAMES = 48
 RED_CIRCLE = MovingShape("circle", "red", "", "bounce", (30.0, 25.0), velocity=(1.1, 0.6))

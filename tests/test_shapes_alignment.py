@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from pyengine.bundle.bundle import Bundle
-from pyengine.export.families.shapes import train_autoencoder
-from pyengine.export.families.shapes.alignment import Alignment, CellLabels, label_cells
+from pyengine.export.families.shapes.captions import SHAPES
 from pyengine.export.families.shapes.modules import Modules, autoencoder_weights
-from pyengine.export.families.shapes.world import SHAPES, MovingShape, Scene, coverage, sample_scene
+from training.shapes import train_autoencoder
+from training.shapes.alignment import Alignment, CellLabels, label_cells
+from training.shapes.world import MovingShape, Scene, coverage, sample_scene
 
 
 def cell_of(shape: MovingShape, frame: float) -> tuple[int, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyengine.export.families.shapes.describe import describe, kind_of
-from pyengine.export.families.shapes.reader import read
-from pyengine.export.families.shapes.world import MovingShape, Scene, render
+from training.shapes.describe import describe, kind_of
+from training.shapes.reader import read
+from training.shapes.world import MovingShape, Scene, render
 
 SCENES = [
     Scene((MovingShape("star", "red", "large", "bounce", (30, 20), velocity=(1.0, 0.7)),), "blue"),

@@ -5,22 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
-from pyengine.export.families.shapes import train_denoiser
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.shapes.autoencoder import FrameDecoder
 from pyengine.export.families.shapes.captions import (
+    COLOURS,
     MAX_TOKENS,
+    SIZES,
     build_tokenizer,
     token_ids,
-    varied_caption,
     vocabulary,
 )
 from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.modules import Modules
 from pyengine.export.families.shapes.text_encoder import PromptEncoder, TextFeatures
-from pyengine.export.families.shapes.train_autoencoder import decode_clip
-from pyengine.export.families.shapes.train_denoiser import CHUNK, CLIP_LATENTS, Window, sample_windows
-from pyengine.export.families.shapes.world import MovingShape, Scene, coverage, render, sample_scene
+from training.shapes import train_denoiser, world
+from training.shapes.captions import varied_caption
+from training.shapes.train_autoencoder import decode_clip
+from training.shapes.train_denoiser import CHUNK, CLIP_LATENTS, Window, sample_windows
+from training.shapes.world import MovingShape, Scene, coverage, render, sample_scene
 
 SMALL = DenoiserConfig(width=64, depth=3, heads=2)
 
@@ -73,6 +77,13 @@ def test_captions_read_as_words() -> None:
     assert (
         scene.caption() == "a small orange star spins and a red circle orbits over a blue gradient background"
     )
+
+
+def test_the_shipped_tokenizer_has_the_words_of_the_world() -> None:
+    assert set(COLOURS) == {*world.COLOURS, *world.BACKGROUNDS}
+    assert set(SIZES) == {*world.SIZES} - {""}
+    shipped = Tokenizer.from_file(str(Bundle.load("shapes").folder / "tokenizer.json"))
+    assert shipped.get_vocab() == {word: index for index, word in enumerate(vocabulary())}
 
 
 def test_every_caption_fits_the_tokenizer() -> None:
@@ -175,7 +186,7 @@ def test_decoding_by_chunks_equals_decoding_at_once(modules: Modules) -> None:
 def test_training_resumes_where_it_stopped(tmp_path) -> None:
     """Three steps in one go against two, a stop, and one more."""
     from pyengine.export.families.shapes.text_encoder import TextEncoder
-    from pyengine.export.families.shapes.training import Trainer
+    from training.shapes.trainer import Trainer
 
     clips = torch.randn(4, CLIP_LATENTS, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     tokens = torch.randint(3, 20, (4, MAX_TOKENS), generator=torch.Generator().manual_seed(2))
@@ -218,7 +229,6 @@ def test_window_masks_are_square() -> None:
 
 def test_training_goes_on_from_the_bundle(tmp_path) -> None:
     """Exporting what was loaded from the shipped bundle gives its weights back, to the encoder's folded normalisation."""
-    from pyengine.bundle.bundle import Bundle
     from pyengine.export.families.shapes.modules import load_modules
 
     loaded = load_modules(Bundle.load("shapes"))

@@ -23,7 +23,9 @@ from pyengine.backends import base as backends
 from pyengine.backends.tensorrt import TensorRT, library
 from pyengine.backends.typed_graph import typed_graph
 from pyengine.build.builder import build
+from pyengine.build.variants import all_variants
 from pyengine.bundle.bundle import Bundle, Step, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.cli import main
 from pyengine.device import cuda as runtime
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
@@ -31,9 +33,8 @@ from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
 from pyengine.export.weights import WeightStore
-from pyengine.methods.variants import all_variants
 from pyengine.plans import cache, plan
-from pyengine.plans.plan import Plan, Variant
+from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encoder_variants
 
 needs_rtx = pytest.mark.skipif(

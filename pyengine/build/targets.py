@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pyengine.build.builder import build
 from pyengine.build.progress import Progress
+from pyengine.build.variants import all_variants
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import ConfigError
-from pyengine.methods.variants import all_variants
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
 

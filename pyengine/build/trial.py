@@ -61,11 +61,14 @@ def _fill(executor: Executor, variant: Variant) -> None:
     rng = np.random.default_rng(0)
     for name, array in executor.inputs(variant).items():
         dtype, shape = np.dtype(getattr(array, "host_dtype", array.dtype)), array.shape
-        if dtype == np.float32 and len(shape) == 1:
-            array[...] = np.linspace(0, 1, array.size, dtype=dtype)
+        if name == "level":
+            array[...] = np.linspace(0, 1, shape[-1], dtype=dtype) * np.ones(shape, dtype)
         elif dtype == np.float32:
             array[...] = rng.standard_normal(shape, np.float32)
         elif dtype == np.int64 and name.endswith("_index"):
-            array[...] = np.arange(array.size)
+            array[...] = np.arange(shape[-1]) * np.ones(shape, dtype)
         elif dtype in (np.bool_, np.uint8):
             array[...] = np.ones(shape, dtype)
+    for ring in executor.rings.values():
+        if np.dtype(getattr(ring, "host_dtype", ring.dtype)) == np.float32:
+            ring[...] = rng.standard_normal(tuple(ring.shape), np.float32)

@@ -1,4 +1,4 @@
-"""DeviceArray: an array on the card that every other library reads where it lies.
+"""DeviceArray: an array on a GPU that every other library reads where it lies.
 
 with engine.stream(prompt, device_frames=True) as stream:
     for frame in stream:                    # DeviceArray uint8 [height, width, 3]
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyengine.device import dlpack
 from pyengine.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ _NAMES = {host: name for name, host in HOST_DTYPES.items() if name not in ("bflo
 
 
 class DeviceArray:
-    """C-contiguous memory on a card. Views share it, and it is freed when the last of them is gone.
+    """C-contiguous memory on a GPU. Views share it, and it is freed when the last of them is gone.
 
-    pointer  address on the card
+    pointer  address on the GPU
     shape    ints
     dtype    a name out of HOST_DTYPES
     stream   the stream that its contents are made on, and that copies to and from it use
@@ -95,7 +96,7 @@ class DeviceArray:
         return DeviceArray(self.pointer + start * row, shape, self.dtype, self.stream, self.owner, self.ready)
 
     def __setitem__(self, index: int | slice | Any, value: Any) -> None:
-        """`array[...] = other` and `array[2:4] = other`: from the host (done on return), another array on the card
+        """`array[...] = other` and `array[2:4] = other`: from the host (done on return), another array on the GPU
         (enqueued), or 0 (enqueued).
         """
         part = self if index is Ellipsis else self[index]
@@ -132,7 +133,7 @@ class DeviceArray:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("an array on the card cannot become numpy without a copy")
+            raise ValueError("an array on the GPU cannot become numpy without a copy")
         return self.numpy() if dtype is None else self.numpy().astype(dtype)
 
     @property
@@ -150,9 +151,7 @@ class DeviceArray:
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        from pyengine.device.dlpack import CUDA
-
-        return CUDA, 0
+        return dlpack.CUDA, 0
 
     def __dlpack__(
         self,
@@ -163,16 +162,14 @@ class DeviceArray:
         copy: bool | None = None,
     ) -> Any:
         """A capsule for `from_dlpack`. Work that the reader enqueues on `stream` starts after ours."""
-        from pyengine.device.dlpack import capsule
-
         if copy or (dl_device is not None and dl_device != self.__dlpack_device__()):
-            raise BufferError("[device_array] expected a reader on the same card that shares the memory")
+            raise BufferError("[device_array] expected a reader on the same GPU that shares the memory")
         if stream != -1:  # -1: the reader synchronises by itself
             reader = stream or 1  # the default stream, where None is given
             self.cuda.wait(reader, self.ready or self.cuda.event().record(self.stream))
             if hasattr(self.owner, "readers"):
                 self.owner.readers.add(reader)  # a pooled array is not written again before it is done
-        return capsule(self)
+        return dlpack.capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self)
 
     @property
     def cuda(self) -> Runtime:
@@ -189,7 +186,7 @@ class DeviceArray:
 
 
 class PinnedArray:
-    """Page-locked host memory as numpy arrays, which a card reads and writes while the host goes on."""
+    """Page-locked host memory as numpy arrays, which the GPU reads and writes while the host goes on."""
 
     def __init__(self, cuda: Runtime, nbytes: int) -> None:
         import ctypes

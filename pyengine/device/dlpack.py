@@ -1,15 +1,13 @@
-"""DLPack capsules of device arrays (https://dmlc.github.io/dlpack): the C structure, made with ctypes."""
+"""DLPack capsules of memory on a GPU (https://dmlc.github.io/dlpack): the C structure, made with ctypes."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p, py_object
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pyengine.device.array import DeviceArray
-
-CUDA = 2  # kDLCUDA
+# kDLCUDA, as the device type of a tensor
+CUDA = 2
 # dtype -> (type code, bits)
 _TYPES = {
     "int32": (0, 32),
@@ -53,7 +51,8 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, (c_void_p, ctypes.c_char_p
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = c_void_p, (c_void_p, ctypes.c_char_p)
 _NAME = b"dltensor"
-_alive: dict[int, tuple[object, ...]] = {}  # what a reader holds, by the address of its structure
+# What a reader holds, by the address of its structure.
+_alive: dict[int, tuple[object, ...]] = {}
 
 
 @_Deleter
@@ -68,20 +67,22 @@ def _forget(capsule: int) -> None:
         _alive.pop(_pointer(capsule, _NAME), None)
 
 
-def capsule(array: DeviceArray) -> object:
-    """The array as a capsule `dltensor`, which keeps its memory alive until the reader lets go."""
-    rank = len(array.shape)
-    shape = (c_int64 * rank)(*array.shape)
+def capsule(pointer: int, sizes: Sequence[int], dtype: str, device: tuple[int, int], owner: object) -> object:
+    """A C-contiguous array as a capsule `dltensor`, which keeps `owner` alive until the reader lets go.
+
+    device: type and number, as `__dlpack_device__` gives them.
+    """
+    rank = len(sizes)
+    shape = (c_int64 * rank)(*sizes)
     steps: list[int] = []
     step = 1
-    for size in reversed(array.shape):
+    for size in reversed(sizes):
         steps.insert(0, step)
         step *= size
     strides = (c_int64 * rank)(*steps)
-    code, bits = _TYPES[array.dtype]
-    device_type, device = array.__dlpack_device__()
-    tensor = _Tensor(array.pointer, device_type, device, rank, code, bits, 1, shape, strides, 0)
+    code, bits = _TYPES[dtype]
+    tensor = _Tensor(pointer, *device, rank, code, bits, 1, shape, strides, 0)
     managed = _Managed(tensor, None, _release)
     address = ctypes.addressof(managed)
-    _alive[address] = (managed, shape, strides, array)
+    _alive[address] = (managed, shape, strides, owner)
     return _new(address, _NAME, _forget)

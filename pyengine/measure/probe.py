@@ -7,6 +7,7 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from pyengine import _C
-from pyengine.plans.plan import Variant
+from pyengine.bundle.variant import Variant
+from pyengine.streaming.driver import StreamState
 from pyengine.streaming.stream import Stream
 
 __all__ = ["Probe", "cores", "machine", "memory_mb", "peak_memory_mb"]
@@ -39,14 +41,14 @@ class Probe:
 
     def attach(self, stream: Stream) -> None:
         """Measures this stream from now on."""
-        window, executor = stream._window, stream._open()
-        advance, run = window.advance, executor.run
+        driver = stream._driver
+        executor, step, run = driver.executor, driver.step, driver.executor.run
         self._stream, self._before = stream, stream.seconds
 
-        def timed_advance() -> list[tuple[int, np.ndarray]]:
+        def timed_step(streams: Sequence[StreamState]) -> None:
             start, self._caller = time.perf_counter(), threading.get_ident()
             try:
-                return advance()
+                step(streams)
             finally:
                 self._caller = None
                 if self._entered is not None:
@@ -58,7 +60,7 @@ class Probe:
             if self._entered is not None and self._caller == threading.get_ident():
                 self._spent["called"] += time.perf_counter() - start
 
-        window.advance, executor.run = timed_advance, timed_run  # type: ignore[method-assign]
+        driver.step, executor.run = timed_step, timed_run  # type: ignore[method-assign]
 
     def detach(self) -> None:
         """Lets go of the stream before it is closed."""
@@ -67,7 +69,7 @@ class Probe:
 
     def has_more(self) -> bool:
         """Whether clips of the calls made so far are still to be handed out."""
-        return self._stream is not None and bool(self._stream._clips)
+        return self._stream is not None and bool(self._stream._state.clips)
 
     def __enter__(self) -> Probe:
         assert self._stream is not None

@@ -1,4 +1,4 @@
-"""How each system uses the schedule. A method turns a bundle's settings into the records that a window obeys."""
+"""How each system uses the schedule. A method turns a bundle's settings into a schedule, whose calls the driver makes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
 from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
 from pyengine.methods.rflow import RflowSettings, rflow
+from pyengine.methods.shared import WindowSettings
+from pyengine.schedule.positions import PositionPolicy
+from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
 from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "RflowSettings",
     "make_method",
     "method_settings",
+    "positions_of",
+    "sampler_of",
 ]
 
 Method = Progressive | Replacement | Hierarchical
@@ -80,6 +85,21 @@ def make_method(
     if isinstance(settings, RflowSettings):
         return rflow(settings, chunks, given_chunks)
     return Hierarchical.from_settings(settings, chunks, given_chunks)
+
+
+def sampler_of(settings: MethodSettings) -> Sampler:
+    """How latents go from level to level: by the sampler that the settings name, or DDIM where they say betas."""
+    if isinstance(settings, HierarchicalSettings):
+        table = alphas_cumprod(*settings.betas, settings.timesteps)
+        return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
+    return make_sampler(settings.sampler)
+
+
+def positions_of(settings: MethodSettings) -> tuple[PositionPolicy, int]:
+    """How frames are numbered for the rotary embedding, and how many of them are pinned at the start of the stream."""
+    if not isinstance(settings, WindowSettings):
+        return "local", 0
+    return settings.positions, settings.context.sink_frames if settings.context else 0
 
 
 def _kind(name: Any) -> type[MethodSettings]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyengine.methods.shared import ContextSettings, Count, Frames, Positive, WindowSettings
+from pyengine.methods.windowed import Windowed
 from pyengine.schedule.progressive import ScheduleConfig, Step, recache_steps, step_at
 from pyengine.schedule.warp import WarpRule, resolve_warp
 
@@ -23,7 +24,8 @@ class ProgressiveSettings(WindowSettings):
     """What a manifest or a caller says of the method.
 
     cadence       m, calls from one chunk's birth to the next's
-    opening       "rflow": the first chunk is made by the ordinary sampler when none is given
+    opening       "rflow": the first chunk is made by the ordinary sampler when none is given; "warm": a stream of given chunks
+                  begins with a full window, all but the first chunk noised to their levels
     opening_warp  warp of the opening; None = `warp`
     row_counts    prepared numbers of window rows, to share another schedule's plan; None = what is needed
     """
@@ -31,13 +33,13 @@ class ProgressiveSettings(WindowSettings):
     name: Literal["progressive"]
     cadence: Frames
     context: ContextSettings
-    opening: Literal["rflow"] | None = None
+    opening: Literal["rflow", "warm"] | None = None
     opening_warp: Positive | WarpRule | None = None
     row_counts: tuple[Count, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(Windowed):
     """The schedule of one stream. `row_counts` are the prepared window sizes.
 
     opening  schedule of chunk 0 alone, in calls -S..-1 before those of `config`, which then takes it as given; None = no such calls
@@ -56,7 +58,7 @@ class Progressive:
         cls, settings: ProgressiveSettings, chunks: int | None, given_chunks: int
     ) -> Progressive:
         context, size, row_counts = settings.context, settings.chunk_frames, settings.row_counts or None
-        opens = settings.opening is not None and not given_chunks
+        opens = settings.opening == "rflow" and not given_chunks
         config = ScheduleConfig(
             steps=settings.steps,
             chunk_frames=size,
@@ -70,8 +72,8 @@ class Progressive:
             given_chunks=1 if opens else given_chunks,
             row_counts=row_counts,
         )
-        if settings.opening is None:
-            return cls(config)
+        if settings.opening != "rflow":
+            return cls(config, warm=settings.opening == "warm" and given_chunks > 0)
         # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
         config = replace(
             config,
@@ -100,6 +102,14 @@ class Progressive:
     @property
     def ring_frames(self) -> int:
         return self.config.ring_frames
+
+    @property
+    def sink_frames(self) -> int:
+        return self.config.sink_frames
+
+    @property
+    def period(self) -> int:
+        return self.config.cadence or 1
 
     @property
     def first_call(self) -> int:

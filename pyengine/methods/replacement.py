@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pyengine.methods.shared import Count, Frames, WindowSettings
-from pyengine.schedule.progressive import Step
+from pyengine.methods.windowed import Windowed
 from pyengine.schedule.replacement import ReplacementConfig, replacement_step_at
+from pyengine.schedule.step import Step
 from pyengine.schedule.warp import resolve_warp
 
 __all__ = ["Replacement", "ReplacementSettings"]
@@ -32,7 +33,7 @@ class ReplacementSettings(WindowSettings):
 
 
 @dataclass(frozen=True)
-class Replacement:
+class Replacement(Windowed):
     """The schedule of one stream; the ring stays empty."""
 
     config: ReplacementConfig

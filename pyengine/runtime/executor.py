@@ -13,7 +13,7 @@ Nothing is copied between steps, and a run allocates nothing. A plan for a card 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,13 @@ import numpy as np
 from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError, ShapeError
 from pyengine.runtime.bound_plan import APPEND_SLOT, HostOps, Walk
-from pyengine.runtime.host.clip_latents import HostClipLatents
 from pyengine.runtime.host.decoder import HostDecoder
-from pyengine.runtime.host.latents import HostLatents
+from pyengine.runtime.host.latents import HostCallBuffers, HostLatentStore
 from pyengine.runtime.host.memory import Arrays, Memory
 
 if TYPE_CHECKING:
-    from pyengine.runtime.host.clip_latents import Batch, ClipLatents
     from pyengine.runtime.host.decoder import Decoder
-    from pyengine.runtime.host.latents import Latents
+    from pyengine.runtime.latents import CallBuffers, LatentStore
     from pyengine.runtime.program import Program
 
 __all__ = ["APPEND_SLOT", "Executor"]
@@ -73,22 +71,27 @@ class Executor:
         memory.parity ^= walk.flip
         seconds["runs"] += perf_counter() - start
 
-    def latents(self, frame_shape: tuple[int, ...], rows: int) -> Latents:
-        """Where a window keeps the latents in flight: beside the denoiser's inputs."""
-        return HostLatents(self, frame_shape, rows)
+    def latent_store(self, frame_shape: tuple[int, ...], places: int) -> LatentStore:
+        """Where one stream keeps its latents; at most `places` are in flight."""
+        return HostLatentStore(frame_shape, places)
 
-    def clip_latents(
-        self,
-        frame_shape: tuple[int, int, int],
-        batches: Sequence[Batch],
-        tables: Mapping[str, np.ndarray],
-        branches: int,
-    ) -> ClipLatents:
-        """Where two-level generation keeps the clips in flight of these batches, and the latents made. `tables` per network are the
-        projected embeddings of every timestep, [rows, steps, values] float32.
-        """
-        del batches, branches  # only a card has arrays for each
-        return HostClipLatents(self, frame_shape, tables)
+    def call_buffers(self, variant: Variant) -> CallBuffers:
+        """What a denoiser variant reads and writes in calls."""
+        return HostCallBuffers(self, variant)
+
+    @property
+    def rings(self) -> Arrays:
+        """The executor's own rings by name, those of a stream that runs alone: [branches, ring, tokens, heads, head_dim]."""
+        return {name: ring for memory in self._memory.values() for name, ring in memory.rings.items()}
+
+    def new_rings(self) -> Arrays:
+        """Rings for one more stream of a batch, zeroed."""
+        return {name: ring for memory in self._memory.values() for name, ring in memory.new_rings().items()}
+
+    def attach(self, variant: Variant, stream: int, rings: Mapping[str, Any]) -> None:
+        """From its next run on, stream number `stream` of a variant's calls reads and writes these rings."""
+        for name, table in self._walk(variant).rings.items():
+            table[stream] = rings[name]
 
     def decoder(self, *, device_frames: bool = False) -> Decoder:
         """What turns finished chunks of latents into frames while the next call runs."""
@@ -109,7 +112,7 @@ class Executor:
         """The memory of an input. Variants of a component share an input of equal shape; bf16 comes as
         uint16.
         """
-        array: np.ndarray = _get(self.inputs(variant), name, variant)
+        array: np.ndarray = _get({**self.inputs(variant), **self.rings}, name, variant)
         return array
 
     def output(self, variant: Variant, name: str) -> np.ndarray:
@@ -122,7 +125,7 @@ class Executor:
         return self._walk(variant).inputs
 
     def state(self) -> Arrays:
-        """Copies of all that a later run depends on: rings, and the state of streaming components, as
+        """Copies of all that a later run depends on beside rings: the state of streaming components, as
         `component/name`.
         """
         return {
@@ -155,7 +158,7 @@ class Executor:
     def reset(self) -> None:
         """Zeroes rings and states, as for a new stream."""
         for memory in self._memory.values():
-            for array in memory.state().values():
+            for array in (*memory.rings.values(), *memory.state().values()):
                 array[...] = 0
 
     @property

@@ -6,7 +6,10 @@ import numpy as np
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 
-from .world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene
+SHAPES = ("circle", "square", "triangle", "star")
+SIZES = ("small", "large")
+MOTIONS = {"bounce": "bounces", "orbit": "orbits", "drift": "drifts", "spin": "spins"}
+COLOURS = ("black", "blue", "cyan", "green", "grey", "orange", "purple", "red", "white", "yellow")
 
 MAX_TOKENS = 20
 PAD, NULL, UNKNOWN = "[pad]", "[null]", "[unknown]"
@@ -32,9 +35,9 @@ def vocabulary() -> list[str]:
         "gradient",
         *SHAPES,
         *MOTIONS.values(),
-        *filter(None, SIZES),
+        *SIZES,
+        *COLOURS,
     ]
-    words += sorted(set(COLOURS) | set(BACKGROUNDS))
     return [PAD, NULL, UNKNOWN, *words, *VARIATIONS.values()]
 
 
@@ -49,14 +52,6 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([PAD, NULL, UNKNOWN])
     return tokenizer
-
-
-def varied_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene's caption; each word that has another form takes it once in five."""
-    return " ".join(
-        VARIATIONS[word] if word in VARIATIONS and rng.random() < 0.2 else word
-        for word in scene.caption().split()
-    )
 
 
 def token_ids(tokenizer: Tokenizer, caption: str) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Train a small LVDM in the `shapes` world: `python -m pyengine.export.families.lvdm.train_shapes --help`.
+"""Train a small LVDM in the `shapes` world: `python -m training.lvdm.train_shapes --help`.
 
 The prediction and the interpolation UNet, whose weights were never published, on latents of the autoencoder of the bundle `shapes` (the
 same 8x in space and 4x in time as LVDM's own). Conditioning is the released one: mask channel, perturbed conditioning latents, perturbation
 level as a label. The published models are unconditional, and so are these: no text. Scenes have one shape, not a small one, over a plain
 background.
 
-    python -m pyengine.export.families.lvdm.train_shapes --folder runs/lvdm --minutes 70
+    python -m training.lvdm.train_shapes --folder runs/lvdm --minutes 70
 
 With `--stages train`, once there is a corpus, it runs under `torchrun` as well.
 
@@ -20,7 +20,6 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,32 +29,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyengine.bundle.bundle import Bundle
-from pyengine.schedule.samplers import Prediction, alphas_cumprod
+from pyengine.export.families.lvdm import UNet
+from pyengine.export.families.lvdm.small import BETAS, INTERPOLATION, PREDICTION, TIMESTEPS
+from pyengine.export.families.shapes.captions import build_tokenizer
+from pyengine.export.families.shapes.modules import load_modules
+from pyengine.schedule.samplers import alphas_cumprod
+from training.shapes.trainer import Trainer, agreed, is_first, join_processes, learning_rate
+from training.shapes.world import Scene, render, sample_scene
 
-from ..shapes.captions import build_tokenizer
-from ..shapes.modules import load_modules
-from ..shapes.training import Trainer, agreed, is_first, join_processes, learning_rate
-from ..shapes.world import Scene, render, sample_scene
-from .unet import UNet
-
-PREDICTION: dict[str, Any] = {
-    "in_channels": 9,
-    "out_channels": 8,
-    "model_channels": 32,
-    "channel_mult": [2, 3],
-    "num_res_blocks": 1,
-    "attention_resolutions": [1, 2],  # outlines are seen at the first; at 4 x 4 alone no frame sees another's
-    "num_heads": 4,
-    "num_classes": 251,
-    "use_scale_shift_norm": True,
-    "kernel_size_t": 1,
-    "padding_t": 0,
-    "temporal_length": 4,
-    "use_relative_position": True,
-}
-INTERPOLATION: dict[str, Any] = PREDICTION | {"channel_mult": [2, 2], "temporal_length": 5}
-PREDICTS: Prediction = "velocity"  # released: epsilon
-BETAS, TIMESTEPS = (0.0015, 0.0155), 1000
 KEY_STRIDE = 4  # latents between key latents
 MAX_NOISE_LEVEL = 250  # exclusive, as released: the last row of label_emb is never trained
 CLIP_LATENTS, FRAMES_PER_LATENT = 24, 4
@@ -164,7 +145,7 @@ def train(folder: Path, corpus: Path, minutes: float) -> None:
         for name, model in models.items()
     }
     torch.manual_seed(trainers["prediction"].step + 2 + 1_000_003 * process)
-    alpha_bar = torch.from_numpy(alphas_cumprod(*BETAS, TIMESTEPS)).float()
+    alpha_bar = torch.from_numpy(alphas_cumprod(BETAS[0], BETAS[1], TIMESTEPS)).float()
     for progress in clock(folder, minutes):
         for name in TURNS:
             model = models[name]

@@ -1,6 +1,6 @@
 """Encoded clips to train the denoiser on: latents and captions, written once as safetensors shards.
 
-`python -m pyengine.export.families.shapes.corpus --autoencoder runs/autoencoder --folder runs/corpus`
+`python -m training.shapes.corpus --autoencoder runs/autoencoder --folder runs/corpus`
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyengine.bundle.bundle import Bundle
-
-from .autoencoder import FRAMES_PER_LATENT, Decoder, Encoder
-from .captions import build_tokenizer, token_ids, varied_caption
-from .modules import autoencoder_weights, load_modules
-from .world import render, sample_scene
+from pyengine.export.families.shapes.autoencoder import FRAMES_PER_LATENT, Decoder, Encoder
+from pyengine.export.families.shapes.captions import build_tokenizer, token_ids
+from pyengine.export.families.shapes.modules import autoencoder_weights, load_modules
+from training.shapes.captions import varied_caption
+from training.shapes.world import render, sample_scene
 
 CLIP_LATENTS = 20
 SHARD_CLIPS = 512

@@ -16,16 +16,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from .captions import VARIATIONS
-from .templates import PATCH, SYMMETRY, Fit, fit_templates, rough_centres, take_patches
-from .world import (
+from pyengine.export.families.shapes.captions import MOTIONS, SHAPES, VARIATIONS
+from pyengine.export.families.shapes.recipe import HEIGHT, WIDTH
+from training.shapes.templates import PATCH, SYMMETRY, Fit, fit_templates, rough_centres, take_patches
+from training.shapes.world import (
     BACKGROUNDS,
     COLOURS,
-    HEIGHT,
-    MOTIONS,
-    SHAPES,
     SIZES,
-    WIDTH,
     MovingShape,
     Scene,
     backdrop,

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, SPATIAL_FACTOR
-from .templates import SYMMETRY
-from .world import HEIGHT, SHAPES, Scene, coverage
+from pyengine.export.families.shapes.autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, SPATIAL_FACTOR
+from pyengine.export.families.shapes.captions import SHAPES
+from pyengine.export.families.shapes.recipe import HEIGHT
+from training.shapes.templates import SYMMETRY
+from training.shapes.world import Scene, coverage
 
 CELLS = HEIGHT // SPATIAL_FACTOR
 LEAST_SHARE = 0.1  # of a cell that a shape must cover to count as lying there

@@ -1,4 +1,4 @@
-"""The whole training in a given time, from nothing to a bundle: `python -m pyengine.export.families.shapes.train --minutes 25`.
+"""The whole training in a given time, from nothing to a bundle: `python -m training.shapes.train --minutes 25`.
 
 Runs the commands that docs/training.md explains, one after the other, and divides the minutes among them. Meant for a GPU, where half an
 hour is enough to go far; on a CPU the same command works, with hours in place of minutes. Interrupted, it goes on where it stopped as long
@@ -18,7 +18,7 @@ import torch
 
 # Share of the time: the denoiser needs most, but what the autoencoder blurs, no denoiser brings back.
 SHARES = {"autoencoder": 0.34, "denoiser": 0.50, "decoder": 0.10}
-PACKAGE = "pyengine.export.families.shapes"
+PACKAGE = "training.shapes"
 SHARD_CLIPS = 512
 
 

@@ -14,8 +14,9 @@ from itertools import product
 
 import numpy as np
 
-from .reader import COLOUR_DISTANCE, LEAST_SHIFT, Caption, Wanted, read
-from .world import BACKGROUNDS, COLOURS, SHAPES, SIZES, MovingShape, coverage
+from pyengine.export.families.shapes.captions import SHAPES
+from training.shapes.reader import COLOUR_DISTANCE, LEAST_SHIFT, Caption, Wanted, read
+from training.shapes.world import BACKGROUNDS, COLOURS, SIZES, MovingShape, coverage
 
 __all__ = ["describe", "kind_of"]
 

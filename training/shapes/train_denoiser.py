@@ -1,4 +1,4 @@
-"""Train the denoiser: `python -m pyengine.export.families.shapes.train_denoiser --help`.
+"""Train the denoiser: `python -m training.shapes.train_denoiser --help`.
 
 Each clip is one window of a stream as inference will see it: clean frames (seen block-causally), then noisy frames that attend to
 frames no noisier than themselves. Most clips carry the progressive levels of PA-VDM (arXiv 2410.08151, section 3.3): a common stage
@@ -18,20 +18,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyengine.bundle.bundle import Bundle
-
-from .captions import build_tokenizer
-from .corpus import load_corpus
-from .denoiser import Denoiser
-from .modules import load_modules
-from .text_encoder import TextEncoder, null_ids
-from .training import Clock, Trainer, join_processes, learning_rate
+from pyengine.export.families.shapes.captions import build_tokenizer
+from pyengine.export.families.shapes.denoiser import Denoiser
+from pyengine.export.families.shapes.modules import load_modules
+from pyengine.export.families.shapes.recipe import CHUNK, CHUNKS, STEPS, WARP
+from pyengine.export.families.shapes.text_encoder import TextEncoder, null_ids
+from training.shapes.corpus import load_corpus
+from training.shapes.trainer import Clock, Trainer, join_processes, learning_rate
 
 CLIP_LATENTS = 14
-CHUNK = 2  # latent frames that share a level
-CHUNKS = 4  # noisy chunks in a full window
-WARP = 2.0  # timestep warp t' = r t / (1 + (r - 1) t)
 JITTER = 0.4  # standard deviation of the shared jitter, in steps of the ladder
-STEPS = 16
 PROGRESSIVE_SHARE, SINGLE_FRAME_SHARE, SHARED_SHARE = 0.75, 0.1, 0.5
 LEAST_WEIGHT = 0.15  # of a frame at level 0 or 1 in the loss; one at level 0.5 counts 1
 CAPTION_DROPOUT = 0.1

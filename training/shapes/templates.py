@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .world import HEIGHT, SHAPES, SIZES, WIDTH, MovingShape, signed_distance
+from pyengine.export.families.shapes.captions import SHAPES
+from pyengine.export.families.shapes.recipe import HEIGHT, WIDTH
+from training.shapes.world import SIZES, MovingShape, signed_distance
 
 __all__ = ["PATCH", "SYMMETRY", "Fit", "fit_templates", "rough_centres", "take_patches"]
 

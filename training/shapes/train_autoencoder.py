@@ -1,4 +1,4 @@
-"""Train the autoencoder on endless fresh scenes: `python -m pyengine.export.families.shapes.train_autoencoder --help`.
+"""Train the autoencoder on endless fresh scenes: `python -m training.shapes.train_autoencoder --help`.
 
 With `--encoder FOLDER` the encoder of an earlier run (with `--bundle NAME`, that of a bundle) is kept as it is and only the decoder goes
 on, in a folder of its own: so the decoder can improve after the denoiser has been trained on the encoder's latents. With `--whole` the
@@ -20,12 +20,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyengine.bundle.bundle import Bundle
-
-from .alignment import Alignment, CellLabels, label_cells
-from .autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder
-from .modules import autoencoder_weights, load_modules
-from .training import Clock, Trainer, join_processes, learning_rate
-from .world import render, sample_scene
+from pyengine.export.families.shapes.autoencoder import FRAMES_PER_LATENT, CausalMix, Decoder, Encoder
+from pyengine.export.families.shapes.modules import autoencoder_weights, load_modules
+from training.shapes.alignment import Alignment, CellLabels, label_cells
+from training.shapes.trainer import Clock, Trainer, join_processes, learning_rate
+from training.shapes.world import render, sample_scene
 
 CLIP_LATENTS = 4
 LEAST_CONTRAST = 0.2  # between neighbouring pixels of a range of 2; a gradient's rows differ by less

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-HEIGHT = WIDTH = 64
-FPS = 24
+from pyengine.export.families.shapes.captions import MOTIONS, SHAPES
+from pyengine.export.families.shapes.recipe import HEIGHT, WIDTH
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (232, 48, 48),
@@ -39,13 +39,11 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 GRADIENT_END = 0.4  # a gradient runs from the colour (top) to this fraction of it (bottom)
 
-SHAPES = ("circle", "square", "triangle", "star")
 SIZES: dict[str, float] = {
     "small": 7.0,
     "": 9.5,
     "large": 12.5,
 }  # nominal radius in pixels; "" is not said in the caption
-MOTIONS: dict[str, str] = {"bounce": "bounces", "orbit": "orbits", "drift": "drifts", "spin": "spins"}
 
 # Each shape's circumscribed radius over its nominal radius, so that all four look about equally large.
 _EXTENT = {"circle": 1.0, "square": 1.25, "triangle": 1.45, "star": 1.45}

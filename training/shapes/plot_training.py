@@ -1,4 +1,4 @@
-"""The loss curves as a picture: `python -m pyengine.export.families.shapes.plot_training runs/autoencoder runs/denoiser -o loss.png`."""
+"""The loss curves as a picture: `python -m training.shapes.plot_training runs/autoencoder runs/denoiser -o loss.png`."""
 
 from __future__ import annotations
 
