@@ -44,7 +44,7 @@ def frame_window_attention(
     stream: int = 0,
 ) -> None: ...
 def frame_window_attention_workspace(
-    qkv: Array, ring_key: Array, *, scope: Literal["temporal", "frame"] | str = "temporal"
+    *inputs: Array | None, scope: Literal["temporal", "frame"] | str = "temporal"
 ) -> int: ...
 def attention_launch(
     *,

@@ -302,7 +302,7 @@ class Engine:
         """
         with self._lock:
             self._closed = True
-            running = [*self._batches, *self._streams]
+            running: list[Batch | Stream] = [*self._batches, *self._streams]
         for stream in running:
             stream.close()
         if self._prompts is not None:

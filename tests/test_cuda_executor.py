@@ -97,8 +97,8 @@ def test_each_walk_is_captured_once_and_replayed(engine: pyengine.Engine, cuda: 
     assert sorted(graphs) == [
         "decoder.chunk2/0/",
         "decoder.chunk2/1/",
-        "denoiser.frames4.ring4/0/call",
-        "denoiser.frames6.ring4/0/call",
+        "denoiser.branches2.frames4.ring4.streams1/0/call",
+        "denoiser.branches2.frames6.ring4.streams1/0/call",
     ]
     # The prompt, and all but the first run of each.
     assert launches == 1 + calls - 2 + FRAMES // 8 - 2

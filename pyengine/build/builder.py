@@ -138,7 +138,7 @@ class Builder:
         seconds: dict[str, float | None] = dict.fromkeys(self._choices(variant))
         if len(candidates) > 1:
             counter.say(f"timing {variant}")
-            seconds.update(time_choices(self.plan, variant, candidates))
+            seconds.update(dict(time_choices(self.plan, variant, candidates).items()))
         best = min(candidates, key=lambda choice: seconds[choice] or 0.0)
         engines = candidates[best]
 
