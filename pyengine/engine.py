@@ -27,7 +27,8 @@ from pyengine.errors import (
     StreamClosed,
 )
 from pyengine.methods import MethodSettings, make_method, method_settings
-from pyengine.plans.plan import Plan
+from pyengine.options import EngineOptions
+from pyengine.plans.plan import Choice, Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
@@ -74,32 +75,29 @@ def load(
 
     Raises BundleError, BackendUnavailable, ConfigError, PlanError.
     """
-    return Engine(
-        Bundle.load(bundle),
-        {
-            "backend": backend,
-            "device": device,
-            "precision": precision,
-            "choice": choice,
-            "cache_dir": cache_dir,
-            "threads": threads,
-            "refit": refit,
-            "ring": ring,
-            "memory_budget": memory_budget,
-            "progress": progress,
-        },
-    )
+    options: dict[str, Any] = {
+        "backend": backend,
+        "device": device,
+        "precision": precision,
+        "choice": choice,
+        "cache_dir": cache_dir,
+        "threads": threads,
+        "refit": refit,
+        "ring": ring,
+        "memory_budget": memory_budget,
+    }
+    return Engine(Bundle.load(bundle), EngineOptions(**options), progress)
 
 
 class Engine:
     """Compiled engines and weights of one bundle. Safe to share between threads; streams carry all that changes."""
 
-    def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions, progress: Progress | None = None) -> None:
         if bundle.video is None or bundle.latent is None:
             raise BundleError(
                 f"bundle '{bundle.name}' describes no video or latent, so it cannot be streamed; export it again"
             )
-        self.bundle = bundle
+        self.bundle, self.options = bundle, options
         self._tokenizer = prompts_of(bundle) if bundle.text is not None else None  # None: it takes no prompt
         self._prompts: PromptEncoder | None = None
         if self._tokenizer is not None:
@@ -112,7 +110,7 @@ class Engine:
                 lambda: self._library.has_room(),
             )
         relieve = None if self._prompts is None else self._prompts.release
-        self._library = VariantLibrary(bundle, relieve=relieve, **options)
+        self._library = VariantLibrary(bundle, options, progress=progress, relieve=relieve)
         self._lock = threading.Lock()
         self._running: weakref.WeakSet[Stream | Batch] = weakref.WeakSet()
         self._closed = False
@@ -334,7 +332,7 @@ class Engine:
             )
         return stream
 
-    def _program(self, variants: tuple[Variant, ...], *, choice: str | None = None) -> Program:
+    def _program(self, variants: tuple[Variant, ...], *, choice: Choice | None = None) -> Program:
         return self._library.program(variants, choice=choice)
 
     def _encode_start(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray:

@@ -32,7 +32,7 @@ import numpy as np
 
 from pyengine.errors import ConfigError
 
-__all__ = ["Range", "names", "read", "read_mapping", "read_value", "shown"]
+__all__ = ["Range", "check_fields", "names", "read", "read_mapping", "read_value", "shown"]
 
 T = TypeVar("T")
 SHOWN_CHARACTERS = 60  # of a refused value
@@ -100,6 +100,16 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
     if found is _REFUSED or (isinstance(found, int | float) and not limits.holds(found)):
         raise ConfigError(f"[{where}] expected {_expected(kind)} but got {shown(value)}")
     return found
+
+
+def check_fields(made: Any) -> None:
+    """Reads every field of a frozen dataclass that is being made, for its `__post_init__`: so it cannot hold anything else.
+
+    Raises ConfigError.
+    """
+    kind: Any = type(made)
+    for name, field in _fields(kind).items():
+        object.__setattr__(made, name, read_value(field.type, getattr(made, name), name))
 
 
 def names(kind: type) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from pyengine.errors import ConfigError
 from pyengine.export.families.shapes.denoiser import DenoiserConfig
 from pyengine.export.families.shapes.export import export_bundle
 from pyengine.export.families.shapes.modules import Modules
-from pyengine.export.peers import NAMES, Peers, load_modules
-from pyengine.measure.bench import PROMPT, bench, table
+from pyengine.export.peers import DEFAULT, NAMES, Peers, load_modules, names_for
+from pyengine.measure.bench import bench, example_prompt, table
 
 KEYS = {
     "frames_per_second",
@@ -98,6 +98,34 @@ def test_peers_stand_beside_the_engine(bundle: Bundle, cache: Path, monkeypatch:
     assert "torch_eager" in table(result)
 
 
+@pytest.mark.parametrize("source", ["shapes-lvdm", "opensora"])
+def test_measures_any_bundle(source: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two levels and no text; a family that reads prompts with T5 and makes its first chunk by an opening."""
+    monkeypatch.setattr("pyengine.measure.bench.WARM_STARTS", 1)
+    monkeypatch.setattr("pyengine.measure.bench.WARM_CLIPS", 1)
+    monkeypatch.setattr("pyengine.measure.bench.ROUNDS", 2)
+    bundle: str | Path = source
+    if source == "opensora":
+        import opensora_family
+
+        bundle = opensora_family.bundle().folder
+    result = bench(
+        bundle, seconds=0.1, peers=["onnxruntime"], cache_dir=cache, choice="inline", precision="fp32"
+    )
+    assert (result["prompt"] == "") == (source == "shapes-lvdm")
+    assert set(result["times_faster"]) == {"onnxruntime"}
+    assert result["peers_failed"] == {}
+    assert result["call_ms"]["count"] > 0
+    assert 0 <= result["overhead"]["executor"] < 100
+    assert 0 <= result["overhead"]["call"] < 100
+    assert source in result["bundle"]
+
+
+def test_peers_follow_the_family(bundle: Bundle) -> None:
+    assert names_for(bundle) == DEFAULT
+    assert names_for(Bundle.load("shapes-lvdm", verify=False)) == ("onnxruntime",)
+
+
 def test_refuses_what_it_cannot_measure(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"expected peers out of torch_eager, .* but got tensorflow"):
         bench(bundle.folder, peers=["tensorflow"])
@@ -124,9 +152,9 @@ def test_peers_make_the_same_video(bundle: Bundle, cache: Path, name: str) -> No
     recent = bundle.method["context"]["recent_frames"] // bundle.method["chunk_frames"]
     count = recent + (1 if name == "torch_recompute" else 3)
     engine = pyengine.load(bundle.folder, precision="fp32", cache_dir=cache)
-    with engine.stream(PROMPT, seed=3) as stream:
+    with engine.stream(example_prompt(bundle), seed=3) as stream:
         exact = clips(stream.clips(), count)
-    peers = Peers(bundle, prompt=PROMPT, seed=3, precision="fp32", cache_dir=cache)
+    peers = Peers(bundle, prompt=example_prompt(bundle), seed=3, precision="fp32", cache_dir=cache)
     difference = np.abs(clips(peers.clips(name), count) - exact)
     assert exact.std() > 10
     assert difference.max() <= 2

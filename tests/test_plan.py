@@ -334,14 +334,16 @@ def test_missing_backend_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_bad_settings_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="expected a backend out of openvino, onnxruntime, tensorrt but got 'tpu'"
+        ConfigError, match=r"\[backend\] expected one of openvino, onnxruntime, tensorrt but got 'tpu'"
     ):
         make(tmp_path, backend="tpu")
-    with pytest.raises(ConfigError, match="expected precision auto, bf16 or fp32 but got 'int3'"):
+    with pytest.raises(
+        ConfigError, match=r"\[precision\] expected one of auto, bf16, fp16, fp32 but got 'int3'"
+    ):
         make(tmp_path, precision="int3")
     with pytest.raises(ConfigError, match="use backend openvino for bf16"):
         make(tmp_path, backend="onnxruntime", precision="bf16")
-    with pytest.raises(ConfigError, match="expected a choice out of auto, cut, inline but got 'fast'"):
+    with pytest.raises(ConfigError, match=r"\[choice\] expected one of auto, cut, inline but got 'fast'"):
         make(tmp_path, choice="fast")
 
 

@@ -374,7 +374,7 @@ def test_bad_targets_and_options_get_one_sentence(tmp_path: Path, capsys: pytest
     with pytest.raises(ConfigError, match=r"backend openvino runs on device cpu but got 'cuda'"):
         backends.get("openvino", "cuda")
     assert main(["build", "shapes", "--target", "sm89", "--cache", str(tmp_path)]) == 2
-    assert "--target needs --backend tensorrt but got openvino" in capsys.readouterr().err
+    assert "a build for other GPUs needs backend tensorrt but got openvino" in capsys.readouterr().err
 
 
 def test_which_tensorrt_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

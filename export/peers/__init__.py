@@ -16,10 +16,11 @@ import torch
 from pyengine.bundle.bundle import Bundle
 from pyengine.engine import load
 
+from ..families import family_of
 from ..families.shapes.modules import Modules, load_modules
 from .stream import TorchOptions, TorchStream
 
-__all__ = ["DEFAULT", "NAMES", "Peers", "TorchOptions", "TorchStream", "load_modules"]
+__all__ = ["DEFAULT", "NAMES", "Peers", "TorchOptions", "TorchStream", "load_modules", "names_for"]
 
 # name -> (how it is compiled, whether the context is recomputed); these run at the engine's precision.
 _TORCH: dict[str, tuple[str | None, bool]] = {
@@ -32,6 +33,11 @@ _TORCH: dict[str, tuple[str | None, bool]] = {
 ONNXRUNTIME = "onnxruntime"  # the whole graph, float32, default options
 NAMES = (*_TORCH, ONNXRUNTIME)
 DEFAULT = ("torch_eager", "torch_compile", "torch_compile_frozen", "torch_recompute", ONNXRUNTIME)
+
+
+def names_for(bundle: Bundle) -> tuple[str, ...]:
+    """The peers that are measured unless others are named: in PyTorch where the family has its stream there."""
+    return DEFAULT if family_of(bundle).streams_in_torch else (ONNXRUNTIME,)
 
 
 class Peers:
@@ -74,5 +80,6 @@ class Peers:
             cache_dir=self._cache,
             threads=self._threads,
         )
-        with engine.stream(self._prompt, seed=self._seed) as stream:
-            yield from stream.clips()
+        while True:  # a method that makes one clip makes it again
+            with engine.stream(self._prompt, seed=self._seed) as stream:
+                yield from stream.clips()

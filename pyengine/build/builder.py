@@ -24,6 +24,7 @@ from pyengine.build.trial import time_choices
 from pyengine.bundle.bundle import Bundle, Step
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
+from pyengine.options import EngineOptions
 from pyengine.plans.cache import PlanCache, cache_folder, discard
 from pyengine.plans.plan import WORKERS, Choice, Part, Plan, Ring, compile_segment, segments
 from pyengine.runtime.open import load_variant
@@ -31,18 +32,26 @@ from pyengine.runtime.program import LoadedVariant
 
 __all__ = ["Builder", "Progress", "build"]
 
-CHOICES = ("auto", "cut", "inline")
-RINGS = ("auto", "fp8")
 log = logging.getLogger("pyengine")
 
 
 def build(
-    bundle: Bundle, *, variants: Sequence[Variant], progress: Progress | None = None, **options: Any
+    bundle: Bundle,
+    *,
+    variants: Sequence[Variant],
+    options: EngineOptions | None = None,
+    target: str | None = None,
+    progress: Progress | None = None,
+    **given: Any,
 ) -> Plan:
     """Finds or builds the part of every variant. `progress(done, total, what)` is called as engines are
-    compiled; `options` are those of Builder. Raises BackendUnavailable, ConfigError, PlanError.
+    compiled; `given` are fields of EngineOptions in place of `options`; `target` as of Builder.
+
+    Raises BackendUnavailable, ConfigError, PlanError.
     """
-    builder = Builder(bundle, **options)
+    builder = Builder(
+        bundle, EngineOptions(**given) if options is None else replace(options, **given), target
+    )
     wanted = list(dict.fromkeys(variants))
     found = {variant: builder.find(variant) for variant in wanted}
     counter = Counter(progress or unheard)
@@ -62,35 +71,15 @@ def build(
 class Builder:
     """Finds, builds and loads variants of one bundle for one backend, device and set of options. Threads may share it.
 
-    choice  `cut` runs our kernels between segments, `inline` lets the backend compile their ONNX bodies,
-            `auto` times both
     target  builds for a GPU that is not here, as `sm89`: such a plan is only written, for the machine that has one
-    refit   makes engines that take new weights without a rebuild
-    ring    `fp8` keeps keys and values in 8 bits, which our CUDA kernels alone can read
 
     Raises BackendUnavailable, ConfigError.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        backend: str = "openvino",
-        device: str = "auto",
-        precision: str = "auto",
-        choice: str = "auto",
-        cache_dir: str | Path | None = None,
-        threads: int | None = None,
-        target: str | None = None,
-        refit: bool = False,
-        ring: str = "auto",
-    ) -> None:
-        if choice not in CHOICES:
-            raise ConfigError(f"expected a choice out of {', '.join(CHOICES)} but got {choice!r}")
-        if ring not in RINGS:
-            raise ConfigError(f"expected a ring out of {', '.join(RINGS)} but got {ring!r}")
-        compiler = backends.get(backend, device, target=target, refit=refit)
-        if ring == "fp8":
+    def __init__(self, bundle: Bundle, options: EngineOptions, target: str | None = None) -> None:
+        compiler = backends.get(options.backend, options.device, target=target, refit=options.refit)
+        choice = options.choice
+        if options.ring == "fp8":
             if compiler.kind != "cuda" or choice == "inline":
                 where = f"choice {choice}" if compiler.kind == "cuda" else f"device {compiler.kind}"
                 raise ConfigError(
@@ -98,10 +87,10 @@ class Builder:
                 )
             choice = "cut"  # engines are those of any other ring: they never see it
         self.bundle, self.choice = bundle, choice
-        self._backend, self._threads = compiler, threads
-        self._precision = compiler.precision(precision)
-        self._ring: Ring = ring  # type: ignore[assignment]
-        self._cache = PlanCache(cache_folder(cache_dir), bundle)
+        self._backend, self._threads = compiler, options.threads
+        self._precision = compiler.precision(options.precision)
+        self._ring: Ring = options.ring
+        self._cache = PlanCache(cache_folder(options.cache_dir), bundle)
         self._digest = bundle.digest
         self._warned: set[str] = set()
 

@@ -9,15 +9,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from pyengine.build.builder import Builder
 from pyengine.build.progress import Counter, Progress, unheard
 from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.variant import Variant
-from pyengine.errors import ConfigError, StreamClosed
+from pyengine.errors import StreamClosed
 from pyengine.once import Once
-from pyengine.plans.plan import Plan
+from pyengine.options import EngineOptions
+from pyengine.plans.plan import Choice, Plan
 from pyengine.runtime.open import load_program
 from pyengine.runtime.program import LoadedVariant, Program
 
@@ -39,30 +40,20 @@ class VariantLibrary:
     A variant is in use while a program that has it is. Those in use stay; the others stay as long as everything loaded
     and the buffers of open executors fit into `memory_budget` bytes together, the least recently used go first.
 
-    memory_budget  None: no limit
-    relieve        called where what is in use passes the budget, to close executors that are kept in reserve
-    options        of Builder
+    relieve  called where what is in use passes the budget, to close executors that are kept in reserve
     """
 
     def __init__(
         self,
         bundle: Bundle,
+        options: EngineOptions,
         *,
-        memory_budget: int | None = None,
         progress: Progress | None = None,
         relieve: Callable[[], object] | None = None,
-        choice: str = "auto",
-        **options: Any,
     ) -> None:
-        wrong = type(memory_budget) is not int or memory_budget < 0
-        if memory_budget is not None and wrong:
-            raise ConfigError(
-                f"expected memory_budget as a number of bytes or None but got {memory_budget!r}"
-            )
-        self._bundle, self._options, self._choice = bundle, options, choice
-        self._budget = memory_budget
+        self._bundle, self._options = bundle, options
         self._progress, self._relieve = progress or unheard, relieve
-        self._builders = {choice: Builder(bundle, choice=choice, **options)}
+        self._builders: dict[str, Builder] = {options.choice: Builder(bundle, options)}
         self._lock = threading.Lock()
         self._once: Once[Key, LoadedVariant] = Once()
         self._loaded: OrderedDict[Key, LoadedVariant] = OrderedDict()  # the most recently used last
@@ -71,16 +62,16 @@ class VariantLibrary:
         self._programs: list[weakref.ref[Program]] = []
         # Variants of programs that are gone, not looked at yet: garbage may be collected anywhere, also inside the lock.
         self._ended: deque[tuple[Variant, ...]] = deque()
-        self._plan = self._builders[choice].plan
+        self._plan = self._builders[options.choice].plan
         self._closed = False
 
-    def program(self, variants: Sequence[Variant], *, choice: str | None = None) -> Program:
+    def program(self, variants: Sequence[Variant], *, choice: Choice | None = None) -> Program:
         """These variants, loaded; what is missing is built or loaded first. `choice`: `cut` or `inline` instead of the library's.
 
         Raises BackendUnavailable, BundleError, ConfigError, PlanError, and StreamClosed after `close`.
         """
         wanted = tuple(dict.fromkeys(variants))
-        builder = self._builder(choice or self._choice)
+        builder = self._builder(choice or self._options.choice)
         with self._locked():
             self._check_open()
             self._uses.update(wanted)
@@ -170,10 +161,10 @@ class VariantLibrary:
     def _held(self, key: Key) -> LoadedVariant | None:
         return self._loaded.get(self._kept_as.setdefault(key, key))
 
-    def _builder(self, choice: str) -> Builder:
+    def _builder(self, choice: Literal["auto", "cut", "inline"]) -> Builder:
         with self._locked():
             if choice not in self._builders:
-                self._builders[choice] = Builder(self._bundle, choice=choice, **self._options)
+                self._builders[choice] = Builder(self._bundle, replace(self._options, choice=choice))
             return self._builders[choice]
 
     def _counter(self, keys: Iterable[Key], builder: Builder) -> Counter:
@@ -218,7 +209,8 @@ class VariantLibrary:
                 self._relieve()
 
     def _over_budget(self) -> bool:
-        return self._budget is not None and self._nbytes() > self._budget
+        budget = self._options.memory_budget
+        return budget is not None and self._nbytes() > budget
 
     def _nbytes(self) -> int:
         programs = [known() for known in self._programs]

@@ -161,6 +161,7 @@ class Cleaning:
 class Text:
     """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5`: by T5 at `source`, of whose `max_tokens` states the
     text encoder takes the first `words`. `cleaning`: what a prompt of kind `t5` goes through first, None = it is taken as it is.
+    `example` is a prompt to try the bundle with; "": any text will do.
     """
 
     tokenizer: str
@@ -170,6 +171,7 @@ class Text:
     dtype: str = "float32"
     words: int | None = None
     cleaning: Cleaning | None = None
+    example: str = ""
 
 
 def parse_text(entry: Mapping[str, Any]) -> Text:

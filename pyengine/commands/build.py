@@ -13,8 +13,13 @@ import json
 from typing import Any
 
 from pyengine.build.targets import build_targets
-from pyengine.commands.engine_options import add_engine_options, console, load_engine, with_progress
-from pyengine.errors import ConfigError
+from pyengine.commands.engine_options import (
+    add_engine_options,
+    console,
+    engine_options,
+    load_engine,
+    with_progress,
+)
 from pyengine.plans.plan import Plan
 
 
@@ -63,17 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _for_targets(arguments: argparse.Namespace) -> list[Plan]:
-    if arguments.backend != "tensorrt":
-        raise ConfigError(f"--target needs --backend tensorrt but got {arguments.backend}")
-    if arguments.refit:
-        raise ConfigError(
-            "engines that take new weights can only be built beside their card: leave out --target or --refit"
-        )
-    options = {"precision": arguments.precision, "choice": arguments.choice, "threads": arguments.threads}
+    options = engine_options(arguments)
     targets = [target.strip() for target in arguments.target.split(",")]
     return with_progress(
-        lambda report: build_targets(
-            arguments.bundle, targets, cache_dir=arguments.cache, progress=report, **options
-        ),
-        arguments.json,
+        lambda report: build_targets(arguments.bundle, targets, options, report), arguments.json
     )

@@ -6,69 +6,66 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-import pyengine
-from pyengine.build.builder import Progress
+from pyengine.build.progress import Progress
+from pyengine.bundle.bundle import Bundle
+from pyengine.engine import Engine
+from pyengine.options import EngineOptions
 
 console = Console(stderr=True)
 T = TypeVar("T")
 
 
+# Field of EngineOptions -> what --help says.
+HELP = {
+    "backend": "openvino (default), onnxruntime or tensorrt",
+    "device": "auto (default: the backend's own), cpu or cuda; onnxruntime has both",
+    "precision": "auto (default: bf16 where the processor has it), bf16 or fp32; on CUDA also fp16",
+    "choice": "auto (default: time both), cut (our kernels) or inline (the backend's)",
+    "refit": "TensorRT engines that take new weights without a rebuild",
+    "ring": "auto (default), or fp8: the context in 8 bits (device cuda)",
+    "threads": "cores to use (default: all)",
+    "cache_dir": "where plans are kept (default: PYENGINE_CACHE or the user's cache)",
+    "memory_budget": "bytes of compiled networks and buffers beyond which unused networks are dropped (default: no limit)",
+}
+NUMBERS = ("threads", "memory_budget")
+
+
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--backend, --device, --precision, --choice, --ring, --threads, --refit, --cache."""
+    """One flag for every field of EngineOptions."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", default="openvino", help="openvino (default), onnxruntime or tensorrt")
-    group.add_argument(
-        "--device",
-        default="auto",
-        help="auto (default: the backend's own), cpu or cuda; onnxruntime has both",
-    )
-    group.add_argument(
-        "--precision", default="auto", help="auto (default: bf16 where the processor has it), bf16 or fp32"
-    )
-    group.add_argument(
-        "--choice",
-        default="auto",
-        help="auto (default: time both), cut (our kernels) or inline (the backend's)",
-    )
-    group.add_argument(
-        "--refit", action="store_true", help="TensorRT engines that take new weights without a rebuild"
-    )
-    group.add_argument(
-        "--ring", default="auto", help="auto (default), or fp8: the context in 8 bits (device cuda)"
-    )
-    group.add_argument("--threads", type=int, default=None, help="cores to use (default: all)")
-    group.add_argument(
-        "--cache",
-        default=None,
-        metavar="FOLDER",
-        help="where plans are kept (default: PYENGINE_CACHE or the user's cache)",
-    )
+    for name, text in HELP.items():
+        flag = "--cache" if name == "cache_dir" else f"--{name.replace('_', '-')}"
+        if name == "refit":
+            group.add_argument(flag, action="store_true", help=text)
+        elif name in NUMBERS:
+            group.add_argument(flag, type=int, default=None, metavar="N", help=text)
+        else:
+            default, metavar = (
+                (None, "FOLDER") if name == "cache_dir" else (getattr(EngineOptions(), name), None)
+            )
+            group.add_argument(flag, dest=name, default=default, metavar=metavar, help=text)
 
 
-def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False) -> pyengine.Engine:
+def engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    """What the flags say. Raises ConfigError."""
+    return EngineOptions(**{name: getattr(arguments, name) for name in HELP})
+
+
+def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False) -> Engine:
     """The engine, with a progress bar on stderr while a plan is built."""
     log = logging.getLogger("pyengine")
     log.setLevel(logging.INFO)
     if not log.handlers:
         log.addHandler(RichHandler(console=console, show_path=False, show_time=False, show_level=False))
-    options: dict[str, Any] = {
-        "backend": arguments.backend,
-        "device": arguments.device,
-        "precision": arguments.precision,
-        "choice": arguments.choice,
-        "threads": arguments.threads,
-        "refit": arguments.refit,
-        "ring": arguments.ring,
-        "cache_dir": arguments.cache,
-    }
-    return with_progress(lambda report: pyengine.load(bundle, progress=report, **options), quiet)
+    options = engine_options(arguments)
+    return with_progress(lambda report: Engine(Bundle.load(bundle), options, report), quiet)
 
 
 def with_progress(work: Callable[[Progress | None], T], quiet: bool) -> T:

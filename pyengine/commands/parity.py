@@ -1,6 +1,7 @@
 """Compare torch, portable ONNX in plain ONNX Runtime, and every plan, output by output.
 
 An output passes when it is at most twice as far from float64 as PyTorch itself in the same precision. Exits 1 if one does not.
+A bundle whose family cannot make its PyTorch modules again is compared with its own portable ONNX, and the report says so.
 Needs the extra 'export'.
 """
 
@@ -24,17 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     try:
-        from pyengine.export.families.shapes.export import components
-        from pyengine.export.families.shapes.modules import load_modules
-        from pyengine.export.parity import parity
+        from pyengine.export.parity import bundle_parity
     except ImportError as error:
         raise BackendUnavailable(
             f"parity needs more packages ({error}): pip install 'pyengine-video[export]'"
         ) from error
-    bundle = Bundle.load(arguments.bundle)
     precisions = ["fp32"] if arguments.backend == "onnxruntime" else arguments.precision
-    report = parity(
-        bundle, components(load_modules(bundle)), backend=arguments.backend, precisions=precisions
-    )
+    report = bundle_parity(Bundle.load(arguments.bundle), backend=arguments.backend, precisions=precisions)
     print(report)
     return 0 if report.passed else 1

@@ -8,67 +8,45 @@ slows them alike: read the ratios. Nothing here imports torch or onnx unless pee
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from pyengine.build.builder import Progress
-from pyengine.engine import Engine, load
-from pyengine.errors import BackendUnavailable, ConfigError, PyEngineError
+from pyengine.build.progress import Progress
+from pyengine.bundle.bundle import Bundle
+from pyengine.engine import Engine
+from pyengine.errors import BackendUnavailable, ConfigError
+from pyengine.measure.first_frame import first_frames
 from pyengine.measure.probe import Probe, cores, machine
+from pyengine.options import EngineOptions
 
-__all__ = ["add_arguments", "bench", "run", "table"]
+__all__ = ["bench", "example_prompt", "table"]
 
-PROMPT = "a red circle bounces over a blue background"
+ANY_PROMPT = "a ship sails over the sea at night"  # for bundles that take any text
 SEED = 7
 ENGINE = "pyengine"
 ROUNDS = 5
 WARM_STARTS = 3
 WARM_CLIPS = 8  # until window and ring are full, every shape has run, and a compiler has compiled
+BURST_CLIPS = 16  # a schedule of cadence 1 is never without a clip that is ready
 PAUSE_SECONDS = 0.2  # between turns: threads of the one before stop spinning
-# A new process, from its start to its first frame. Its peak memory is read after a few seconds of video more.
-CHILD = """
-import json, sys, time
-before = time.perf_counter()
-import pyengine
-imported = time.perf_counter() - before
-options = json.loads(sys.argv[1])
-engine = pyengine.load(options["bundle"], **options["load"])
-with engine.stream(options["prompt"], seed=options["seed"]) as stream:
-    next(stream)
-    first = time.time()
-    from pyengine.measure.probe import peak_memory_mb
-    building = peak_memory_mb()
-    for _ in range(options["frames"]):
-        next(stream)
-record = {"first": first, "import": imported, "first_frame_mb": building, "peak_mb": peak_memory_mb()}
-print(json.dumps(record))
-"""
 
 
 def bench(
     bundle: str | Path = "shapes",
     *,
     seconds: float = 20.0,
-    backend: str = "openvino",
-    device: str = "auto",
-    precision: str = "auto",
-    choice: str = "auto",
-    threads: int | None = None,
-    cache_dir: str | Path | None = None,
+    options: EngineOptions | None = None,
     peers: bool | Sequence[str] = True,
-    prompt: str = PROMPT,
+    prompt: str | None = None,
     progress: Progress | None = None,
+    **given: Any,
 ) -> dict[str, Any]:
     """Numbers as plain data, ready for JSON. `seconds` of measuring for the engine and for every peer.
 
@@ -83,47 +61,45 @@ def bench(
                          Both are empty on device cuda: see benchmarks/gpu
     peers                name -> frames per second; `times_faster`: name -> engine over peer, median of rounds
 
-    `peers` may name some out of `pyengine.export.peers.NAMES`. Raises BackendUnavailable where they need
-    packages that are missing, ConfigError for a name or a time that cannot be.
+    `given` are fields of EngineOptions in place of `options`; `peers` may name some out of `pyengine.export.peers.NAMES`; `prompt` None:
+    the bundle's own example. Raises BackendUnavailable where peers need packages that are missing, ConfigError for a name or a time
+    that cannot be, PromptError.
     """
     if seconds <= 0:
         raise ConfigError(f"expected seconds of measuring above 0 but got {seconds}")
     say = progress or (lambda done, total, what: None)
-    options: dict[str, Any] = {
-        "backend": backend,
-        "device": device,
-        "precision": precision,
-        "choice": choice,
-        "threads": threads,
-    }
-    names = _peer_names(peers)
+    options = EngineOptions(**given) if options is None else replace(options, **given)
+    loaded = Bundle.load(bundle)
+    prompt = example_prompt(loaded) if prompt is None else prompt
+    names = _peer_names(loaded, peers)
     total = 2 + ROUNDS + len(names)
     say(0, total, "first frame, cold and warm")
-    starts = _first_frames(bundle, options, prompt)
-    engine = load(bundle, cache_dir=cache_dir, **options)
-    with engine.stream(prompt, seed=SEED) as stream:
-        probe = Probe(stream)
-        contenders: dict[str, Iterator[np.ndarray]] = {ENGINE: stream.clips()}
-        failed: dict[str, str] = {}
-        say(1, total, f"warming {ENGINE}")
-        _take(contenders[ENGINE], WARM_CLIPS)
-        for index, (name, start) in enumerate(_peer_starts(engine, names, prompt, threads, cache_dir)):
-            say(2 + index, total, f"warming {name}")
-            try:
-                clips = start()
-                _take(clips, WARM_CLIPS)
-                contenders[name] = clips
-            except Exception as error:  # a compiler that is missing, say: the others still count
-                reason = str(error).strip() or "no reason given"
-                failed[name] = f"{type(error).__name__}: {reason.splitlines()[0]}"
-        rounds: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(ROUNDS):
-            say(2 + len(names) + turn, total, f"round {turn + 1} of {ROUNDS}")
-            for name, clips in contenders.items():
-                time.sleep(PAUSE_SECONDS)
-                next(clips)
-                with probe if name == ENGINE else nullcontext():
-                    rounds[name].append(_frames_per_second(clips, seconds / ROUNDS))
+    engine = Engine(loaded, options)  # first, since it refuses what cannot be
+    engine.check_prompt(prompt)
+    starts = first_frames(bundle, options, prompt, SEED, WARM_STARTS)
+    probe = Probe()
+    contenders: dict[str, Iterator[np.ndarray]] = {ENGINE: _bursts(engine, prompt, probe)}
+    failed: dict[str, str] = {}
+    say(1, total, f"warming {ENGINE}")
+    _take(contenders[ENGINE], WARM_CLIPS)
+    for index, (name, start) in enumerate(_peer_starts(engine, names, prompt)):
+        say(2 + index, total, f"warming {name}")
+        try:
+            clips = start()
+            _take(clips, WARM_CLIPS)
+            contenders[name] = clips
+        except Exception as error:  # a compiler that is missing, say: the others still count
+            reason = str(error).strip() or "no reason given"
+            failed[name] = f"{type(error).__name__}: {reason.splitlines()[0]}"
+    rounds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(ROUNDS):
+        say(2 + len(names) + turn, total, f"round {turn + 1} of {ROUNDS}")
+        for name, clips in contenders.items():
+            time.sleep(PAUSE_SECONDS)
+            next(clips)
+            with probe if name == ENGINE else nullcontext():
+                rounds[name].append(_frames_per_second(clips, seconds / ROUNDS))
+    engine.close()
     say(total, total, "done")
     faster = {
         name: [a / b for a, b in zip(rounds[ENGINE], rounds[name], strict=True)]
@@ -131,10 +107,11 @@ def bench(
         if name != ENGINE
     }
     return {
-        "bundle": engine.bundle.name,
+        "bundle": loaded.name,
+        "prompt": prompt,
         "machine": machine(),
         "plan": {
-            "backend": backend,
+            "backend": options.backend,
             "precision": engine.plans[0].precision,
             "choices": {
                 str(part.variant): part.choice for plan in engine.plans for part in plan.parts.values()
@@ -155,6 +132,27 @@ def bench(
     }
 
 
+def example_prompt(bundle: Bundle) -> str:
+    """A prompt that the bundle can follow: its own example; any text where it has none; nothing where it takes no text."""
+    return "" if bundle.text is None else bundle.text.example or ANY_PROMPT
+
+
+def _bursts(engine: Engine, prompt: str, probe: Probe) -> Iterator[np.ndarray]:
+    """Frames without end, uint8 [frames, height, width, 3]: all that are ready after the same calls together, so that work and frames
+    go with each other (a round of two levels gives several clips at once). A method that makes one clip makes it again and again.
+    """
+    while True:
+        with engine.stream(prompt, seed=SEED) as stream:
+            probe.attach(stream)
+            burst: list[np.ndarray] = []
+            for clip in stream.clips():
+                burst.append(clip)
+                if len(burst) == BURST_CLIPS or not probe.has_more():
+                    yield np.concatenate([np.asarray(clip) for clip in burst])
+                    burst = []
+            probe.detach()
+
+
 def _frames_per_second(clips: Iterator[np.ndarray], seconds: float) -> float:
     """Whole clips for at least `seconds`."""
     frames, start = 0, time.perf_counter()
@@ -168,119 +166,42 @@ def _take(clips: Iterator[np.ndarray], count: int) -> None:
         next(clips)
 
 
-def _peer_names(peers: bool | Sequence[str]) -> tuple[str, ...]:
+def _peer_names(bundle: Bundle, peers: bool | Sequence[str]) -> tuple[str, ...]:
     if not peers:
         return ()
     try:
-        from pyengine.export.peers import DEFAULT, NAMES
+        from pyengine.export.peers import NAMES, names_for
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"peers need the package {error.name}: pip install 'pyengine-video[export]', "
             "or leave them out with --no-peers"
         ) from error
-    names = DEFAULT if peers is True else tuple(peers)
+    if peers is True:
+        return names_for(bundle)
+    names = tuple(peers)
     if unknown := set(names) - set(NAMES):
         raise ConfigError(f"expected peers out of {', '.join(NAMES)} but got {', '.join(sorted(unknown))}")
     return names
 
 
 def _peer_starts(
-    engine: Engine, names: Sequence[str], prompt: str, threads: int | None, cache_dir: str | Path | None
+    engine: Engine, names: Sequence[str], prompt: str
 ) -> Iterator[tuple[str, Callable[[], Iterator[np.ndarray]]]]:
     if not names:
         return
     from pyengine.export.peers import Peers
 
-    precision = engine.plans[0].precision
-    cache = Path(cache_dir) if cache_dir else None
+    options = engine.options
     peers = Peers(
         engine.bundle,
         prompt=prompt,
         seed=SEED,
-        precision=precision,
-        threads=threads or cores(),
-        cache_dir=cache,
+        precision=engine.plans[0].precision,
+        threads=options.threads or cores(),
+        cache_dir=options.cache_dir,
     )
     for name in names:
         yield name, lambda name=name: peers.clips(name)  # type: ignore[misc]
-
-
-def _first_frames(bundle: str | Path, options: dict[str, Any], prompt: str) -> dict[str, Any]:
-    """New processes: one with an empty plan cache, then some that find its plan."""
-    source = str(Path(bundle).resolve()) if Path(bundle).is_dir() else str(bundle)
-    with tempfile.TemporaryDirectory(prefix="pyengine-bench-") as cache:
-        given = {
-            "bundle": source,
-            "load": {**options, "cache_dir": cache},
-            "prompt": prompt,
-            "seed": SEED,
-            "frames": 96,
-        }
-        cold, *warm = (_start(given) for _ in range(1 + WARM_STARTS))
-    return {
-        "first_frame_seconds": {
-            "cold": round(cold["seconds"], 3),
-            "warm": round(median(start["seconds"] for start in warm), 3),
-        },
-        "import_seconds": round(median(start["import"] for start in warm), 4),
-        "peak_memory_mb": round(median(start["peak_mb"] for start in warm), 1),
-        "peak_memory_building_mb": round(cold["first_frame_mb"], 1),
-    }
-
-
-def _start(given: dict[str, Any]) -> dict[str, float]:
-    start = time.time()
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", CHILD, json.dumps(given)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise PyEngineError(f"a new process could not make its first frame: {lines[-1]}")
-    record: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**record, "seconds": record["first"] - start}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from pyengine.commands.engine_options import add_engine_options
-
-    parser.add_argument(
-        "bundle", nargs="?", default="shapes", help="a bundled name or a folder (default: shapes)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--no-peers", action="store_true", help="measure the engine alone; needs neither torch nor onnx"
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=20.0,
-        help="measuring time of the engine and of every peer (default: 20)",
-    )
-    parser.add_argument("--prompt", default=PROMPT, help="what the video shows; does not change the speed")
-    add_engine_options(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """The command's work: measure, then print JSON or a short table."""
-
-    def report(done: int, total: int, what: str) -> None:
-        print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
-
-    result = bench(
-        arguments.bundle,
-        seconds=arguments.seconds,
-        backend=arguments.backend,
-        device=arguments.device,
-        precision=arguments.precision,
-        choice=arguments.choice,
-        threads=arguments.threads,
-        cache_dir=arguments.cache,
-        peers=not arguments.no_peers,
-        prompt=arguments.prompt,
-        progress=report if sys.stderr.isatty() or not arguments.json else None,
-    )
-    print(json.dumps(result, indent=1) if arguments.json else table(result))
-    return 0
 
 
 def table(result: dict[str, Any]) -> str:

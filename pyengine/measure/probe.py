@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,45 +27,66 @@ PACKAGES = ("pyengine-video", "numpy", "openvino", "onnxruntime", "torch")
 
 @dataclass
 class Probe:
-    """Times every call of a stream, and the denoiser's run inside it, while it is entered."""
+    """Times every call of a stream, and the runs of networks inside it, while it is entered. One stream at a time, one after another."""
 
-    stream: Stream
     calls: list[float] = field(default_factory=list)  # seconds of each
     wall: float = 0.0
     _spent: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("segments", "ops", "runs", "denoiser"), 0.0)
+        default_factory=lambda: dict.fromkeys(("segments", "ops", "runs", "called"), 0.0)
     )
     _before: dict[str, float] = field(default_factory=dict)
     _entered: float | None = None
+    _stream: Stream | None = None
+    _caller: int | None = None  # the thread that is in a call; others run the decoder
 
-    def __post_init__(self) -> None:
-        driver = self.stream._driver
+    def attach(self, stream: Stream) -> None:
+        """Measures this stream from now on."""
+        driver = stream._driver
         executor, step, run = driver.executor, driver.step, driver.executor.run
+        self._stream, self._before = stream, stream.seconds
 
         def timed_step(streams: Sequence[StreamState]) -> None:
-            start = time.perf_counter()
-            step(streams)
-            if self._entered is not None:
-                self.calls.append(time.perf_counter() - start)
+            start, self._caller = time.perf_counter(), threading.get_ident()
+            try:
+                step(streams)
+            finally:
+                self._caller = None
+                if self._entered is not None:
+                    self.calls.append(time.perf_counter() - start)
 
         def timed_run(variant: Variant) -> None:
             start = time.perf_counter()
             run(variant)
-            if self._entered is not None and variant.component == "denoiser":
-                self._spent["denoiser"] += time.perf_counter() - start
+            if self._entered is not None and self._caller == threading.get_ident():
+                self._spent["called"] += time.perf_counter() - start
 
         driver.step, executor.run = timed_step, timed_run  # type: ignore[method-assign]
 
+    def detach(self) -> None:
+        """Lets go of the stream before it is closed."""
+        self._add_up()
+        self._stream = None
+
+    def has_more(self) -> bool:
+        """Whether clips of the calls made so far are still to be handed out."""
+        return self._stream is not None and bool(self._stream._state.clips)
+
     def __enter__(self) -> Probe:
-        self._before, self._entered = self.stream.seconds, time.perf_counter()
+        assert self._stream is not None
+        self._before, self._entered = self._stream.seconds, time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._entered is not None
         self.wall += time.perf_counter() - self._entered
+        self._add_up()
         self._entered = None
-        for key, value in self.stream.seconds.items():
-            self._spent[key] += value - self._before[key]
+
+    def _add_up(self) -> None:
+        """What the stream has spent since the probe was entered, or attached to it."""
+        if self._entered is not None and self._stream is not None:
+            for key, value in self._stream.seconds.items():
+                self._spent[key] += value - self._before[key]
 
     def call_ms(self) -> dict[str, float]:
         """p50 and p95 of the calls, and how many there were."""
@@ -79,7 +101,7 @@ class Probe:
         if not spent["segments"]:
             return {}
         executor = (spent["runs"] - spent["segments"] - spent["ops"]) / spent["runs"]
-        call = (calls - (1 - executor) * spent["denoiser"]) / calls
+        call = (calls - (1 - executor) * spent["called"]) / calls
         shares = {"executor": executor, "call": call, "stream": (self.wall - calls) / self.wall}
         return {name: round(100 * share, 3) for name, share in shares.items()}
 

@@ -117,5 +117,5 @@ def test_a_ring_of_8_bits_needs_our_kernels_on_a_card(bundle: Path, tmp_path: Pa
         ConfigError, match=r"a ring in fp8 needs device cuda and our kernels .* but got device cpu"
     ):
         pyengine.load(bundle, backend="onnxruntime", ring="fp8", cache_dir=tmp_path)
-    with pytest.raises(ConfigError, match="expected a ring out of auto, fp8 but got 'int4'"):
+    with pytest.raises(ConfigError, match=r"\[ring\] expected one of auto, fp8 but got 'int4'"):
         pyengine.load(bundle, backend="onnxruntime", ring="int4", cache_dir=tmp_path)

@@ -153,7 +153,7 @@ def export_bundle(
     text = None
     if modules.text is not None and tokenizer is not None:
         (folder / "tokenizer.json").write_text(tokenizer)
-        text = Text("tokenizer.json", CLIP_TOKENS)
+        text = Text("tokenizer.json", CLIP_TOKENS, example="a boat sails on a calm lake at sunset")
     height, width = (size * modules.shrinks for size in modules.latent_size)
     return write_manifest(
         folder,

@@ -244,7 +244,16 @@ def export_bundle(
         components=exported,
         video=Video(8 * high, 8 * wide, options.fps, presets.FRAMES_PER_LATENT),
         latent=Latent(model.config.in_channels, high, wide),
-        text=Text("", length, "t5", text_encoder, dtype, _words(model, options), presets.CLEANING),
+        text=Text(
+            "",
+            length,
+            kind="t5",
+            source=text_encoder,
+            dtype=dtype,
+            words=_words(model, options),
+            cleaning=presets.CLEANING,
+            example="a fox runs over snow at night",
+        ),
         branches=BRANCHES,
         method=method,
     )

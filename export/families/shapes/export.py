@@ -25,6 +25,7 @@ BRANCHES = ("prompt", "null")
 STREAMS = 3  # of the example: any number runs
 CONTEXT_FRAMES = 6  # clean latent frames in the ring
 GUIDANCE = 2.0
+EXAMPLE = "a red circle bounces over a blue background"
 
 
 def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
@@ -39,7 +40,7 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
     latent = (config.latent_channels, config.latent_size, config.latent_size)
     cached = (len(BRANCHES) * STREAMS, ring, config.tokens_per_frame, config.heads, config.head_size)
     index = torch.arange(ring + frames).expand(STREAMS, -1) + 5 * torch.arange(STREAMS)[:, None]
-    ids = torch.tensor(build_tokenizer().encode("a red circle bounces over a blue background").ids)
+    ids = torch.tensor(build_tokenizer().encode(EXAMPLE).ids)
     ids = torch.nn.functional.pad(ids, (0, MAX_TOKENS - len(ids)))
     with torch.no_grad():
         text = PromptEncoder(modules.text_encoder)(ids)
@@ -126,7 +127,7 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
         components=exported,
         video=Video(HEIGHT, WIDTH, FPS, FRAMES_PER_LATENT),
         latent=Latent(LATENT_CHANNELS, config.latent_size, config.latent_size),
-        text=Text("tokenizer.json", MAX_TOKENS),
+        text=Text("tokenizer.json", MAX_TOKENS, example=EXAMPLE),
         branches=BRANCHES,
         method={
             "name": "progressive",
