@@ -18,6 +18,8 @@ import pyengine
 from pyengine.device import cuda as runtime
 from pyengine.device.array import DeviceArray
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a red fox runs over snow"
 
 

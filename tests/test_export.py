@@ -18,6 +18,7 @@ from pyengine.export.partition import partition
 from pyengine.export.weights import WeightStore
 
 
+@pytest.mark.slow
 def test_cut_inline_portable_and_torch_agree(tmp_path: Path) -> None:
     report = parity(toy.bundle(), toy.modules(), cache_dir=tmp_path)
     runners = {(row.runner, row.precision) for row in report.rows if row.component == "denoiser"}
@@ -43,6 +44,7 @@ def test_nan_is_past_tolerance() -> None:
     assert not Report((Row("c", "o", "r", "fp32", np.nan, np.nan, 0.0, 1.0),)).passed
 
 
+@pytest.mark.slow
 def test_a_second_export_is_bit_identical(tmp_path: Path) -> None:
     toy.export(tmp_path)
     names = os.listdir(tmp_path)

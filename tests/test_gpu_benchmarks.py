@@ -26,6 +26,8 @@ sys.path.insert(0, str(GPU))
 import run  # noqa: E402
 import stream  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SHAPES = Bundle.load("shapes")
 
 

@@ -16,6 +16,8 @@ from pyengine.export.families.lvdm.export import Modules, components, export_bun
 from pyengine.export.families.shapes.autoencoder import Decoder
 from pyengine.export.parity import parity
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION = {
     "in_channels": 9, "out_channels": 8, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1,
     "attention_resolutions": [], "num_heads": 2, "num_classes": 251, "use_scale_shift_norm": True, "padding_t": 0,

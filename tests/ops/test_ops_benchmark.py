@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from cuda_arrays import CudaOps
 
+pytestmark = pytest.mark.slow
+
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
