@@ -363,7 +363,7 @@ def test_progress_is_told_inside_a_compilation(tmp_path: Path) -> None:
 def test_bad_targets_and_options_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"builds for sm75, .* but got target 'sm42'"):
         backends.get("tensorrt", target="sm42")
-    with pytest.raises(ConfigError, match="can only be built beside their card"):
+    with pytest.raises(ConfigError, match="can only be built beside their GPU"):
         backends.get("tensorrt", target="sm89", refit=True)
     with pytest.raises(ConfigError, match="target need backend tensorrt but got openvino"):
         backends.get("openvino", target="sm89")
@@ -389,7 +389,7 @@ def test_without_a_card_loading_says_so() -> None:
         pytest.skip("this machine has a card")
     except BackendUnavailable as error:
         message = str(error)
-    assert message.startswith("device cuda needs an NVIDIA card")
+    assert message.startswith("device cuda needs an NVIDIA GPU")
 
 
 def test_onnxruntime_without_its_cuda_provider_says_so() -> None:

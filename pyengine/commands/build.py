@@ -67,7 +67,7 @@ def _for_targets(arguments: argparse.Namespace) -> list[Plan]:
         raise ConfigError(f"--target needs --backend tensorrt but got {arguments.backend}")
     if arguments.refit:
         raise ConfigError(
-            "engines that take new weights can only be built beside their card: leave out --target or --refit"
+            "engines that take new weights can only be built beside their GPU: leave out --target or --refit"
         )
     options = {"precision": arguments.precision, "choice": arguments.choice, "threads": arguments.threads}
     targets = [target.strip() for target in arguments.target.split(",")]
