@@ -65,9 +65,8 @@ def test_weights_are_stored_once_and_in_half_precision() -> None:
     module = toy.modules()["denoiser"][0]
     numbers = sum(p.numel() for part, _ in toy.modules().values() for p in part.parameters())
     size = (toy.bundle().folder / "weights.bin").stat().st_size
-    assert (
-        size < 2.6 * numbers
-    )  # two bytes each, alignment, and the transposed copies an exporter makes of none
+    # Two bytes each, alignment, and the transposed copies an exporter makes of none.
+    assert size < 2.6 * numbers
     portable = onnx.load(toy.bundle().path("denoiser.onnx"), load_external_data=False)
     kinds = {tensor.data_type for tensor in portable.graph.initializer if tensor.external_data}
     assert onnx.TensorProto.FLOAT16 in kinds

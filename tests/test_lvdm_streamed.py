@@ -84,9 +84,8 @@ def test_a_short_stream_is_the_head_of_a_longer_one_and_snapshots_go_on(engine: 
 def test_1024_frames_in_bounded_memory(engine: pyengine.Engine) -> None:
     # Denoising runs ahead of the reader, so a reading catches any moment of a round: what a round ever holds is the bound.
     fresh = CLIP - 1  # keys that a round adds, and intervals that it fills
-    most = (
-        (CLIP + fresh) + fresh * (STRIDE + 1) + fresh * 2 + 1
-    )  # keys, samples, their known ends, the decoder's tail
+    # Keys, samples, their known ends, the decoder's tail.
+    most = (CLIP + fresh) + fresh * (STRIDE + 1) + fresh * 2 + 1
     with engine.stream(frames=1024, seed=4) as stream:
         states = [stream._window.state() for _ in stream.clips()]
     assert len(states) == 1024 // INTERVAL

@@ -52,9 +52,8 @@ class TorchlessExecutor:
     def run(self, variant: Variant) -> None:
         arrays = self.buffers[variant]
         seen = arrays["frame_index"] >= 0
-        assert list(arrays["frame_index"][seen]) == list(
-            range(seen.sum())
-        )  # positions are local to the window
+        # Positions are local to the window.
+        assert list(arrays["frame_index"][seen]) == list(range(seen.sum()))
         self.calls.append({name: array[seen].copy() for name, array in arrays.items() if name != "velocity"})
         arrays["velocity"][:, seen] = self.network(arrays["latents"][seen], arrays["level"][seen])
         arrays["velocity"][:, ~seen] = np.nan  # nobody may read them

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from pyengine.errors import ConfigError
 from pyengine.schedule.ring import EMPTY, Ring, frames_after, slot_of
 
-sizes = st.tuples(
-    st.integers(1, 4), st.integers(0, 3), st.integers(1, 4)
-)  # chunk, sink chunks, recent chunks
+# Chunk, sink chunks, recent chunks.
+sizes = st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(1, 4))
 
 
 def make(size):

@@ -25,10 +25,11 @@ from pyengine.backends.engine_cache import EngineCache, describe, link, read_des
 from pyengine.device.array import DeviceArray
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 
+# In the order of preference, and the least version.
 LIBRARIES = {
     "tensorrt": (10, 14),
     "tensorrt_rtx": (1, 0),
-}  # in the order of preference, and the least version
+}
 INSTALL = "pip install 'pyengine-video[tensorrt]'"
 log = logging.getLogger("pyengine")
 

@@ -18,11 +18,12 @@ from pyengine.export.ops.frame_window_attention_cases import GROUP_CASES, Attent
 from pyengine.export.ops.relative_attention import RelativeCase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Half a unit in the last place of values around 1.
 FLOOR = {
     "float32": 1e-6,
     "bfloat16": 4e-3,
     "float16": 5e-4,
-}  # half a unit in the last place of values around 1
+}
 SLOW = ("frame", "frame_absent", "frame_ranged", "frame_halves")  # under the emulator: in one 16-bit dtype
 
 
