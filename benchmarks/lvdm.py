@@ -26,6 +26,7 @@ import torch
 
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.lvdm.components import Denoiser
 from pyengine.export.families.lvdm.export import (
     Modules,
@@ -36,8 +37,8 @@ from pyengine.export.families.lvdm.export import (
 )
 from pyengine.export.families.lvdm.released import configuration
 from pyengine.export.quantise import quantise
-from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 RESULTS = Path(__file__).parent / "results" / "lvdm.json"
 ROWS = 2

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle
-from pyengine.plans.plan import Variant
+from pyengine.bundle.variant import Variant
 
 RESULTS = Path(__file__).parent / "results" / "lvdm_tensorrt.json"
 ROWS = 2  # with guidance

@@ -39,10 +39,10 @@ from wide import measure, openvino_products, torch_products
 from wide_case import relative_error
 
 from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.opensora import VideoAutoencoder
 from pyengine.export.quantise import quantise
 from pyengine.measure.probe import cores, machine, peak_memory_mb
-from pyengine.plans.plan import Variant
 
 SIZES = ((120, 214), (240, 426))
 WORDS = 120

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle, Latent, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.deferred import Deferred
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
 from pyengine.export.families.opensora.checkpoint import empty
@@ -28,7 +29,6 @@ from pyengine.export.graph import export_component
 from pyengine.export.parity import decode, encode
 from pyengine.export.peers.stream import COMPILERS
 from pyengine.export.weights import WeightStore
-from pyengine.plans.plan import Variant
 from pyengine.runtime.open import load_program
 from pyengine.schedule.progressive import noise_levels
 from pyengine.schedule.warp import rflow_warp

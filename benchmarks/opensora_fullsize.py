@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from pyengine.build.builder import build
+from pyengine.build.variants import all_variants
 from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.opensora import STDiT3, VideoAutoencoder
 from pyengine.measure.probe import machine
-from pyengine.methods.variants import all_variants
 
 BLOCK = 1 << 24  # random numbers that tensors take turns in
 GOAL = 1.3  # peak memory over the size of the checkpoint

@@ -28,9 +28,9 @@ from openvino import opset13 as ops
 from torch.nn import functional as F
 from wide_case import RING, Case, PlanRunner, TorchRunner, WideConfig, export_bundle, relative_error
 
+from pyengine.bundle.variant import Variant
 from pyengine.export.quantise import quantise
 from pyengine.measure.probe import cores, machine, peak_memory_mb
-from pyengine.plans.plan import Variant
 
 CALIBRATION_FRAMES, CALIBRATION_CALLS = 6, 3
 GOAL_MATRIX, GOAL_INT8, GOAL_MEMORY_MB = 0.9, 1.5, 12000

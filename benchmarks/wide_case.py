@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
@@ -22,7 +23,6 @@ from pyengine.export.parity import decode, encode
 from pyengine.export.peers.ring_denoiser import MASKED, RingDenoiser, angles, visible
 from pyengine.export.peers.stream import COMPILERS
 from pyengine.export.weights import WeightStore
-from pyengine.plans.plan import Variant
 from pyengine.runtime.open import load_program
 
 ROWS, COLUMNS = 7, 15  # tokens of a frame

@@ -3,8 +3,8 @@ segments.
 
     store = WeightStore()
     component = export_component(
-        module, inputs, folder=folder, name="denoiser", store=store, outputs=["velocity", "key.0", ...],
-        dynamic={"latents": {0: "frames"}}, ring={"ring_key.0": "key.0"})
+        module, inputs, folder=folder, name="denoiser", store=store, outputs=["prediction", "key.0", ...],
+        dynamic={"latents": {0: "streams", 1: "frames"}}, ring={"ring_key.0": "key.0"})
     store.write(folder)
     write_manifest(folder, name="shapes", ..., components={"denoiser": component})
 
@@ -34,6 +34,7 @@ from .deferred import simplify as simplify_deferred
 from .ops import DOMAIN, attach_functions
 from .partition import partition
 from .precision import tensor_spec
+from .reshapes import localise_reshapes
 from .simplify import merge_equal_nodes
 from .weights import WeightStore, store_weights
 
@@ -70,7 +71,8 @@ def export_component(
     """Writes `<name>*.onnx` into `folder` and returns the manifest entry.
 
     `inputs` are example keyword arguments; a list of tensors becomes `name.0`, `name.1`, ... `dynamic` names
-    the axes that a build chooses later (examples must have at least 2 there). `state` and `ring` pair inputs
+    the axes that a build chooses later, by a symbol or by a product of symbols for an axis that our ops alone
+    read (examples must have at least 2 there; a build may choose 1). `state` and `ring` pair inputs
     with outputs (see `bundle.Component`). `working` names further inputs and outputs (fnmatch patterns) that
     may be bf16 in a bf16 plan; those of the ring always may. `deferred` reads weights from disk one by one.
     """
@@ -117,7 +119,8 @@ def to_onnx(
     machine. Deferred weights go to the store.
     """
     symbols = sorted({symbol for axes in dynamic.values() for symbol in axes.values()})
-    dims = {symbol: torch.export.Dim(symbol, min=2, max=1 << 16) for symbol in symbols}
+    # A product is a size of its own to the exporter: it is opaque to what it sees of our ops.
+    dims = {symbol: torch.export.Dim(symbol.replace("*", "_by_"), min=2, max=1 << 16) for symbol in symbols}
     shapes: dict[str, object] = {}
     input_names: list[str] = []
     for key, value in inputs.items():
@@ -185,7 +188,11 @@ def _cleaned(
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 plain = dim.dim_param.replace(" ", "")
-                dim.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), plain)
+                named = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), plain)
+                # Factors in one order, so that equal sizes have equal names.
+                terms = ("*".join(sorted(term.split("*"))) for term in named.split("+"))
+                dim.dim_param = "+".join(terms)
+    localise_reshapes(model)
     return model
 
 

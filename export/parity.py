@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle, Component
-from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import APPEND_SLOT, Executor, Program
+from pyengine.bundle.variant import Variant
+from pyengine.runtime.executor import APPEND_SLOT, Executor
+from pyengine.runtime.program import Program
 
 from .graph import Inputs
 

@@ -22,9 +22,10 @@ import numpy as np
 from pyengine.backends.base import Arrays, Engine
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import MANIFEST, Bundle, Component, Step, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, BundleError
-from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 Sample = dict[str, np.ndarray]
 

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from pyengine.build.builder import Progress, build
+from pyengine.build.library import VariantLibrary
+from pyengine.build.progress import Progress
+from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
 from pyengine.bundle.bundle import Bundle
-from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
-from pyengine.methods import Method, make_method
-from pyengine.methods.variants import TEXT, stream_variants
-from pyengine.plans.plan import Plan, Variant
+from pyengine.bundle.variant import Variant
+from pyengine.errors import (
+    BundleError,
+    ConfigError,
+    InputError,
+    PromptError,
+    PyEngineError,
+    ShapeError,
+    StreamClosed,
+)
+from pyengine.methods import MethodSettings, make_method, method_settings
+from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
-from pyengine.runtime.executor import Executor, Program
-from pyengine.runtime.open import load_program
+from pyengine.runtime.program import Program
+from pyengine.runtime.prompt_encoder import PromptEncoder
+from pyengine.schedule.call import Schedule
+from pyengine.settings import read_value
+from pyengine.streaming.batch import Batch
 from pyengine.streaming.stream import Stream, check_length
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
 
 __all__ = ["Engine", "load"]
-
-NOT_OVERRIDABLE = ("name", "context")
 
 
 def load(
@@ -38,9 +52,10 @@ def load(
     threads: int | None = None,
     refit: bool = False,
     ring: str = "auto",
+    memory_budget: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Load a bundle, a folder or the name of one that ships, and find its plan or build it.
+    """Load a bundle, a folder or the name of one that ships, and find its plan or build it. Close it, or use it in a `with`.
 
     backend    "openvino" (CPU), "onnxruntime" (CPU, or CUDA with device="cuda") or "tensorrt" (CUDA)
     device     "auto" (the backend's own), "cpu" or "cuda"
@@ -50,6 +65,8 @@ def load(
     threads    of the backend and of our kernels; default all cores
     refit      TensorRT engines that take the weights of another bundle with the same graphs without a rebuild
     ring       "auto", or "fp8": keys and values of the context in 8 bits, half the memory, an error of about 3 % per attention; CUDA
+    memory_budget  bytes that compiled networks and the buffers of open streams may take together before networks that no stream uses
+               are dropped, the least recently used first; default None, no limit. An estimate: engine files, weights, buffers
     progress   called as progress(done, total, what) while a plan is built
 
     Raises BundleError, BackendUnavailable, ConfigError, PlanError.
@@ -65,6 +82,7 @@ def load(
             "threads": threads,
             "refit": refit,
             "ring": ring,
+            "memory_budget": memory_budget,
             "progress": progress,
         },
     )
@@ -80,11 +98,28 @@ class Engine:
             )
         self.bundle = bundle
         self._tokenizer = prompts_of(bundle) if bundle.text is not None else None  # None: it takes no prompt
-        self._options = options
+        self._prompts: PromptEncoder | None = None
+        if self._tokenizer is not None:
+            outputs = bundle.component(TEXT.component).outputs
+            self._prompts = PromptEncoder(
+                TEXT, outputs, self._tokenizer.inputs, lambda: self._program((TEXT,))
+            )
+        relieve = None if self._prompts is None else self._prompts.release
+        self._library = VariantLibrary(bundle, relieve=relieve, **options)
         self._lock = threading.Lock()
-        self._programs: dict[tuple[Variant, ...], Program] = {}
-        self._text_executor: Executor | None = None
-        self.program(make_method(bundle.method, None, 0))  # so that the first stream starts at once
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
+        self._closed = False
+        try:
+            method = make_method(bundle.method, None, 0)
+        except ConfigError as error:
+            raise BundleError(
+                f"the manifest of bundle '{bundle.name}' names no method that this pyengine can run ({error}); "
+                "export it again, or install the pyengine that made it"
+            ) from error
+        # So that the first stream starts at once.
+        text = () if self._prompts is None else (TEXT,)
+        self._program((*text, *stream_variants(bundle, method)))
 
     @property
     def tokenizer(self) -> PromptTokenizer | T5Prompts:
@@ -129,100 +164,181 @@ class Engine:
 
         Raises PromptError, ConfigError, ShapeError.
         """
+        settings, given = self.stream_settings(
+            prompt,
+            seed=seed,
+            frames=frames,
+            seconds=seconds,
+            start=start,
+            guidance=guidance,
+            method=method,
+            device_frames=device_frames,
+        )
+        return self._started(Stream(self, settings, given))
+
+    def batch(
+        self,
+        max_streams: int = 8,
+        *,
+        guidance: float | None = None,
+        method: Mapping[str, Any] | None = None,
+    ) -> Batch:
+        """Several streams whose calls run together, up to `max_streams`; `guidance` and `method` as of `stream`, the same for all.
+
+        Sizes of 1, 2, 4, 8, ... streams are prepared here, so that joining and leaving compiles nothing. Raises ConfigError.
+        """
+        how = method_settings(self.bundle.method, method)
+        scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
+        chunks = None if how.clip_latents is None else 1
+        settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
+        batch = Batch(self, settings, max_streams)
+        with self._lock:
+            self._batches.add(batch)
+        return batch
+
+    def stream_settings(
+        self,
+        prompt: str,
+        *,
+        seed: int,
+        frames: int | None,
+        seconds: float | None,
+        start: np.ndarray | None,
+        guidance: float | None,
+        method: Mapping[str, Any] | None,
+        device_frames: bool,
+    ) -> tuple[dict[str, Any], np.ndarray | None]:
+        """What a stream keeps of the arguments of `stream`, and the latents of its start. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
-        merged = self._settings(method)
-        if merged["name"] == "clip" and length is None:
-            length = merged["clip_frames"] * self.bundle.video.frames_per_latent  # type: ignore[union-attr]
-        given = self._encode_start(start, merged) if start is not None else None
-        chunk_frames = merged["chunk_frames"]
-        video_frames = self.bundle.video.frames(chunk_frames)  # type: ignore[union-attr]
+        seed = read_value(int, seed, "seed")
+        how = method_settings(self.bundle.method, method)
+        scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
+        given = self._encode_start(start, how) if start is not None else None
+        given_latents = 0 if given is None else len(given)
+        video = self.bundle.video
+        assert video is not None  # refused by __init__
+        if length is None and how.clip_latents is not None:
+            length = video.frames(how.clip_latents - given_latents)
         settings = {
             "prompt": prompt,
-            "seed": int(seed),
+            "seed": seed,
             "frames": length,
-            "chunks": None if length is None else -(-length // video_frames),
-            "given_chunks": 0 if given is None else len(given) // chunk_frames,
-            "guidance": float(merged["guidance"] if guidance is None else guidance),
-            "method": merged,
+            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
+            "given_chunks": given_latents // how.chunk_frames,
+            "guidance": scale,
+            "method": asdict(how),
             "device_frames": device_frames,
         }
-        return Stream(self, settings, given)
+        return settings, given
+
+    def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
+        try:
+            settings, _ = self.stream_settings(
+                saved["prompt"],
+                seed=saved["seed"],
+                frames=saved["frames"],
+                seconds=None,
+                start=None,
+                guidance=saved["guidance"],
+                method=saved["method"],
+                device_frames=saved["device_frames"],
+            )
+            given = saved["given_chunks"]
+            if type(given) is not int or not 0 <= given <= 4096:
+                raise ConfigError(f"expected given_chunks as a whole number but got {given!r}")
+        except (KeyError, TypeError, ValueError, PyEngineError) as error:
+            raise InputError(
+                f"the settings in the snapshot cannot be used ({error}); make it again"
+            ) from error
+        return settings | {"given_chunks": given}
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
+        return self._started(Stream.restore(self, self.snapshot_bytes(state)))
+
+    @staticmethod
+    def snapshot_bytes(state: bytes | str | Path) -> bytes:
+        """A snapshot, or the content of its file. Raises InputError."""
         if isinstance(state, bytes):
-            return Stream.restore(self, state)
+            return state
         try:
-            data = Path(state).read_bytes()
+            return Path(state).read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
-        return Stream.restore(self, data)
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
-        """What the denoiser reads of a prompt: the outputs of the text encoder, for every guidance branch."""
-        if self._tokenizer is None:
-            return {}
-        inputs = self._tokenizer.inputs(prompt)
-        with self._lock:
-            if self._text_executor is None:
-                self._text_executor = self._program((TEXT,)).executor()
-            for name, value in inputs.items():
-                self._text_executor.input(TEXT, name)[...] = value
-            self._text_executor.run(TEXT)
-            names = self.bundle.component("text_encoder").outputs
-            return {name: self._text_executor.output(TEXT, name).copy() for name in names}
+        """What the denoiser reads of a prompt: the outputs of the text encoder, read-only, for every guidance branch."""
+        return {} if self._prompts is None else self._prompts.features(prompt)
 
-    def program(self, method: Method, guidance: float | None = None) -> Program:
-        """The compiled denoiser and decoder that a method's windows need, built the first time."""
-        with self._lock:
-            if self._tokenizer is not None:
-                self._program((TEXT,))
-            return self._program(stream_variants(self.bundle, method, guidance))
+    def program(self, method: Schedule, guidance: float | None = None) -> Program:
+        """The compiled networks that a method's streams run, built the first time. Raises StreamClosed after `close`."""
+        return self._program(stream_variants(self.bundle, method, guidance))
+
+    def batch_program(self, schedule: Schedule, guidance: float, streams: tuple[int, ...]) -> Program:
+        """The denoisers of a batch, at every number of streams. They are cut at our ops wherever there is a ring: a compiled segment
+        cannot find the rings of several streams.
+        """
+        ringed = any(component.ring for component in self.bundle.components.values())
+        return self._program(denoiser_variants(schedule, guidance, streams), choice="cut" if ringed else None)
+
+    def codec_program(self, schedule: Schedule) -> Program:
+        """The decoder of one stream of a batch."""
+        return self._program(codec_variants(self.bundle, schedule))
 
     @property
     def plans(self) -> list[Plan]:
         """Every plan built or found so far, with the measured times of its choices."""
-        return [program.plan for program in self._programs.values()]
+        return [self._library.plan]
+
+    @property
+    def nbytes(self) -> int:
+        """An estimate of the bytes that compiled networks (their files and weights) and the buffers of open streams take."""
+        return self._library.nbytes
 
     def close(self) -> None:
-        """Let go of every compiled engine. Streams that run keep theirs."""
+        """Close its streams and let go of every compiled network; what either is asked afterwards raises StreamClosed.
+
+        May be called from any thread, and again. A stream that another thread is asking for a frame is closed after that frame.
+        """
         with self._lock:
-            if self._text_executor is not None:
-                self._text_executor.close()
-                self._text_executor = None
-            self._programs.clear()
+            self._closed = True
+            running = [*self._batches, *self._streams]
+        for stream in running:
+            stream.close()
+        if self._prompts is not None:
+            self._prompts.close()
+        self._library.close()
 
-    def _program(self, variants: tuple[Variant, ...]) -> Program:
-        if variants not in self._programs:
-            self._programs[variants] = load_program(build(self.bundle, variants=variants, **self._options))
-        return self._programs[variants]
+    def __enter__(self) -> Engine:
+        return self
 
-    def _settings(self, override: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The bundle's method with the caller's changes. Another method's name brings its own settings along."""
-        own = dict(self.bundle.method)
-        changes = dict(override or {})
-        presets = own.pop("presets", {})
-        if "preset" in changes:
-            name = changes.pop("preset")
-            if name not in presets:
-                raise ConfigError(
-                    f"expected a preset out of {', '.join(sorted(presets)) or 'none'} but got {name!r}; see `pyengine info`"
-                )
-            own |= presets[name]
-        if changes.get("name", own["name"]) == own["name"]:
-            unknown = set(changes) - set(own) - {"row_counts"}
-            if unknown:
-                raise ConfigError(
-                    f"expected method settings out of {', '.join(sorted(own))} but got {', '.join(sorted(unknown))}"
-                )
-        return own | changes
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-    def _encode_start(self, start: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    def _started(self, stream: Stream) -> Stream:
+        """Notes a stream, so that `close` finds it."""
+        with self._lock:
+            closed = self._closed
+            self._streams.add(stream)
+        if closed:
+            stream.close()
+            raise StreamClosed(
+                "the engine was closed while the stream started; load another with pyengine.load(...)"
+            )
+        return stream
+
+    def _program(self, variants: tuple[Variant, ...], *, choice: str | None = None) -> Program:
+        return self._library.program(variants, choice=choice)
+
+    def _encode_start(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray:
         """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
         video = self.bundle.video
         assert video is not None
-        if "context" not in settings:
+        if not settings.start_chunks:
             raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
         start = np.asarray(start)
         if (
@@ -234,19 +350,16 @@ class Engine:
             raise ShapeError(
                 f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
             )
-        size = video.frames(settings["chunk_frames"])
+        size = video.frames(settings.chunk_frames)
         if len(start) < size:
             start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        context = settings["context"]
-        room = max(1, (context["sink_frames"] + context["recent_frames"]) // settings["chunk_frames"])
-        chunks = min(len(start) // size, room)
+        chunks = min(len(start) // size, settings.start_chunks)
         start = start[len(start) - chunks * size :]
-        with self._lock:
-            executor = self._program(encoder_variants(self.bundle, settings["chunk_frames"])).executor()
+        executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
         try:
             parts = (start[index * size : (index + 1) * size] for index in range(chunks))
             return np.concatenate(
-                [encode_chunk(executor, self.bundle, part, settings["chunk_frames"]) for part in parts]
+                [encode_chunk(executor, self.bundle, part, settings.chunk_frames) for part in parts]
             )
         finally:
             executor.close()

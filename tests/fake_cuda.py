@@ -287,30 +287,41 @@ class FakeKernels(ModuleType):
     def device_count(self) -> int:
         return 1
 
-    def frame_window_attention_workspace(self, qkv: DeviceArray, ring_key: DeviceArray, *, scope: str) -> int:
+    def frame_window_attention_workspace(self, *inputs: Any, scope: str) -> int:
         return 128
 
     def frame_window_attention(
-        self, *arrays: DeviceArray, workspace: DeviceArray, stream: int, **named: Any
+        self, *inputs: Any, workspace: DeviceArray, stream: int, **others: Any
     ) -> None:
-        self._enqueue(_C.frame_window_attention, stream, arrays, named)
+        self._enqueue(_C.frame_window_attention, stream, inputs, others)
 
-    def ring_append(self, *arrays: DeviceArray, stream: int) -> None:
-        self._enqueue(_C.ring_append, stream, arrays, {})
+    def ring_append(self, *inputs: Any, stream: int) -> None:
+        self._enqueue(_C.ring_append, stream, inputs, {})
 
-    def relative_attention(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
-        self._enqueue(_C.relative_attention, stream, arrays, named)
+    def relative_attention(self, *inputs: Any, stream: int, **others: Any) -> None:
+        self._enqueue(_C.relative_attention, stream, inputs, others)
 
-    def denoise_step(self, *arrays: DeviceArray, stream: int, **named: Any) -> None:
-        self._enqueue(_C.denoise_step, stream, arrays, named)
+    def denoise_step(self, *inputs: Any, stream: int, **others: Any) -> None:
+        self._enqueue(_C.denoise_step, stream, inputs, others)
 
     def _enqueue(
-        self, op: Callable[..., object], stream: int, arrays: tuple[DeviceArray, ...], named: dict[str, Any]
+        self, op: Callable[..., object], stream: int, inputs: tuple[Any, ...], others: dict[str, Any]
     ) -> None:
-        numbers = {name: on_host(v) if isinstance(v, DeviceArray) else v for name, v in named.items()}
-        hosts = [on_host(array) for array in arrays]
+        def run() -> None:  # addresses of rings are read when the kernel runs, as a captured graph does
+            named = {name: _argument(value) for name, value in others.items()}
+            op(*map(_argument, inputs), **named)
+
         with self._cuda.lock:
-            self._cuda.streams[stream].add(lambda: op(*hosts, **numbers))
+            self._cuda.streams[stream].add(run)
+
+
+def _argument(value: Any) -> Any:
+    """An argument of a kernel as the CPU's op takes it."""
+    if hasattr(value, "bases"):
+        addresses = on_host(value.bases).tolist()
+        stream = value.bases.stream
+        return [on_host(DeviceArray(a, value.shape, value.dtype, stream, None)) for a in addresses]
+    return on_host(value) if isinstance(value, DeviceArray) else value
 
 
 class FakeEngine:

@@ -23,7 +23,7 @@ def test_manifest_round_trip() -> None:
     assert denoiser.inputs["latents"] == TensorSpec(("frames", 4, 4, 4), "float32")
     assert denoiser.inputs["ring_key.0"] == TensorSpec((2, "ring", 16, 2, 16), "working")
     assert denoiser.symbols == {"frames": toy.FRAMES, "ring": toy.RING}
-    assert denoiser.append_spec == TensorSpec(("frames",), "int64")
+    assert denoiser.append_spec == TensorSpec(("streams", "frames"), "int64")
     assert bundle.component("decoder").state == {"memory": "memory.out"}
     assert "weights.bin" in bundle.files
     assert "manifest.json" not in bundle.files

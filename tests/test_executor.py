@@ -13,10 +13,11 @@ import torch
 import toy_family as toy
 
 from pyengine.build.builder import build
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError, ShapeError
 from pyengine.export.parity import decode, encode
-from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import APPEND_SLOT, Executor, Program
+from pyengine.runtime.executor import APPEND_SLOT, Executor
+from pyengine.runtime.program import Program
 
 VARIANTS = [toy.DENOISER, toy.WIDER, toy.DECODER, toy.TEXT_ENCODER]
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from pyengine.backends.typed_graph import typed_graph
+from pyengine.build.variants import all_variants
 from pyengine.bundle.bundle import Bundle
 from pyengine.device import cuda as runtime
-from pyengine.methods.variants import all_variants
 from pyengine.plans import plan
 from pyengine.plans.plan import Plan
 

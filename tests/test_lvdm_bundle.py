@@ -13,7 +13,7 @@ import pyengine
 from pyengine.errors import ConfigError, PromptError, ShapeError
 from pyengine.export.families.lvdm.export import components
 from pyengine.export.parity import parity
-from pyengine.methods import Hierarchical, make_method
+from pyengine.methods import Hierarchical, make_method, method_settings
 
 PER_LATENT, STRIDE = family.PER_LATENT, family.STRIDE
 
@@ -97,7 +97,7 @@ def test_the_released_loop_makes_less_than_asked(tiny: pyengine.Engine) -> None:
 
 def test_the_ancestral_sampler_is_a_preset() -> None:
     settings = dict(family.bundle().method)
-    ancestral = make_method(settings | settings["presets"]["ddpm"], 3, 0)
+    ancestral = make_method(method_settings(settings, {"preset": "ddpm"}), 3, 0)
     assert isinstance(ancestral, Hierarchical)
     assert ancestral.config.ladder == tuple(range(999, -1, -1))
     assert ancestral.config.final_timestep == -1

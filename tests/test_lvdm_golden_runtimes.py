@@ -11,9 +11,10 @@ import torch
 from lvdm_golden import CASES, MANIFEST, error, model, tensors
 
 from pyengine.build.builder import build
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.lvdm.export import Modules, clip_method, export_bundle
-from pyengine.plans.plan import Variant
-from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 pytestmark = pytest.mark.slow
 

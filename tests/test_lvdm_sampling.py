@@ -13,10 +13,10 @@ import torch
 from lvdm_golden import CASES, MANIFEST, arrays, error, model
 
 from pyengine.bundle.bundle import Latent
+from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
 from pyengine.export.families.lvdm.components import Denoiser, Embedding
 from pyengine.methods.hierarchical import Hierarchical
-from pyengine.plans.plan import Variant
 from pyengine.runtime.host.clip_latents import HostClipLatents
 from pyengine.schedule.hierarchy import HierarchyConfig, ddim_timesteps
 from pyengine.schedule.samplers import alphas_cumprod, cfg, cfg_original, ddim

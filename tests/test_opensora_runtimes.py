@@ -15,12 +15,12 @@ from torch import nn
 
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.families.opensora.export import Options, Plan, components
 from pyengine.export.families.opensora.streaming import StreamingSTDiT3, TextProjector
 from pyengine.export.families.opensora.vae_components import ChunkDecoder, ChunkEncoder, FrameDecoder
 from pyengine.export.graph import export_component
 from pyengine.export.weights import WeightStore
-from pyengine.plans.plan import Variant
 from pyengine.runtime.open import load_program
 
 pytestmark = pytest.mark.slow

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from pyengine.bundle.bundle import Latent
+from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
 from pyengine.methods import make_method
 from pyengine.methods.progressive import Progressive
-from pyengine.plans.plan import Variant
 from pyengine.runtime.host.latents import HostLatents
 from pyengine.schedule.samplers import euler
-from pyengine.schedule.warp import resolve_warp, rflow_warp
+from pyengine.schedule.warp import WarpRule, resolve_warp, rflow_warp
 from pyengine.streaming import window as window_module
 from pyengine.streaming.window import Window
 
@@ -128,7 +128,8 @@ def pa_method(case: dict[str, np.ndarray], warm: bool = False) -> Progressive:
         "context": {"kind": "recompute", "sink_frames": 0, "recent_frames": chunk},
     }
     generated = None if warm else int(case["target_latents"]) // chunk - 1
-    method = Progressive.from_settings(settings, generated, 1)
+    method = make_method(settings, generated, 1)
+    assert isinstance(method, Progressive)
     return Progressive(method.config, warm=warm)
 
 
@@ -202,14 +203,10 @@ def test_warp_in_both_arithmetics() -> None:
     assert rflow_warp(240, 426, 119, "released") == 3.6875
     assert rflow_warp(240, 426, 119) == pytest.approx(3.69466, abs=1e-5)
     assert rflow_warp(512, 512, 1) == 1
-    assert resolve_warp({"rule": "rflow", "height": 240, "width": 426}, 51) == rflow_warp(240, 426, 51)
+    assert resolve_warp(WarpRule(rule="rflow", height=240, width=426), 51) == rflow_warp(240, 426, 51)
     assert resolve_warp(2.5, 0) == 2.5
     with pytest.raises(ConfigError, match="exact or released but is 'bf16'"):
         rflow_warp(240, 426, 119, "bf16")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="rule rflow"):
-        resolve_warp({"rule": "other"}, 17)
-    with pytest.raises(ConfigError, match="height, width, arithmetic and frames"):
-        resolve_warp({"rule": "rflow", "size": 3}, 17)
 
 
 def test_an_opening_makes_the_first_chunk_with_the_ordinary_sampler() -> None:

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 import pyengine
 from pyengine.build.builder import build
+from pyengine.bundle.variant import Variant
 from pyengine.errors import BundleError, ConfigError, PromptError
 from pyengine.export.families.opensora.export import components, modules_and_inputs
 from pyengine.export.parity import parity
-from pyengine.plans.plan import Variant
 from pyengine.runtime.codec import decode_chunk, decoder_variants
 from pyengine.runtime.open import load_program
 from pyengine.schedule.progressive import noise_levels
@@ -130,7 +130,7 @@ def test_a_video_from_given_frames_equals_the_torch_loop(opensora: pyengine.Engi
 def test_the_published_method_is_the_preset() -> None:
     """445 calls, 425 latents, 1,445 frames of which 1,440 are 60 seconds; 17 of them given."""
     from pyengine.export.families.opensora import presets
-    from pyengine.methods import make_method
+    from pyengine.methods import make_method, method_settings
 
     settings = presets.method((240, 426))
     method = make_method(settings, 84, 1)
@@ -147,13 +147,14 @@ def test_the_published_method_is_the_preset() -> None:
         "s150": (150, 55),
         "pa-o": (30, 35),
     }.items():
-        preset = make_method(settings | settings["presets"][name], 20, 1)
+        preset = make_method(method_settings(settings, {"preset": name}), 20, 1)
         assert preset.config.steps == steps
         assert max(preset.row_counts) == rows
         assert len(set(preset.step_at(preset.calls // 2).chunk)) == rows // 5
-    rn = make_method(settings | settings["presets"]["rn"], 84, 1)
+    rn = make_method(method_settings(settings, {"preset": "rn"}), 84, 1)
     assert (rn.calls, rn.row_counts) == (42 * 30, (15,))
-    assert make_method(settings | settings["presets"]["rw"], 84, 1).step_at(0).renoised == tuple(range(5))
+    rw = make_method(method_settings(settings, {"preset": "rw"}), 84, 1)
+    assert rw.step_at(0).renoised == tuple(range(5))
 
 
 @pytest.mark.parametrize("preset", ["rflow", "rn"])

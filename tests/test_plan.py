@@ -18,9 +18,12 @@ import toy_family as toy
 from pyengine import _C
 from pyengine.backends import base as backends
 from pyengine.build.builder import build
+from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
-from pyengine.plans.plan import KEPT_DAYS, Plan, Variant
-from pyengine.runtime.executor import Executor, Program
+from pyengine.plans.cache import KEPT_DAYS
+from pyengine.plans.plan import Plan
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import Program
 
 Calls = list[tuple[int, int, str]]
 

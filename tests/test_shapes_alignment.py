@@ -17,6 +17,8 @@ from training.shapes import train_autoencoder
 from training.shapes.alignment import Alignment, CellLabels, label_cells
 from training.shapes.world import MovingShape, Scene, coverage, sample_scene
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def cell_of(shape: MovingShape, frame: float) -> tuple[int, int]:
     """Row and column of the cell under the shape's centre."""

@@ -26,6 +26,8 @@ from training.shapes.train_autoencoder import decode_clip
 from training.shapes.train_denoiser import CHUNK, CLIP_LATENTS, Window, sample_windows
 from training.shapes.world import MovingShape, Scene, coverage, render, sample_scene
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = DenoiserConfig(width=64, depth=3, heads=2)
 
 

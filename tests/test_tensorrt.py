@@ -23,7 +23,9 @@ from pyengine.backends import base as backends
 from pyengine.backends.tensorrt import TensorRT, library
 from pyengine.backends.typed_graph import typed_graph
 from pyengine.build.builder import build
+from pyengine.build.variants import all_variants
 from pyengine.bundle.bundle import Bundle, Step, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.cli import main
 from pyengine.device import cuda as runtime
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
@@ -31,9 +33,8 @@ from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
 from pyengine.export.weights import WeightStore
-from pyengine.methods.variants import all_variants
-from pyengine.plans import plan
-from pyengine.plans.plan import Plan, Variant
+from pyengine.plans import cache, plan
+from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encoder_variants
 
 needs_rtx = pytest.mark.skipif(
@@ -183,7 +184,7 @@ def test_a_complete_plan_of_shapes_without_a_card(
     bundle = Bundle.load("shapes")
     assert [part["variant"] for part in made["parts"]] == [str(variant) for variant in all_variants(bundle)]
     for variant, entry in zip(all_variants(bundle), made["parts"], strict=True):
-        part = plan.read(variant, Path(entry["folder"]))
+        part = cache.read(bundle, variant, Path(entry["folder"]))
         assert part.choice == ("cut" if variant.component == "denoiser" else "inline")
         assert entry["device"] == "sm89"
         _check_engines(bundle, variant, part.choice, part)
@@ -338,7 +339,7 @@ def test_equal_segments_are_compiled_once(tmp_path: Path, monkeypatch: pytest.Mo
     options: dict[str, Any] = {"variants": [toy.TEXT_ENCODER], "backend": "tensorrt", "target": "sm89"}
     first = build(toy.bundle(), cache_dir=tmp_path, **options).part(toy.TEXT_ENCODER)
     data = (first.folder / str(first.engines[0])).read_bytes()
-    plan.discard(first.folder)
+    cache.discard(first.folder)
     monkeypatch.setattr(TensorRT, "_build", lambda *_: pytest.fail("compiled again"))
     again = build(toy.bundle(), cache_dir=tmp_path, **options).part(toy.TEXT_ENCODER)
     assert (again.folder / str(again.engines[0])).read_bytes() == data

@@ -18,16 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
+from pyengine.bundle.variant import Variant
 from pyengine.export.graph import WeightStore, export_component, round_weights
 from pyengine.export.ops.frame_window_attention import frame_window_attention
-from pyengine.plans.plan import Variant
 
 WIDTH, HEADS, DEPTH = 32, 2, 2
 HEAD = WIDTH // HEADS
 CHANNELS, SIDE, TOKENS, WORDS = 4, 4, 6, 10
 FRAMES, RING = 4, 3
-DENOISER = Variant.of("denoiser", frames=FRAMES, ring=RING)
-WIDER = Variant.of("denoiser", frames=FRAMES + 1, ring=RING)
+BRANCHES, STREAMS = 2, 2
+SIZES = {"branches": BRANCHES, "streams": STREAMS, "ring": RING}
+DENOISER = Variant.of("denoiser", frames=FRAMES, **SIZES)
+WIDER = Variant.of("denoiser", frames=FRAMES + 1, **SIZES)
 DECODER = Variant.of("decoder", chunk=2)
 TEXT_ENCODER = Variant.of("text_encoder")
 
@@ -57,7 +59,7 @@ class Block(nn.Module):
         text: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, frames, tokens, width = x.shape
-        shift, scale, gate = self.modulation(time)[None, :, None].chunk(3, -1)
+        shift, scale, gate = self.modulation(time)[:, :, None].chunk(3, -1)
         packed = (
             self.spatial_qkv(self.norm(x))
             .reshape(batch, frames, tokens, 3, HEADS, HEAD)
@@ -95,19 +97,23 @@ class Denoiser(nn.Module):
         text_value: Tensor,
         text_mask: Tensor,
     ) -> tuple[Tensor, ...]:
-        angle = level[:, None] * 1000 * self.frequency
+        branches, streams, _ = text_mask.shape
+        angle = level[..., None] * 1000 * self.frequency
         time = F.silu(self.time_out(F.silu(self.time_in(torch.cat((angle.cos(), angle.sin()), -1)))))
-        x = (self.project(latents.flatten(2).transpose(1, 2)) + self.place)[None].expand(2, -1, -1, -1)
-        bias = torch.where(text_mask, 0.0, -1e4).to(x.dtype)[:, None, None]
+        time = time.expand(branches, -1, -1, -1).flatten(0, 1)
+        x = self.project(latents.flatten(3).transpose(2, 3)) + self.place
+        x = x.expand(branches, -1, -1, -1, -1).flatten(0, 1)
+        bias = torch.where(text_mask, 0.0, -1e4).to(x.dtype).flatten(0, 1)[:, None, None]
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             ring = (ring_key[i], ring_value[i], ring_index)
-            text = (text_key[i], text_value[i], bias)
-            x, key, value = block(x, time, level[None].expand(2, -1), frame_index, ring, text)
+            text = (text_key[i].flatten(0, 1), text_value[i].flatten(0, 1), bias)
+            x, key, value = block(x, time, level, frame_index, ring, text)
             keys.append(key)
             values.append(value)
-        velocity = self.read_out(x).transpose(2, 3).reshape(2, -1, CHANNELS, SIDE, SIDE)
-        return velocity, *keys, *values
+        x = x.unflatten(0, (branches, streams))
+        prediction = self.read_out(x).transpose(3, 4).unflatten(-1, (SIDE, SIDE))
+        return prediction, *keys, *values
 
 
 class Decoder(nn.Module):
@@ -140,18 +146,19 @@ class TextEncoder(nn.Module):
 def modules() -> dict[str, tuple[nn.Module, dict[str, Tensor | list[Tensor]]]]:
     """Every component with example inputs; the same weights at every call."""
     torch.manual_seed(0)
-    ring = [torch.randn(2, RING, SIDE * SIDE, HEADS, HEAD) for _ in range(2 * DEPTH)]
-    text = [torch.randn(DEPTH, 2, HEADS, TOKENS, HEAD) for _ in range(2)]
+    ring = [torch.randn(BRANCHES * STREAMS, RING, SIDE * SIDE, HEADS, HEAD) for _ in range(2 * DEPTH)]
+    text = [torch.randn(DEPTH, BRANCHES, STREAMS, HEADS, TOKENS, HEAD) for _ in range(2)]
+    first = 7 * torch.arange(STREAMS)[:, None]
     inputs: dict[str, Tensor | list[Tensor]] = {
-        "latents": torch.randn(FRAMES, CHANNELS, SIDE, SIDE),
-        "level": torch.linspace(0.0, 0.999, FRAMES),
-        "frame_index": torch.arange(RING, RING + FRAMES),
-        "ring_index": torch.tensor([1, 2, -1]),
+        "latents": torch.randn(STREAMS, FRAMES, CHANNELS, SIDE, SIDE),
+        "level": torch.linspace(0.0, 0.999, FRAMES).repeat(STREAMS, 1),
+        "frame_index": torch.arange(RING, RING + FRAMES) + first,
+        "ring_index": torch.tensor([1, 2, -1]).repeat(STREAMS, 1),
         "ring_key": ring[:DEPTH],
         "ring_value": ring[DEPTH:],
         "text_key": text[0],
         "text_value": text[1],
-        "text_mask": torch.ones(2, TOKENS, dtype=torch.bool),
+        "text_mask": torch.ones(BRANCHES, STREAMS, TOKENS, dtype=torch.bool),
     }
     decoder_inputs: dict[str, Tensor | list[Tensor]] = {
         "latents": torch.randn(2, CHANNELS, SIDE, SIDE),
@@ -168,16 +175,23 @@ def export(folder: Path) -> Bundle:
     """Exports the family into an empty folder."""
     parts, store = modules(), WeightStore()
     ring = {f"ring_{kind}.{i}": f"{kind}.{i}" for kind in ("key", "value") for i in range(DEPTH)}
-    frames = {name: {0: "frames"} for name in ("latents", "level", "frame_index")}
-    slots = {"ring_index": {0: "ring"}, "ring_key": {1: "ring"}, "ring_value": {1: "ring"}}
+    frames = {name: {0: "streams", 1: "frames"} for name in ("latents", "level", "frame_index")}
+    kept = {0: "branches*streams", 1: "ring"}
+    slots = {"ring_index": {0: "streams", 1: "ring"}, "ring_key": kept, "ring_value": kept}
+    text = {f"text_{name}": {1: "branches", 2: "streams"} for name in ("key", "value")}
+    text["text_mask"] = {0: "branches", 1: "streams"}
     components = {
         "denoiser": export_component(
             *parts["denoiser"],
             folder=folder,
             name="denoiser",
             store=store,
-            outputs=["velocity", *[f"key.{i}" for i in range(DEPTH)], *[f"value.{i}" for i in range(DEPTH)]],
-            dynamic=frames | slots,
+            outputs=[
+                "prediction",
+                *[f"key.{i}" for i in range(DEPTH)],
+                *[f"value.{i}" for i in range(DEPTH)],
+            ],
+            dynamic=frames | slots | text,
             ring=ring,
             working=["text_key", "text_value"],
         ),

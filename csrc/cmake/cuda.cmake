@@ -70,14 +70,26 @@ foreach(type bfloat16 float16)
   endforeach()
 endforeach()
 
-set(kernels csrc/ops/denoise_step/cuda.cu csrc/ops/frame_window_attention/cuda.cu csrc/ops/relative_attention/cuda.cu
-    csrc/ops/ring_append/cuda.cu ${instances})
+# Of the folder of an op: every .cu, cuda*.cc, and bind.cc if the op has a cuda.cu.
+file(GLOB kernels CONFIGURE_DEPENDS csrc/ops/*/*.cu)
+file(GLOB sources CONFIGURE_DEPENDS csrc/ops/*/cuda*.cc)
+foreach(kernel ${kernels})
+  if(kernel MATCHES "/cuda[.]cu$")
+    string(REPLACE "/cuda.cu" "/bind.cc" binding ${kernel})
+    list(APPEND sources ${binding})
+  endif()
+endforeach()
 pybind11_add_module(_cuda MODULE NO_EXTRAS
+  csrc/bindings/arguments.cc
   csrc/bindings/cuda_module.cc
+  csrc/bindings/device_array.cc
+  csrc/bindings/op_binding.cc
   csrc/core/cuda/device_info.cc
   csrc/core/tensor.cc
-  csrc/ops/frame_window_attention/cuda_heuristics.cc
-  ${kernels})
+  ${sources}
+  ${kernels}
+  ${instances})
+target_compile_definitions(_cuda PRIVATE PYENGINE_BIND_CUDA)
 target_include_directories(_cuda PRIVATE csrc ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O2;${warnings}>)
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)

@@ -1,12 +1,12 @@
 """DenoiseStep: guidance over any number of branches, the sampler update of each frame, optional re-noise.
 
-    sample            [F, ...]      float32
-    prediction        [G, F, ...]   one per guidance branch
-    weights           [G]           float32
-    sample_scale, prediction_scale, noise_scale [F]  float32
-    noise             [F, ...]      optional
- -> out               [F, ...] = sample_scale * sample + prediction_scale * (sum_g weights_g prediction_g)
-                                 + noise_scale * noise
+    sample            [S, F, ...]      float32; streams, frames
+    prediction        [G, S, F, ...]   one per guidance branch
+    weights           [G, S]           float32
+    sample_scale, prediction_scale, noise_scale [S, F]  float32
+    noise             [S, F, ...]      optional
+ -> out               [S, F, ...] = sample_scale * sample + prediction_scale * (sum_g weights_g prediction_g)
+                                    + noise_scale * noise
 
 Frames whose scales are (1, 0, 0) are copied bit for bit.
 """
@@ -36,9 +36,9 @@ def reference(
     noise: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor]:
     """(out,) in the dtype of `sample`; see the module's docstring."""
-    per_frame = (-1,) + (1,) * (sample.dim() - 1)
-    a, b, c = (s.to(sample.dtype).view(per_frame) for s in (sample_scale, prediction_scale, noise_scale))
-    guided = torch.tensordot(weights.to(sample.dtype), prediction.to(sample.dtype), dims=1)
+    per_frame = (..., *(None,) * (sample.dim() - 2))
+    a, b, c = (s.to(sample.dtype)[per_frame] for s in (sample_scale, prediction_scale, noise_scale))
+    guided = torch.einsum("gs,gs...->s...", weights.to(sample.dtype), prediction.to(sample.dtype))
     out = a * sample + b * guided
     if noise is not None:
         out = out + c * noise
@@ -77,20 +77,20 @@ def onnx_function(
     return onnx.parser.parse_function(f"""
     <opset_import: ["" : {opset}, "{DOMAIN}" : {VERSION}], domain: "{DOMAIN}">
     DenoiseStep ({", ".join(INPUTS)}) => (out) {{
-        flat = Constant<value = int64[2] {{0, -1}}>()
-        flat_branches = Constant<value = int64[3] {{0, 0, -1}}>()
+        flat = Constant<value = int64[3] {{0, 0, -1}}>()
+        flat_branches = Constant<value = int64[4] {{0, 0, 0, -1}}>()
         ax0 = Constant<value = int64[1] {{0}}>()
-        ax1 = Constant<value = int64[1] {{1}}>()
-        ax12 = Constant<value = int64[2] {{1, 2}}>()
+        ax2 = Constant<value = int64[1] {{2}}>()
+        ax23 = Constant<value = int64[2] {{2, 3}}>()
         x = Reshape(sample, flat)
         prediction_flat = Reshape(prediction, flat_branches)
         prediction_wide = Cast<to = 1>(prediction_flat)
-        weights_column = Unsqueeze(weights, ax12)
+        weights_column = Unsqueeze(weights, ax23)
         weighted = Mul(weights_column, prediction_wide)
         guided = ReduceSum<keepdims = 0>(weighted, ax0)
-        a = Unsqueeze(sample_scale, ax1)
-        b = Unsqueeze(prediction_scale, ax1)
-        c = Unsqueeze(noise_scale, ax1)
+        a = Unsqueeze(sample_scale, ax2)
+        b = Unsqueeze(prediction_scale, ax2)
+        c = Unsqueeze(noise_scale, ax2)
         sample_part = Mul(a, x)
         guided_part = Mul(b, guided)
         without_noise = Add(sample_part, guided_part)
@@ -110,9 +110,10 @@ def onnx_function(
 
 @dataclass(frozen=True)
 class StepCase:
-    """Shapes, and how many of the leading frames are copies."""
+    """Shapes, and how many of the leading frames of every stream are copies."""
 
     name: str
+    streams: int = 1
     frames: int = 8
     values: tuple[int, ...] = (16, 8, 8)
     branches: int = 2
@@ -131,19 +132,20 @@ class StepCase:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=random).to(dtype)
 
-        scales = [normal(self.frames) for _ in range(3)]
+        frames = (self.streams, self.frames)
+        scales = [normal(*frames) for _ in range(3)]
         for scale, value in zip(scales, (1.0, 0.0, 0.0), strict=True):
-            scale[: self.copies] = value
+            scale[:, : self.copies] = value
         if not self.noise:
             scales[2].zero_()
         return {
-            "sample": normal(self.frames, *self.values),
-            "prediction": normal(self.branches, self.frames, *self.values).bfloat16().to(dtype),
-            "weights": normal(self.branches),
+            "sample": normal(*frames, *self.values),
+            "prediction": normal(self.branches, *frames, *self.values).bfloat16().to(dtype),
+            "weights": normal(self.branches, self.streams),
             "sample_scale": scales[0],
             "prediction_scale": scales[1],
             "noise_scale": scales[2],
-            "noise": normal(self.frames, *self.values) if self.noise else None,
+            "noise": normal(*frames, *self.values) if self.noise else None,
         }
 
 
@@ -165,6 +167,10 @@ DENOISE_STEP = OpSpec(
         StepCase("no_inner_axes", frames=7, values=()),
         StepCase("odd", frames=35, values=(3, 7, 11), noise=True),
         StepCase("parallel", frames=9, values=(16, 32, 33), noise=True),
+        StepCase("two_streams", streams=2, frames=5, values=(4, 9)),
+        StepCase("three_streams", streams=3, frames=3, values=(2, 7, 5), branches=3, noise=True),
+        StepCase("streams_of_one_value", streams=3, frames=1, values=(), branches=1, copies=0),
+        StepCase("streams_parallel", streams=2, frames=5, values=(16, 32, 33), noise=True),
     ),
     bench_cases=(StepCase("shapes", frames=8), StepCase("wide", frames=35, values=(4, 40, 64))),
 )

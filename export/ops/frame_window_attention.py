@@ -1,21 +1,24 @@
 """FrameWindowAttention: F active frames attend to [ring | active] frames; noise levels decide who sees whom.
 
     qkv          [B, F, N, 3, H, D]   batch, frames, tokens of a frame, heads, head size
-    level        [B, F]               float32 noise level, 0 = clean
-    frame_index  [F]                  int64; -1 = absent: it is no key, and its row of `out` is zero
+    level        [S, F]               float32 noise level, 0 = clean; one row per stream
+    frame_index  [S, F]               int64; -1 = absent: it is no key, and its row of `out` is zero
     ring_key     [B, R, N, H, D]      normalised, not rotated; all three ring inputs may be absent: no ring
     ring_value   [B, R, N, H, D]      finite even where the slot is empty
-    ring_index   [R]                  int64; -1 = empty slot
+    ring_index   [S, R]               int64; -1 = empty slot
     q_gain, k_gain [D]                optional: RMS norm over D in float32, then this gain
-    reach        [F]                  int64, mask "ranged" only
+    reach        [S, F]               int64, mask "ranged" only
  -> out          [B, F, N, H * D]
     key, value   [B, F, N, H, D]      what the ring keeps: the key normalised, not rotated
+
+The batch is B = branches * S entries, branch by branch: entry b belongs to stream b % S, and streams see nothing
+of each other. A stream that is not there has -1 in its whole row of `frame_index`.
 
 Frame i sees every filled ring slot, and active frame j as `mask` says: "bidirectional" always, "noise_causal"
 iff level_j <= level_i, "ranged" iff also index_i - reach_i < index_j <= index_i (which then binds ring slots
 too). `scope` "temporal": a token sees the same place in those frames; "frame": all their tokens. A row that
 sees nothing is exactly zero. Rotary angles are index * theta^(-2k / rotary_dim) with indices re-based to the
-smallest present one.
+smallest present one of the stream.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def rms_norm(x: torch.Tensor, gain: torch.Tensor | None, epsilon: float) -> torc
 def rotate(
     x: torch.Tensor, position: torch.Tensor, theta: float, rotary_dim: int, interleaved: bool
 ) -> torch.Tensor:
-    """Rotary embedding of x [B, P, N, H, D] by position [P] on its first `rotary_dim` values."""
+    """Rotary embedding of x [B, P, N, H, D] by position [B, P] on its first `rotary_dim` values."""
     if rotary_dim == 0:
         return x
     wide = accumulator(x.dtype)
@@ -65,7 +68,7 @@ def rotate(
     frequency = torch.pow(
         torch.tensor(theta, dtype=torch.float64, device=x.device), exponent
     )  # [rotary_dim / 2]
-    angle = (position.double()[:, None] * frequency)[:, None, None, :]  # [P, 1, 1, rotary_dim / 2]
+    angle = (position.double()[..., None] * frequency)[:, :, None, None]  # [B, P, 1, 1, rotary_dim / 2]
     cosine, sine = angle.cos().to(wide), angle.sin().to(wide)
     head, tail = x[..., :rotary_dim].to(wide), x[..., rotary_dim:]
     if interleaved:
@@ -84,20 +87,20 @@ def visible(
     reach: torch.Tensor | None,
     mask: str,
 ) -> torch.Tensor:
-    """[B, F, R + F] bool: which frames each active frame sees."""
+    """[S, F, R + F] bool: which frames each active frame of a stream sees."""
     if mask not in ("bidirectional", "noise_causal", "ranged"):
         raise ValueError(f"expected mask bidirectional, noise_causal or ranged but got {mask!r}")
     if (mask == "ranged") != (reach is not None):
         raise ValueError(f"expected reach exactly when mask is 'ranged' but mask is {mask!r}")
-    index = torch.cat((ring_index, frame_index))  # [R + F]
-    seen = (index >= 0) & (frame_index >= 0)[:, None]  # [F, R + F]
+    index = torch.cat((ring_index, frame_index), 1)[:, None]  # [S, 1, R + F]
+    seen = (index >= 0) & (frame_index >= 0)[:, :, None]  # [S, F, R + F]
     if reach is not None:
-        distance = frame_index[:, None] - index
-        seen = seen & (distance >= 0) & (distance < reach[:, None])
+        distance = frame_index[:, :, None] - index
+        seen = seen & (distance >= 0) & (distance < reach[:, :, None])
     if mask == "bidirectional":
-        return seen.expand(level.shape[0], -1, -1)
-    cleaner = level[:, None, :] <= level[:, :, None]  # [B, F (query), F (key)]
-    ring = torch.ones_like(cleaner[:, :, :1]).expand(-1, -1, ring_index.shape[0])
+        return seen
+    cleaner = level[:, None, :] <= level[:, :, None]  # [S, F (query), F (key)]
+    ring = torch.ones_like(cleaner[:, :, :1]).expand(-1, -1, ring_index.shape[1])
     return seen & torch.cat((ring, cleaner), -1)
 
 
@@ -124,21 +127,26 @@ def reference(
     if scope not in ("temporal", "frame"):
         raise ValueError(f"expected scope temporal or frame but got {scope!r}")
     batch, frames, tokens, _, heads, head_dim = qkv.shape
+    streams = frame_index.shape[0]
+    if batch % streams:
+        raise ValueError(f"expected a batch of branches * {streams} streams but got {batch}")
     if ring_key is None or ring_value is None or ring_index is None:
         ring_key = ring_value = qkv.new_zeros(batch, 0, tokens, heads, head_dim)
-        ring_index = frame_index[:0]
-    ring = ring_index.shape[0]
+        ring_index = frame_index[:, :0]
+    ring = ring_index.shape[1]
     query, key, value = qkv.unbind(3)  # [B, F, N, H, D] each
     query, key = rms_norm(query, q_gain, epsilon), rms_norm(key, k_gain, epsilon)
 
-    index = torch.cat((ring_index, frame_index))
-    base = torch.where(index >= 0, index, torch.iinfo(index.dtype).max).min()
-    position = torch.where(index >= 0, index - base, 0)
+    index = torch.cat((ring_index, frame_index), 1)  # [S, R + F]
+    base = torch.where(index >= 0, index, torch.iinfo(index.dtype).max).amin(1, keepdim=True)
+    position = torch.where(index >= 0, index - base, 0).repeat(batch // streams, 1)  # [B, R + F]
     keys = rotate(torch.cat((ring_key, key), 1), position, theta, rotary_dim, bool(interleaved))
     values = torch.cat((ring_value, value), 1)  # [B, R + F, N, H, D]
-    query = rotate(query, position[ring:], theta, rotary_dim, bool(interleaved))
+    query = rotate(query, position[:, ring:], theta, rotary_dim, bool(interleaved))
 
-    seen = visible(level, frame_index, ring_index, reach, mask)  # [B, F, R + F]
+    seen = visible(level, frame_index, ring_index, reach, mask).repeat(
+        batch // streams, 1, 1
+    )  # [B, F, R + F]
     if scope == "temporal":
         to_rows, seen = (0, 2, 3, 1, 4), seen[:, None, None]  # rows [B, N, H, F, D]
         query, keys, values = (x.permute(to_rows) for x in (query, keys, values))

@@ -1,8 +1,11 @@
 """The ONNX function body of FrameWindowAttention: what it means to a runtime that does not have our kernel.
 
 Norms, angles and softmax are float32 and `out` is cast back, so the body serves float32, float16 and bfloat16
-graphs. B, F, N and R may be symbolic. The body is written for one set of attributes and of optional inputs:
+graphs. B, S, F, N and R may be symbolic. The body is written for one set of attributes and of optional inputs:
 ONNX cannot branch on a string.
+
+What a stream has of its own (angles, mask) is never repeated for its branches: the batch [branches * S, ...] is
+seen as [branches, S, ...], or with the next axis merged as [branches, S * P, ...], and broadcast.
 """
 
 from __future__ import annotations
@@ -35,12 +38,14 @@ SPLIT = f"""
     ax0 = Constant<value = int64[1] {{0}}>()
     ax1 = Constant<value = int64[1] {{1}}>()
     ax2 = Constant<value = int64[1] {{2}}>()
-    base = ReduceMin<keepdims = 0>(index_or_absent, ax0)
+    base = ReduceMin<keepdims = 1>(index_or_absent, ax1)
     end = Constant<value = int64[1] {{{2**31 - 1}}}>()
-    index_f = Unsqueeze(frame_index, ax1)
-    index_k = Unsqueeze(index, ax0)
+    rest = Constant<value = int64[1] {{-1}}>()
+    streams = Shape<start = 0, end = 1>(frame_index)
+    index_f = Unsqueeze(frame_index, ax2)
+    index_k = Unsqueeze(index, ax1)
     present_f = GreaterOrEqual(index_f, i0)
-    present_k = Unsqueeze(present, ax0)
+    present_k = Unsqueeze(present, ax1)
     seen_present = And(present_f, present_k)
 """
 
@@ -48,8 +53,8 @@ SPLIT = f"""
 WITH_RING = """
     ring_key_wide = Cast<to = 1>(ring_key)
     ring_value_wide = Cast<to = 1>(ring_value)
-    index = Concat<axis = 0>(ring_index, frame_index)
-    ring_shape = Shape(ring_index)
+    index = Concat<axis = 1>(ring_index, frame_index)
+    ring_shape = Shape<start = 1>(ring_index)
 """
 WITHOUT_RING = """
     index = Identity(frame_index)
@@ -75,21 +80,25 @@ def _norm(name: str, gain: str | None, epsilon: float) -> str:
 
 
 def _angles(theta: float, rotary_dim: int) -> str:
-    """cosine, sine [P, 1, 1, rotary_dim / 2] of all frames, and the part of the active ones."""
+    """cosine, sine [S * P, 1, 1, rotary_dim / 2] of all frames of each stream, and the part of the active ones."""
     frequency = [theta ** (-2 * i / rotary_dim) for i in range(rotary_dim // 2)]
     values = ", ".join(repr(value) for value in frequency)
     return f"""
     offset = Sub(index, base)
     position_i = Where(present, offset, i0)
     position = Cast<to = 1>(position_i)
-    ax123 = Constant<value = int64[3] {{1, 2, 3}}>()
-    position_column = Unsqueeze(position, ax123)
+    position_column = Unsqueeze(position, ax2)
     frequency = Constant<value = float[{len(frequency)}] {{{values}}}>()
     angle = Mul(position_column, frequency)
-    cosine_k = Cos(angle)
-    sine_k = Sin(angle)
-    cosine_q = Slice(cosine_k, ring_shape, end, ax0)
-    sine_q = Slice(sine_k, ring_shape, end, ax0)
+    cosine = Cos(angle)
+    sine = Sin(angle)
+    cosine_active = Slice(cosine, ring_shape, end, ax1)
+    sine_active = Slice(sine, ring_shape, end, ax1)
+    angle_shape = Constant<value = int64[4] {{-1, 1, 1, {len(frequency)}}}>()
+    cosine_k = Reshape(cosine, angle_shape)
+    sine_k = Reshape(sine, angle_shape)
+    cosine_q = Reshape(cosine_active, angle_shape)
+    sine_q = Reshape(sine_active, angle_shape)
     """
 
 
@@ -100,14 +109,20 @@ def _rotate(name: str, which: str, rotary_dim: int, interleaved: bool) -> str:
     else:
         first, second, step = (0, rotary_dim // 2), (rotary_dim // 2, rotary_dim), 1
     text = f"""
+    {name}_whole = Shape({name}_all)
+    {name}_frames = Shape<start = 1, end = 2>({name}_all)
+    {name}_inner = Shape<start = 2>({name}_all)
+    {name}_rows = Mul(streams, {name}_frames)
+    {name}_merged = Concat<axis = 0>(rest, {name}_rows, {name}_inner)
+    {name}_streams = Reshape({name}_all, {name}_merged)
     {name}_last = Constant<value = int64[1] {{-1}}>()
     {name}_step = Constant<value = int64[1] {{{step}}}>()
     {name}_a0 = Constant<value = int64[1] {{{first[0]}}}>()
     {name}_a1 = Constant<value = int64[1] {{{first[1]}}}>()
     {name}_b0 = Constant<value = int64[1] {{{second[0]}}}>()
     {name}_b1 = Constant<value = int64[1] {{{second[1]}}}>()
-    {name}_a = Slice({name}_all, {name}_a0, {name}_a1, {name}_last, {name}_step)
-    {name}_b = Slice({name}_all, {name}_b0, {name}_b1, {name}_last, {name}_step)
+    {name}_a = Slice({name}_streams, {name}_a0, {name}_a1, {name}_last, {name}_step)
+    {name}_b = Slice({name}_streams, {name}_b0, {name}_b1, {name}_last, {name}_step)
     {name}_ac = Mul({name}_a, cosine_{which})
     {name}_bs = Mul({name}_b, sine_{which})
     {name}_bc = Mul({name}_b, cosine_{which})
@@ -115,37 +130,36 @@ def _rotate(name: str, which: str, rotary_dim: int, interleaved: bool) -> str:
     {name}_y = Sub({name}_ac, {name}_bs)
     {name}_z = Add({name}_bc, {name}_as)
     {name}_t0 = Constant<value = int64[1] {{{rotary_dim}}}>()
-    {name}_tail = Slice({name}_all, {name}_t0, end, {name}_last)
+    {name}_tail = Slice({name}_streams, {name}_t0, end, {name}_last)
     """
     if not interleaved:
-        return text + f"{name}_rotated = Concat<axis = -1>({name}_y, {name}_z, {name}_tail)"
-    return (
-        text
-        + f"""
+        joined = f"{name}_turned = Concat<axis = -1>({name}_y, {name}_z, {name}_tail)"
+    else:
+        joined = f"""
     {name}_y1 = Unsqueeze({name}_y, {name}_last)
     {name}_z1 = Unsqueeze({name}_z, {name}_last)
     {name}_pairs = Concat<axis = -1>({name}_y1, {name}_z1)
     {name}_flat = Constant<value = int64[5] {{0, 0, 0, 0, {rotary_dim}}}>()
     {name}_head = Reshape({name}_pairs, {name}_flat)
-    {name}_rotated = Concat<axis = -1>({name}_head, {name}_tail)
+    {name}_turned = Concat<axis = -1>({name}_head, {name}_tail)
     """
-    )
+    return f"{text}{joined}\n    {name}_rotated = Reshape({name}_turned, {name}_whole)"
 
 
 def _seen(mask: str, has_ring: bool) -> str:
-    """seen [B or 1, F, R + F] bool."""
+    """seen [S, F, R + F] bool."""
     ranged = """
     distance = Sub(index_f, index_k)
     not_later = GreaterOrEqual(distance, i0)
-    reach_f = Unsqueeze(reach, ax1)
+    reach_f = Unsqueeze(reach, ax2)
     within = Less(distance, reach_f)
     in_range = And(not_later, within)
     seen_in_range = And(seen_present, in_range)
     """
     # Ring slots count as cleaner than clean: only their index decides.
     ring_levels = """
-    batch_ring = Shape<start = 0, end = 2>(ring_key)
-    ring_level = ConstantOfShape<value = float[1] {-1.0}>(batch_ring)
+    slots = Shape(ring_index)
+    ring_level = ConstantOfShape<value = float[1] {-1.0}>(slots)
     level_k2 = Concat<axis = 1>(ring_level, level)
     """
     causal = (
@@ -157,7 +171,7 @@ def _seen(mask: str, has_ring: bool) -> str:
     """
     )
     if mask == "bidirectional":
-        return "seen = Unsqueeze(seen_present, ax0)"
+        return "seen = Identity(seen_present)"
     if mask == "noise_causal":
         return causal + "seen = And(cleaner, seen_present)"
     if mask == "ranged":
@@ -169,8 +183,7 @@ ROWS_TEMPORAL = """
     q_rows = Transpose<perm = [0, 2, 3, 1, 4]>(query_rotated)
     k_rows = Transpose<perm = [0, 2, 3, 4, 1]>(key_rotated)
     v_rows = Transpose<perm = [0, 2, 3, 1, 4]>(value_all)
-    ax12 = Constant<value = int64[2] {1, 2}>()
-    seen_rows = Unsqueeze(seen, ax12)
+    seen_rows = Unsqueeze(seen, ax1)
 """
 OUT_TEMPORAL = "out_frames = Transpose<perm = [0, 3, 1, 2, 4]>(attended)"
 
@@ -184,7 +197,7 @@ ROWS_FRAME = """
     B = Gather(query_shape, ax0)
     F = Gather(query_shape, ax1)
     N = Gather(query_shape, ax2)
-    P = Shape(index)
+    P = Shape<start = 1>(index)
     H_at = Constant<value = int64[1] {3}>()
     D_at = Constant<value = int64[1] {4}>()
     H = Gather(query_shape, H_at)
@@ -199,10 +212,9 @@ ROWS_FRAME = """
     v_rows = Reshape(v_frames, v_shape)
     ax24 = Constant<value = int64[2] {2, 4}>()
     seen_5 = Unsqueeze(seen, ax24)
-    seen_batch = Shape<start = 0, end = 1>(seen)
-    seen_full = Concat<axis = 0>(seen_batch, F, N, P, N)
+    seen_full = Concat<axis = 0>(streams, F, N, P, N)
     seen_tokens = Expand(seen_5, seen_full)
-    seen_shape = Concat<axis = 0>(seen_batch, ax1, FN, PN)
+    seen_shape = Concat<axis = 0>(streams, ax1, FN, PN)
     seen_rows = Reshape(seen_tokens, seen_shape)
 """
 OUT_FRAME = """
@@ -259,13 +271,20 @@ def onnx_function(
     # A finite fill and a second masking: a row that sees nothing is exactly zero, not NaN.
     parts += [
         "q_scaled = Mul(q_rows, scale)",
-        "scores = MatMul(q_scaled, k_rows)",
+        "scores_batch = MatMul(q_scaled, k_rows)",  # [B, N, H, F, R + F] or [B, H, F * N, (R + F) * N]
+        "batch_shape = Shape(scores_batch)",
+        "inner_shape = Shape<start = 1, end = -2>(scores_batch)",
+        "inner = ReduceProd<keepdims = 1>(inner_shape)",
+        "pair_shape = Shape<start = -2>(scores_batch)",
+        "stream_shape = Concat<axis = 0>(rest, streams, inner, pair_shape)",
+        "scores = Reshape(scores_batch, stream_shape)",  # [branches, S, inner, queries, keys]
         "lowest = Constant<value = float {-3e38}>()",
         "scores_seen = Where(seen_rows, scores, lowest)",
         "weights = Softmax<axis = -1>(scores_seen)",
         "zero = Constant<value = float {0.0}>()",
         "weights_seen = Where(seen_rows, weights, zero)",
-        "attended = MatMul(weights_seen, v_rows)",
+        "weights_batch = Reshape(weights_seen, batch_shape)",
+        "attended = MatMul(weights_batch, v_rows)",
         OUT_TEMPORAL if scope == "temporal" else OUT_FRAME,
         "out_shape = Constant<value = int64[4] {0, 0, 0, -1}>()",
         "out_wide = Reshape(out_frames, out_shape)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyengine.bundle.bundle import Bundle
-from pyengine.methods import Progressive
+from pyengine.methods import Progressive, ProgressiveSettings, method_settings
 from pyengine.schedule.progressive import Step
 from pyengine.schedule.samplers import frame_noise
 from pyengine.text.prompts import PromptTokenizer
@@ -62,11 +62,12 @@ class TorchStream:
         seed: int,
         method: Mapping[str, Any] | None = None,
     ) -> None:
-        settings = dict(bundle.method) | dict(method or {})
+        settings = method_settings(bundle.method, method)
+        assert isinstance(settings, ProgressiveSettings)
         if options.recompute:
-            settings["context"] = {**settings["context"], "kind": "recompute"}
+            settings = replace(settings, context=replace(settings.context, kind="recompute"))
         self._method = Progressive.from_settings(settings, None, 0)
-        self._options, self._seed, self._guidance = options, seed, settings["guidance"]
+        self._options, self._seed, self._guidance = options, seed, settings.guidance
         config = modules.denoiser.config
         self._config = config
         self._shape = (config.latent_channels, config.latent_size, config.latent_size)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pyengine.build.builder import build
+from pyengine.build.variants import all_variants
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import ConfigError
 from pyengine.plans.plan import Plan
-from pyengine.methods.variants import all_variants
 
 __all__ = ["build_targets"]
 

@@ -91,13 +91,13 @@ class Component:
 
     @property
     def append_spec(self) -> TensorSpec | None:
-        """`append_slot`: the ring slot that each active frame is written to after the run, -1 for none. None
+        """`append_slot`: the ring slot that each active frame of each stream is written to after the run, -1 for none. None
         without a ring.
         """
         if not self.ring:
             return None
         frames = self.outputs[next(iter(self.ring.values()))].shape[1]
-        return TensorSpec((frames,), "int64")
+        return TensorSpec(("streams", frames), "int64")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from pyengine.commands.engine_options import add_engine_options, console, load_engine
 from pyengine.errors import ConfigError
+from pyengine.methods import method_settings
 from pyengine.streaming.stream import check_length
 from pyengine.video.reader import read_image, read_video
 from pyengine.video.writer import VideoWriter
@@ -82,9 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
     engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
     video = engine.bundle.video
     assert video is not None
-    method = engine.bundle.method
-    if arguments.frames is None and arguments.seconds is None and method.get("name") == "clip":
-        total: int | None = video.frames(method["chunk_frames"])  # such a model makes that and no more
+    preset = {"preset": arguments.preset} if arguments.preset else None
+    clip = method_settings(engine.bundle.method, preset).clip_latents
+    if arguments.frames is None and arguments.seconds is None and clip is not None:
+        total: int | None = video.frames(clip)  # such a method makes that and no more
     else:
         total = check_length(arguments.frames, seconds, video.fps)
     assert total is not None
@@ -110,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             "frames": left,
             "guidance": arguments.guidance,
             "start": start,
-            "method": {"preset": arguments.preset} if arguments.preset else None,
+            "method": preset,
         }
         try:
             with engine.stream(arguments.prompt, **options) as stream:

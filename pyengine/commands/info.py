@@ -17,7 +17,7 @@ from rich.console import Console
 from pyengine import _C
 from pyengine.bundle.bundle import Bundle, bundled_names
 from pyengine.errors import BackendUnavailable
-from pyengine.plans.plan import cache_folder
+from pyengine.plans.cache import cache_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

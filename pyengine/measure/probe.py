@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pyengine import _C
-from pyengine.plans.plan import Variant
+from pyengine.bundle.variant import Variant
+from pyengine.streaming.driver import StreamState
 from pyengine.streaming.stream import Stream
 
 __all__ = ["Probe", "cores", "machine", "memory_mb", "peak_memory_mb"]
@@ -36,15 +38,14 @@ class Probe:
     _entered: float | None = None
 
     def __post_init__(self) -> None:
-        window, executor = self.stream._window, self.stream._open()
-        advance, run = window.advance, executor.run
+        driver = self.stream._driver
+        executor, step, run = driver.executor, driver.step, driver.executor.run
 
-        def timed_advance() -> list[tuple[int, np.ndarray]]:
+        def timed_step(streams: Sequence[StreamState]) -> None:
             start = time.perf_counter()
-            result = advance()
+            step(streams)
             if self._entered is not None:
                 self.calls.append(time.perf_counter() - start)
-            return result
 
         def timed_run(variant: Variant) -> None:
             start = time.perf_counter()
@@ -52,7 +53,7 @@ class Probe:
             if self._entered is not None and variant.component == "denoiser":
                 self._spent["denoiser"] += time.perf_counter() - start
 
-        window.advance, executor.run = timed_advance, timed_run  # type: ignore[method-assign]
+        driver.step, executor.run = timed_step, timed_run  # type: ignore[method-assign]
 
     def __enter__(self) -> Probe:
         self._before, self._entered = self.stream.seconds, time.perf_counter()

@@ -1,33 +1,108 @@
-"""How each system uses the schedule. A method turns a bundle's settings into the records that a window obeys."""
+"""How each system uses the schedule. A method turns a bundle's settings into a schedule, whose calls the driver makes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pyengine.errors import BundleError
-from pyengine.methods.hierarchical import Hierarchical
-from pyengine.methods.progressive import Progressive
-from pyengine.methods.replacement import Replacement
-from pyengine.methods.rflow import rflow
+from pyengine.errors import ConfigError
+from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
+from pyengine.methods.progressive import Progressive, ProgressiveSettings
+from pyengine.methods.replacement import Replacement, ReplacementSettings
+from pyengine.methods.rflow import RflowSettings, rflow
+from pyengine.methods.shared import WindowSettings
+from pyengine.schedule.positions import PositionPolicy
+from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
+from pyengine.settings import names, read, read_mapping, shown
 
-__all__ = ["Hierarchical", "Method", "Progressive", "Replacement", "make_method"]
+__all__ = [
+    "SETTINGS",
+    "Hierarchical",
+    "HierarchicalSettings",
+    "Method",
+    "MethodSettings",
+    "Progressive",
+    "ProgressiveSettings",
+    "Replacement",
+    "ReplacementSettings",
+    "RflowSettings",
+    "make_method",
+    "method_settings",
+    "positions_of",
+    "sampler_of",
+]
 
 Method = Progressive | Replacement | Hierarchical
+MethodSettings = ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings
+# By the name that a manifest gives the method.
+SETTINGS: dict[str, type[MethodSettings]] = {
+    "progressive": ProgressiveSettings,
+    "replacement": ReplacementSettings,
+    "rflow": RflowSettings,
+    "hierarchical": HierarchicalSettings,
+    "clip": HierarchicalSettings,
+}
 
 
-def make_method(settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Method:
-    """The method that a manifest (or a caller's override of it) names. `chunks` to generate, None = endless."""
-    name = settings.get("name")
-    if name == "progressive":
+def method_settings(own: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> MethodSettings:
+    """The settings of a manifest's `method`, with the changes of a caller. Both may be any mappings at all.
+
+    `changes` may name one of the manifest's presets, {"preset": "rflow"}, and change that. Where they name another method, what the two
+    methods have in common stays as it is in the manifest. `dataclasses.asdict` of the result is a mapping that reads back as the same.
+
+    Raises ConfigError that names the setting.
+    """
+    settings = read_mapping(own, "method")
+    presets = read_mapping(settings.pop("presets", {}), "method.presets")
+    changed = read_mapping({} if changes is None else changes, "method")
+    if "preset" in changed:
+        name = changed.pop("preset")
+        if not isinstance(name, str) or name not in presets:
+            known = ", ".join(sorted(map(str, presets))) or "none"
+            raise ConfigError(
+                f"[method.preset] expected a preset out of {known} but got {shown(name)}; see `pyengine info`"
+            )
+        changed = read_mapping(presets[name], f"method.presets.{name}") | changed
+    kind = _kind(changed.get("name", settings.get("name")))
+    if "name" in settings and kind is not _kind(settings["name"]):
+        settings = {name: value for name, value in settings.items() if name in names(kind)}
+    return read(kind, settings | changed, "method")
+
+
+def make_method(
+    settings: MethodSettings | Mapping[str, Any], chunks: int | None, given_chunks: int
+) -> Method:
+    """The method of these settings, or of a mapping that `method_settings` reads. `chunks` to generate, None = endless.
+
+    Raises ConfigError.
+    """
+    if isinstance(settings, Mapping):
+        settings = method_settings(settings)
+    if isinstance(settings, ProgressiveSettings):
         return Progressive.from_settings(settings, chunks, given_chunks)
-    if name == "replacement":
+    if isinstance(settings, ReplacementSettings):
         return Replacement.from_settings(settings, chunks, given_chunks)
-    if name == "rflow":
+    if isinstance(settings, RflowSettings):
         return rflow(settings, chunks, given_chunks)
-    if name in ("hierarchical", "clip"):
-        return Hierarchical.from_settings(settings, chunks, given_chunks)
-    raise BundleError(
-        f"expected a method out of progressive, replacement, rflow, hierarchical, clip but got {name!r}; "
-        "install the pyengine that made the bundle"
-    )
+    return Hierarchical.from_settings(settings, chunks, given_chunks)
+
+
+def sampler_of(settings: MethodSettings) -> Sampler:
+    """How latents go from level to level: by the sampler that the settings name, or DDIM where they say betas."""
+    if isinstance(settings, HierarchicalSettings):
+        table = alphas_cumprod(*settings.betas, settings.timesteps)
+        return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
+    return make_sampler(settings.sampler)
+
+
+def positions_of(settings: MethodSettings) -> tuple[PositionPolicy, int]:
+    """How frames are numbered for the rotary embedding, and how many of them are pinned at the start of the stream."""
+    if not isinstance(settings, WindowSettings):
+        return "local", 0
+    return settings.positions, settings.context.sink_frames if settings.context else 0
+
+
+def _kind(name: Any) -> type[MethodSettings]:
+    if isinstance(name, str) and name in SETTINGS:
+        return SETTINGS[name]
+    raise ConfigError(f"[method.name] expected a method out of {', '.join(SETTINGS)} but got {shown(name)}")

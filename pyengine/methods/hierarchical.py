@@ -4,18 +4,84 @@ alone: one clip of a short or a text-to-video model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
-from pyengine.errors import ConfigError
-from pyengine.plans.plan import Variant
-from pyengine.schedule.hierarchy import HierarchyConfig
+from pyengine.bundle.variant import Variant
+from pyengine.errors import ConfigError, PromptError
+from pyengine.methods.shared import Count, Frames, Steps
+from pyengine.schedule.call import Call, Emit, Key, Lane, Row
+from pyengine.schedule.hierarchy import Behaviour, ClipStep, Decode, HierarchyConfig, ddim_timesteps
 from pyengine.schedule.samplers import Prediction
+from pyengine.settings import Range
 
-__all__ = ["Hierarchical"]
+__all__ = ["Hierarchical", "HierarchicalSettings"]
 
-GUIDANCE_FORMS = ("original", "text")
+CONDITION_DRAW = 1 << 20  # perturbs conditions; steps draw under 0, 1, ...
+GuidanceForm = Literal["original", "text"]
+Beta = Annotated[float, Range(0, 0.999, above=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalSettings:
+    """What a manifest or a caller says of the method. Lengths in latent frames.
+
+    steps            of DDIM; as many as `timesteps` are ancestral sampling
+    timesteps        T of the training
+    chunk_frames     latents that one interval adds: `stride`, or `clip_frames` where there is no second level
+    clip_frames      of a prediction clip; `known` of them are given by the clip before
+    stride           latents from one key to the next; 1 = no second level
+    eta              0 deterministic, 1 as the ancestral sampler
+    betas            first and last; linear in the square root between them
+    levels           rows of the table that embeds perturbation levels; None = `timesteps`
+    guidance, guidance_form, perturbation, predicts   as in `Hierarchical`
+    clips_per_round, left_context, decode, behaviour  as in `schedule.hierarchy.HierarchyConfig`
+    """
+
+    name: Literal["hierarchical", "clip"]
+    steps: Steps
+    timesteps: Steps
+    chunk_frames: Count
+    clip_frames: Count
+    known: Count = 1
+    stride: Count = 1
+    clips_per_round: Count = 1
+    left_context: Frames = 2
+    decode: Decode = "windowed"
+    behaviour: Behaviour = "intended"
+    eta: Annotated[float, Range(0, 1)]
+    betas: tuple[Beta, Beta]
+    predicts: Prediction = "epsilon"
+    guidance: float
+    guidance_form: GuidanceForm = "original"
+    perturbation: Frames | None = None
+    levels: Frames | None = None
+
+    def __post_init__(self) -> None:
+        ddim_timesteps(self.steps, self.timesteps)  # refuses steps that cannot be
+        if self.betas[0] > self.betas[1]:
+            raise ConfigError(f"[method.betas] expected two numbers that rise but got {list(self.betas)}")
+        adds = self.stride if self.stride > 1 else self.clip_frames
+        if self.chunk_frames != adds:
+            raise ConfigError(
+                f"[method.chunk_frames] expected {adds}, the latents that one interval adds, but got {self.chunk_frames}"
+            )
+        rows = self.levels or self.timesteps
+        if self.perturbation is not None and self.perturbation >= rows:
+            raise ConfigError(
+                f"[method.perturbation] expected a timestep from 0 to {rows - 1}, or none, but got {self.perturbation}"
+            )
+
+    @property
+    def start_chunks(self) -> int:
+        """Most given chunks that a stream can begin with: none, such a model makes videos from noise alone."""
+        return 0
+
+    @property
+    def clip_latents(self) -> int | None:
+        """Latent frames of a stream without a length; None = it is endless."""
+        return self.clip_frames if self.name == "clip" else None
 
 
 @dataclass(frozen=True)
@@ -29,7 +95,7 @@ class Hierarchical:
     """
 
     config: HierarchyConfig
-    guidance: str
+    guidance: GuidanceForm
     perturbation: int | None
     eta: float
     betas: tuple[float, float]  # first and last; linear in the square root between them
@@ -37,35 +103,27 @@ class Hierarchical:
 
     @classmethod
     def from_settings(
-        cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int
+        cls, settings: HierarchicalSettings, chunks: int | None, given_chunks: int
     ) -> Hierarchical:
         del given_chunks  # such a model cannot continue given frames
-        form, level = settings.get("guidance_form", "original"), settings.get("perturbation")
-        if form not in GUIDANCE_FORMS:
-            raise ConfigError(f"guidance_form must be one of {', '.join(GUIDANCE_FORMS)} but is {form!r}")
-        levels = settings.get("levels") or settings["timesteps"]  # rows of the table that embeds them
-        if level is not None and not (isinstance(level, int) and 0 <= level < levels):
-            raise ConfigError(
-                f"perturbation must be a timestep in 0..{levels - 1}, or none, but is {level!r}"
-            )
         return cls(
             HierarchyConfig(
-                steps=settings["steps"],
-                timesteps=settings["timesteps"],
-                clip_frames=settings["clip_frames"],
-                known=settings.get("known", 1),
-                stride=settings.get("stride", 1),
-                intervals=1 if settings["name"] == "clip" and chunks is None else chunks,
-                clips_per_round=settings.get("clips_per_round", 1),
-                left_context=settings.get("left_context", 2),
-                decode=settings.get("decode", "windowed"),
-                behaviour=settings.get("behaviour", "intended"),
+                steps=settings.steps,
+                timesteps=settings.timesteps,
+                clip_frames=settings.clip_frames,
+                known=settings.known,
+                stride=settings.stride,
+                intervals=1 if settings.name == "clip" and chunks is None else chunks,
+                clips_per_round=settings.clips_per_round,
+                left_context=settings.left_context,
+                decode=settings.decode,
+                behaviour=settings.behaviour,
             ),
-            guidance=form,
-            perturbation=level,
-            eta=settings["eta"],
-            betas=tuple(settings["betas"]),
-            predicts=settings.get("predicts", "epsilon"),
+            guidance=settings.guidance_form,
+            perturbation=settings.perturbation,
+            eta=settings.eta,
+            betas=settings.betas,
+            predicts=settings.predicts,
         )
 
     @property
@@ -82,29 +140,139 @@ class Hierarchical:
         return self.config.calls
 
     @property
-    def networks(self) -> tuple[str, ...]:
-        return ("prediction", "interpolation") if self.config.interpolates else ("prediction",)
+    def places(self) -> int:
+        config = self.config
+        most = max([len(config.intervals_of(r)) for r in (0, 1)]) if config.interpolates else 0
+        return max(config.clip_frames, most * (config.stride + 1))
 
-    def guidance_weights(self, scale: float) -> tuple[float, ...]:
+    @property
+    def period(self) -> int:
+        return 1
+
+    def weights(self, guidance: float) -> tuple[float, ...]:
         """Weights of the branches (conditional, null); one branch alone where guidance is neutral."""
         if self.guidance == "original":
             # The released DDIM loop compares with 1 in either form, and skips guidance there too.
-            neutral = scale == 0 or (self.config.behaviour == "released" and scale == 1)
-            return (1.0,) if neutral else (1 + scale, -scale)
-        return (1.0,) if scale == 1 else (scale, 1 - scale)
+            neutral = guidance == 0 or (self.config.behaviour == "released" and guidance == 1)
+            return (1.0,) if neutral else (1 + guidance, -guidance)
+        return (1.0,) if guidance == 1 else (guidance, 1 - guidance)
 
-    def denoiser_variants(self, branches: int) -> dict[tuple[str, int], Variant]:
-        """Compiled networks by (network, clips in the batch)."""
+    def denoisers(self) -> tuple[tuple[Variant, int], ...]:
         sizes = {("prediction", 1)}
         if self.config.interpolates:
             sizes |= {("interpolation", len(self.config.intervals_of(r))) for r in (0, 1)}
-        return {
-            (network, clips): Variant.of(network, rows=branches * clips) for network, clips in sorted(sizes)
-        }
+        return tuple([(Variant.of(network), lanes) for network, lanes in sorted(sizes)])
 
-    def embedding_variants(self) -> dict[str, Variant]:
-        steps = len(self.config.ladder)
-        return {name: Variant.of(f"{name}_embedding", steps=steps) for name in self.networks}
+    def others(self) -> tuple[Variant, ...]:
+        return tuple([call.variant for call in self.prepare() if call.variant is not None])
+
+    def prepare(self) -> Sequence[Call]:
+        """The embedding of every timestep, projected for every ResBlock, with and without the level of the perturbation."""
+        ladder = self.config.ladder
+        networks = ("prediction", "interpolation") if self.config.interpolates else ("prediction",)
+        labels = (self.perturbation or 0,) * len(ladder)
+        return [
+            Call(
+                variant=Variant.of(f"{name}_embedding", steps=len(ladder)),
+                values={"timesteps": ladder, "level": labels},
+                writes={"projected": f"{name}_embedding"},
+            )
+            for name in networks
+        ]
+
+    def recache(self, index: int) -> Iterator[Call]:
+        if index:
+            raise PromptError("the prompt of a clip cannot change on the way; start another stream")
+        return iter(())
+
+    def call(self, index: int) -> Call:
+        step = self.config.step_at(index)
+        intervals = self._wanted(step)
+        if step.network == "interpolation" and not intervals:
+            return Call(variant=None)
+        lanes = self._lanes(step)
+        emit, oldest = self._emit(step, intervals) if step.is_last else ((), None)
+        conditions = step.network == "interpolation" or step.clip > 0
+        label = 0 if conditions and self.perturbation is not None else -1
+        return Call(
+            variant=Variant.of(step.network),
+            lanes=tuple(lanes),
+            reads={"embedding": Key(f"{step.network}_embedding", ((label, step.index), (-1, step.index)))},
+            draw=step.index,
+            noised_draw=CONDITION_DRAW,
+            emit=emit,
+            keeps=None if oldest is None else (0, oldest),
+        )
+
+    def _wanted(self, step: ClipStep) -> range:
+        """Intervals of the batch that are to be shown. A windowed decoder sees the whole round, also past the end of the video,
+        so that a short video is the head of a longer one; otherwise making stops at the end.
+        """
+        config = self.config
+        if config.made_intervals is None or (config.decode == "windowed" and config.behaviour == "intended"):
+            return step.intervals
+        return range(step.intervals.start, min(step.intervals.stop, config.made_intervals))
+
+    def _lanes(self, step: ClipStep) -> list[Lane]:
+        config, stride = self.config, self.config.stride
+        if step.network == "interpolation":
+            firsts = [interval * stride for interval in step.intervals]
+            return [
+                self._lane(step, range(first, first + stride + 1), (0, stride), lane * (stride + 1))
+                for lane, first in enumerate(firsts)
+            ]
+        first_key = step.clip * (config.clip_frames - config.known)
+        frames = range(first_key * stride, (first_key + config.clip_frames) * stride, stride)
+        return [self._lane(step, frames, tuple(range(config.known)) if step.clip else (), 0)]
+
+    def _lane(self, step: ClipStep, frames: range, conditions: tuple[int, ...], place: int) -> Lane:
+        """The rows of one clip. Conditions keep the level of their perturbation; a network that has none sees them clean."""
+        scale = self.config.timesteps
+        held = 0.0 if self.perturbation is None else (self.perturbation + 1) / scale
+        now, then = (step.timestep + 1) / scale, (step.timestep_next + 1) / scale
+        released = self.config.behaviour == "released" and step.network == "prediction" and bool(conditions)
+        rows = []
+        for row, frame in enumerate(frames):
+            condition = row in conditions
+            fresh = ("given" if self.perturbation is None else "noised") if condition else "noise"
+            rows.append(
+                Row(
+                    frame,
+                    held if condition else now,
+                    held if condition else then,
+                    fresh if step.index == 0 else "carried",  # type: ignore[arg-type]
+                    place + row,
+                    # The published loop forgets how many frames are conditions.
+                    mask=float(condition or released),
+                    done=step.is_last and not condition,
+                )
+            )
+        return Lane(tuple(rows))
+
+    def _emit(self, step: ClipStep, wanted: range) -> tuple[tuple[Emit, ...], int | None]:
+        """What the decoder can take when the last step of a clip is done, and the oldest latent that is needed from then on."""
+        config, stride = self.config, self.config.stride
+        if not config.interpolates:
+            return (Emit(tuple(range(config.clip_frames))),), None
+        if step.network == "prediction":
+            return (), None
+        oldest = (
+            step.intervals.stop - config.known + 1
+        ) * stride  # of the keys that the next prediction reads
+        frames = range(wanted.start * stride, wanted.stop * stride + 1)
+        if config.decode == "streamed":
+            chunks = (frames[at : at + stride] for at in range(0, len(frames) - 1, stride))
+            return tuple([Emit(tuple(chunk)) for chunk in chunks]), oldest
+        if config.decode == "whole":
+            last = config.rounds is not None and step.round_index == config.rounds - 1
+            return (Emit(tuple(range(frames.stop))),) if last else (), 0
+        first = step.round_index == 0
+        shown = [*range(frames.start - (0 if first else config.left_context), frames.stop)]
+        # A short last round is padded by holding its last latent, so that it fits the compiled size.
+        size = self.decoder_sizes[not first]
+        shown += [shown[-1]] * (size - len(shown))
+        keep = slice(0 if first else config.left_context, size - 1)
+        return (Emit(tuple(shown), keep),), min(oldest, frames.stop - 1 - config.left_context)
 
     @property
     def decoder_sizes(self) -> tuple[int, ...]:
@@ -120,16 +288,10 @@ class Hierarchical:
         first, later = (len(config.intervals_of(r)) * config.stride + 1 for r in (0, 1))
         return (first, later + config.left_context)
 
-    def shortened(self, frames: int | None, frames_per_latent: float) -> int | None:
+    def length(self, frames: int | None, frames_per_latent: float) -> int | None:
         """The length that is really made of the one asked for: less with the bug of the released loop."""
         config = self.config
         if frames is None or not config.interpolates or config.made_intervals is None:
             return frames
         latents = config.made_intervals * config.stride + (config.decode == "whole")
         return min(frames, round(latents * frames_per_latent))
-
-    def kept(self, size: int, is_first: bool) -> slice:
-        """Latents of a decoder's window whose frames are shown: neither the context nor the key that opens the next window."""
-        if not self.config.interpolates or self.config.decode != "windowed":
-            return slice(0, size)
-        return slice(0 if is_first else self.config.left_context, size - 1)

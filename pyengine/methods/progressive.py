@@ -7,19 +7,39 @@ sampler when none is given, for models that need a clean chunk in front (Open-So
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
-from pyengine.errors import ConfigError
+from pyengine.methods.shared import ContextSettings, Count, Frames, Positive, WindowSettings
+from pyengine.methods.windowed import Windowed
 from pyengine.schedule.progressive import ScheduleConfig, Step, recache_steps, step_at
-from pyengine.schedule.warp import resolve_warp
+from pyengine.schedule.warp import WarpRule, resolve_warp
 
-__all__ = ["Progressive"]
+__all__ = ["Progressive", "ProgressiveSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveSettings(WindowSettings):
+    """What a manifest or a caller says of the method.
+
+    cadence       m, calls from one chunk's birth to the next's
+    opening       "rflow": the first chunk is made by the ordinary sampler when none is given; "warm": a stream of given chunks
+                  begins with a full window, all but the first chunk noised to their levels
+    opening_warp  warp of the opening; None = `warp`
+    row_counts    prepared numbers of window rows, to share another schedule's plan; None = what is needed
+    """
+
+    name: Literal["progressive"]
+    cadence: Frames
+    context: ContextSettings
+    opening: Literal["rflow", "warm"] | None = None
+    opening_warp: Positive | WarpRule | None = None
+    row_counts: tuple[Count, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(Windowed):
     """The schedule of one stream. `row_counts` are the prepared window sizes.
 
     opening  schedule of chunk 0 alone, in calls -S..-1 before those of `config`, which then takes it as given; None = no such calls
@@ -34,33 +54,30 @@ class Progressive:
     warm: bool = False
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Progressive:
-        context = settings["context"]
-        size = settings["chunk_frames"]
-        opening = settings.get("opening")
-        if opening not in (None, "rflow"):
-            raise ConfigError(f"expected opening 'rflow' or none but got {opening!r}")
-        opens = opening is not None and not given_chunks
+    def from_settings(
+        cls, settings: ProgressiveSettings, chunks: int | None, given_chunks: int
+    ) -> Progressive:
+        context, size, row_counts = settings.context, settings.chunk_frames, settings.row_counts or None
+        opens = settings.opening == "rflow" and not given_chunks
         config = ScheduleConfig(
-            steps=settings["steps"],
+            steps=settings.steps,
             chunk_frames=size,
-            cadence=settings["cadence"],
+            cadence=settings.cadence,
             chunks=max(1, chunks - 1) if opens and chunks is not None else chunks,
-            warp=resolve_warp(settings["warp"], 0),
-            context=context.get("kind", "ring"),
-            sink_frames=context["sink_frames"],
-            recent_frames=context["recent_frames"],
+            warp=resolve_warp(settings.warp, 0),
+            ladder=settings.ladder,
+            context=context.kind,
+            sink_frames=context.sink_frames,
+            recent_frames=context.recent_frames,
             given_chunks=1 if opens else given_chunks,
-            row_counts=tuple(settings["row_counts"]) if settings.get("row_counts") else None,
+            row_counts=row_counts,
         )
-        if opening is None:
-            return cls(config)
+        if settings.opening != "rflow":
+            return cls(config, warm=settings.opening == "warm" and given_chunks > 0)
         # One set of prepared sizes whether or not a chunk is given, so that both kinds of stream share their plans.
         config = replace(
             config,
-            row_counts=tuple(sorted({size, *config.shapes}))
-            if not settings.get("row_counts")
-            else config.row_counts,
+            row_counts=row_counts or tuple(sorted({size, *config.shapes})),
         )
         first = replace(
             config,
@@ -70,7 +87,7 @@ class Progressive:
             given_chunks=0,
             sink_frames=0,
             recent_frames=config.ring_frames,
-            warp=resolve_warp(settings.get("opening_warp", settings["warp"]), 0),
+            warp=resolve_warp(settings.warp if settings.opening_warp is None else settings.opening_warp, 0),
         )
         return cls(config, first if opens else None, only=chunks == 1)
 
@@ -85,6 +102,14 @@ class Progressive:
     @property
     def ring_frames(self) -> int:
         return self.config.ring_frames
+
+    @property
+    def sink_frames(self) -> int:
+        return self.config.sink_frames
+
+    @property
+    def period(self) -> int:
+        return self.config.cadence or 1
 
     @property
     def first_call(self) -> int:

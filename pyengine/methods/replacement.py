@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from pyengine.schedule.progressive import Step
+from pyengine.methods.shared import Count, Frames, WindowSettings
+from pyengine.methods.windowed import Windowed
 from pyengine.schedule.replacement import ReplacementConfig, replacement_step_at
+from pyengine.schedule.step import Step
 from pyengine.schedule.warp import resolve_warp
 
-__all__ = ["Replacement"]
+__all__ = ["Replacement", "ReplacementSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacementSettings(WindowSettings):
+    """What a manifest or a caller says of the method. `context` says how many given frames a stream takes; lengths in latent frames.
+
+    clip_frames     rows of every call
+    overlap_frames  rows taken from the clip before
+    renoised        True: with noise (RW); False: without (RN)
+    ring_frames     slots of the ring that the plan has and that stays empty
+    """
+
+    name: Literal["replacement"]
+    clip_frames: Count
+    overlap_frames: Count
+    renoised: bool
+    ring_frames: Frames
 
 
 @dataclass(frozen=True)
-class Replacement:
+class Replacement(Windowed):
     """The schedule of one stream; the ring stays empty."""
 
     config: ReplacementConfig
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], chunks: int | None, given_chunks: int) -> Replacement:
+    def from_settings(
+        cls, settings: ReplacementSettings, chunks: int | None, given_chunks: int
+    ) -> Replacement:
         return cls(
             ReplacementConfig(
-                steps=settings["steps"],
-                chunk_frames=settings["chunk_frames"],
-                clip_frames=settings["clip_frames"],
-                overlap_frames=settings["overlap_frames"],
-                renoised=settings["renoised"],
+                steps=settings.steps,
+                chunk_frames=settings.chunk_frames,
+                clip_frames=settings.clip_frames,
+                overlap_frames=settings.overlap_frames,
+                renoised=settings.renoised,
                 chunks=chunks,
-                warp=resolve_warp(settings["warp"], 0),
+                warp=resolve_warp(settings.warp, 0),
+                ladder=settings.ladder,
                 given_chunks=given_chunks,
-                ring_frames=settings["ring_frames"],
+                ring_frames=settings.ring_frames,
             )
         )
 

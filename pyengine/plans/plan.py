@@ -1,70 +1,40 @@
-"""What `build` writes and the executor reads: a bundle compiled for one backend, device, precision and set of
-shapes.
+"""What `build` makes and the executor runs: a bundle compiled for one backend, device, precision and set of shapes.
 
-A plan is made of parts, one per variant (a component with sizes for its symbols). A part is a folder in the
-cache, `plan.json` and the compiled engines, named by a hash of everything that went into it; so a plan that
-no longer fits is simply not found.
+A plan is made of parts, one per variant. `pyengine.plans.cache` keeps parts on disk.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import shutil
-import time
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pyengine.backends import base as backends
 from pyengine.backends.base import Backend, Engine, Port, Precision
-from pyengine.bundle.bundle import Bundle, Component, Graph, Step, TensorSpec, sha256
+from pyengine.bundle.bundle import Bundle, Component, Graph, Step, TensorSpec
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError
 
-FORMAT = 1
-FILE = "plan.json"
-KEPT_DAYS = 60  # a part that no stream has asked for in so long is deleted by the next build
 WORKERS = min(4, os.cpu_count() or 1)  # a compiler of small graphs uses about one core
 Choice = Literal["cut", "inline"]
 Ring = Literal["auto", "fp8"]
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A component with sizes: `Variant.of("denoiser", frames=8, ring=8)`."""
-
-    component: str
-    sizes: tuple[tuple[str, int], ...] = ()
-
-    @classmethod
-    def of(cls, component: str, **sizes: int) -> Variant:
-        return cls(component, tuple(sorted(sizes.items())))
-
-    @property
-    def symbols(self) -> dict[str, int]:
-        return dict(self.sizes)
-
-    def __str__(self) -> str:
-        return ".".join((self.component, *(f"{name}{size}" for name, size in self.sizes)))
-
-
-@dataclass(frozen=True)
 class Part:
-    """One variant, compiled. `seconds` holds the measured time of a run per choice, None where it was not
-    tried or failed.
+    """One variant, compiled.
+
+    seconds  measured time of a run per choice, None where it was not tried or failed
+    engines  file of each segment of the choice; None: compiled from the bundle at load
     """
 
     variant: Variant
     choice: Choice
     seconds: Mapping[str, float | None]
-    engines: tuple[
-        str | None, ...
-    ]  # file of each segment of the choice; None: compiled from the bundle at load
+    engines: tuple[str | None, ...]
     folder: Path
 
 
@@ -76,16 +46,16 @@ class Plan:
     backend: str
     precision: Precision
     threads: int | None
-    parts: dict[Variant, Part]
+    parts: dict[Variant, Part] = field(default_factory=dict)
     loaded: dict[Variant, list[Engine]] = field(default_factory=dict, repr=False)
     device: str = "cpu"  # or "cuda"
-    target: str = ""  # the processor or card that it is compiled for
+    target: str = ""  # the processor or GPU that it is compiled for
     ring: Ring = "auto"  # what keys and values are kept in; `auto`: the type of `working` tensors
 
     def engines(self, variant: Variant) -> list[Engine]:
         """The engines of a variant in the order of its segments, loaded once."""
         if variant not in self.loaded:
-            self.loaded[variant] = self._load(self.part(variant))
+            self.loaded[variant] = self.load(self.part(variant))
         return self.loaded[variant]
 
     def part(self, variant: Variant) -> Part:
@@ -110,9 +80,10 @@ class Plan:
         port = self.port(variant, spec)
         return Port(port.shape, "float8_e4m3") if self.ring == "fp8" else port
 
-    def _load(self, part: Part) -> list[Engine]:
+    def load(self, part: Part) -> list[Engine]:
+        """Engines of a part, in the order of its segments, from its files or the bundle's. Raises PlanError."""
         backend = backends.get(self.backend, self.device)
-        segments = [step for step in self.graph(part.variant).steps if step.kind == "segment"]
+        steps = segments(self.bundle.component(part.variant.component), part.choice)
 
         def load(step: Step, file: str | None) -> Engine:
             if file is None:
@@ -120,7 +91,7 @@ class Plan:
             return backend.load(part.folder / file, step_precision(step, self.precision), self.threads)
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            return list(pool.map(load, segments, part.engines))
+            return list(pool.map(load, steps, part.engines))
 
 
 def graph(component: Component, choice: Choice) -> Graph:
@@ -133,6 +104,11 @@ def graph(component: Component, choice: Choice) -> Graph:
             "'inline'"
         )
     return component.cut
+
+
+def segments(component: Component, choice: Choice) -> list[Step]:
+    """The steps of a choice that a backend compiles."""
+    return [step for step in graph(component, choice).steps if step.kind == "segment"]
 
 
 def specs(component: Component, choice: Choice) -> dict[str, TensorSpec]:
@@ -158,80 +134,3 @@ def compile_segment(backend: Backend, plan: Plan, variant: Variant, choice: Choi
 
 def step_precision(step: Step, wanted: Precision) -> Precision:
     return "fp32" if step.precision == "fp32" else wanted
-
-
-def cache_folder(given: str | Path | None) -> Path:
-    """Where plans live: the argument, else PYENGINE_CACHE, else the user's cache folder."""
-    if folder := given or os.environ.get("PYENGINE_CACHE"):
-        return Path(folder)
-    import platformdirs  # here, so that a machine that names its folder can do without
-
-    return Path(platformdirs.user_cache_dir("pyengine"))
-
-
-def key(facts: Mapping[str, Any]) -> str:
-    """The name of a part: a hash of everything that it depends on."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def scratch(folder: Path) -> Path:
-    """A new folder beside `folder` to build in: nobody sees a part before it is whole."""
-    path = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    path.mkdir(parents=True)
-    return path
-
-
-def publish(part: Part, facts: Mapping[str, Any], folder: Path) -> Part:
-    """Completes the part in its scratch folder and renames it to `folder`. Of two builders the first wins,
-    and both have a plan.
-    """
-    record = {
-        "format": FORMAT,
-        "facts": dict(facts),
-        "choice": part.choice,
-        "seconds": dict(part.seconds),
-        "engines": [file and {"file": file, "sha256": sha256(part.folder / file)} for file in part.engines],
-    }
-    (part.folder / FILE).write_text(json.dumps(record, indent=1) + "\n")
-    try:
-        part.folder.rename(folder)
-    except OSError:
-        shutil.rmtree(part.folder, ignore_errors=True)  # another process was first
-        return read(part.variant, folder)
-    return Part(part.variant, part.choice, part.seconds, part.engines, folder)
-
-
-def read(variant: Variant, folder: Path) -> Part:
-    """The part in `folder`, every engine checked against its hash. Raises PlanError where it is damaged."""
-    try:
-        record = json.loads((folder / FILE).read_text())
-        for entry in record["engines"]:
-            if entry and sha256(folder / entry["file"]) != entry["sha256"]:
-                raise PlanError(
-                    f"the plan in {folder} is corrupt: the sha256 of {entry['file']} is not the recorded one"
-                )
-        files = tuple(entry["file"] if entry else None for entry in record["engines"])
-        with contextlib.suppress(OSError):  # a cache that others own may be read-only
-            os.utime(folder / FILE)  # `expire` keeps what is used
-        return Part(variant, record["choice"], record["seconds"], files, folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"the plan in {folder} is corrupt ({error})") from error
-
-
-def discard(folder: Path) -> None:
-    """Removes a damaged part, also while another process removes it."""
-    try:
-        doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        folder.rename(doomed)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def expire(folder: Path, days: float = KEPT_DAYS) -> list[Path]:
-    """Removes the parts in `folder` that nobody read for `days`: those of earlier versions and other settings."""
-    oldest = time.time() - days * 86400
-    stale = [path.parent for path in folder.glob(f"*/{FILE}") if path.stat().st_mtime < oldest]
-    for part in stale:
-        discard(part)
-    return stale

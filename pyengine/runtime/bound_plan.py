@@ -6,6 +6,7 @@ from a Memory and an Ops.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,13 +16,13 @@ import numpy as np
 from pyengine import _C
 from pyengine.backends.base import Engine, Port
 from pyengine.bundle.bundle import Component, Step
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError
 from pyengine.plans import plan
-from pyengine.plans.plan import Variant
 from pyengine.runtime.host.memory import Memory
 
 if TYPE_CHECKING:
-    from pyengine.runtime.executor import Program
+    from pyengine.runtime.program import Program
 
 APPEND_SLOT = "append_slot"
 Call = Callable[[], object]
@@ -37,11 +38,11 @@ class Ops(Protocol):
         """`source` broadcast to `target` along leading axes."""
         ...
 
-    def ring_append(self, *arrays: Any) -> Call: ...
-
-    def frame_window_attention(self, *arrays: Any, **attributes: Any) -> Call: ...
-
-    def relative_attention(self, *arrays: Any, **attributes: Any) -> Call: ...
+    def op(self, name: str, *inputs: Any, **others: Any) -> Call:
+        """One of our kernels by its name. `inputs` in the order of the ONNX op, None where one is absent; `others` are
+        what it writes, and its attributes.
+        """
+        ...
 
 
 class HostOps:
@@ -53,14 +54,8 @@ class HostOps:
     def copy(self, target: np.ndarray, source: np.ndarray) -> Call:
         return partial(np.copyto, target, source)
 
-    def ring_append(self, *arrays: np.ndarray) -> Call:
-        return partial(_C.ring_append, *arrays)
-
-    def frame_window_attention(self, *arrays: np.ndarray, **attributes: Any) -> Call:
-        return partial(_C.frame_window_attention, *arrays, **attributes)
-
-    def relative_attention(self, *arrays: np.ndarray, **attributes: Any) -> Call:
-        return partial(_C.relative_attention, *arrays, **attributes)
+    def op(self, name: str, *inputs: Any, **others: Any) -> Call:
+        return partial(getattr(_C, name), *inputs, **others)
 
 
 class Walk:
@@ -70,6 +65,8 @@ class Walk:
         self.memory, self.ops = memory, ops
         self.component: Component = program.bundle.component(variant.component)
         self._program, self._variant = program, variant
+        self.streams = variant.symbols.get("streams", 1)
+        self.rings: dict[str, list[Any]] = {}  # by name, the table that ops read: one ring per stream
         self._specs = plan.specs(self.component, program.plan.part(variant).choice)
         self.seconds = {"segments": 0.0, "ops": 0.0, "runs": 0.0}
         steps = program.plan.graph(variant).steps
@@ -80,12 +77,20 @@ class Walk:
             name: memory.new(self._port(name)) for name in sorted(made - set(self.component.state.values()))
         }
         self.outputs = outputs
-        inner = self._inner(steps, {*self.inputs, *outputs, *states, *self.component.state.values()})
+        outer = {*self.inputs, *self.rings, *outputs, *states, *self.component.state.values()}
+        inner = self._inner(steps, outer)
         self.calls: list[list[tuple[str, Call]]] = []
         for parity in (0, 1) if states else (0,):
             swapped = {name: pair[parity] for name, pair in states.items()}
             swapped |= {self.component.state[name]: pair[1 - parity] for name, pair in states.items()}
-            arrays = {**program.constants(variant), **self.inputs, **outputs, **inner, **swapped}
+            arrays = {
+                **program.constants(variant),
+                **self.inputs,
+                **self.rings,
+                **outputs,
+                **inner,
+                **swapped,
+            }
             self.calls.append(self._bind(steps, arrays))
         self.flip = len(self.calls) - 1
 
@@ -98,7 +103,7 @@ class Walk:
         for name in component.inputs:
             if name in component.ring:
                 port = self._program.plan.ring_port(self._variant, self._specs[name])
-                arrays[name] = memory.ring(name, port)
+                self.rings[name] = memory.ring(name, port, self.streams)
             elif name not in component.state:
                 arrays[name] = memory.named(name, self._port(name))
         if component.append_spec is not None:
@@ -141,20 +146,18 @@ class Walk:
         calls: list[tuple[str, Call]] = []
         for step in steps:
             if step.kind == "segment":
-                ports = ({name: arrays[name] for name in names} for names in (step.inputs, step.outputs))
+                ports = (
+                    {name: self._whole(name, arrays[name]) for name in names}
+                    for names in (step.inputs, step.outputs)
+                )
                 calls.append(("segments", ops.segment(next(engines), *ports)))
             elif step.kind == "copy":
                 calls.append(("ops", ops.copy(arrays[step.outputs[0]], arrays[step.inputs[0]])))
             elif step.kind == "append":
-                rings = (arrays[name] for name in step.inputs)  # key, value, ring_key, ring_value
-                calls.append(("ops", ops.ring_append(*rings, arrays[APPEND_SLOT])))
-            elif step.op == "FrameWindowAttention":
-                calls.append(("ops", self._attention(step, arrays)))
-            elif step.op == "RelativeAttention":
-                tensors = [arrays[name] for name in step.inputs]
-                transposed = bool(step.attributes.get("transposed", 0))
-                out = arrays[step.outputs[0]]
-                calls.append(("ops", ops.relative_attention(*tensors, out=out, transposed=transposed)))
+                inputs = [arrays[name] for name in step.inputs]  # key, value, ring_key, ring_value
+                calls.append(("ops", ops.op("ring_append", *inputs, arrays[APPEND_SLOT])))
+            elif step.op is not None and hasattr(_C, kernel_name(step.op)):
+                calls.append(("ops", self._kernel(step, arrays)))
             else:
                 raise PlanError(
                     f"this pyengine does not know the op {step.op or step.kind!r}: install the version "
@@ -162,26 +165,27 @@ class Walk:
                 )
         return calls
 
-    def _attention(self, step: Step, arrays: Arrays) -> Call:
-        """The kernel on fixed arrays, which also appends to the ring in place."""
-        names = [*step.inputs, *[""] * (9 - len(step.inputs))]
-        q_gain, k_gain, reach = (arrays[name] if name else None for name in names[6:])
-        attributes: dict[str, Any] = dict(step.attributes)
-        attributes["interleaved"] = bool(attributes.get("interleaved", 1))
-        attributes |= {
-            "append_slot": arrays.get(APPEND_SLOT),
-            "q_gain": q_gain,
-            "k_gain": k_gain,
-            "reach": reach,
-        }
-        qkv = arrays[names[0]]
-        ring = [arrays[name] for name in names[3:6]] if names[5] else self._no_ring(names[0])
-        tensors = (qkv, arrays[names[1]], arrays[names[2]], *ring, arrays[step.outputs[0]])
-        return self.ops.frame_window_attention(*tensors, **attributes)
+    def _whole(self, name: str, array: Any) -> Any:
+        """What a compiler's segment reads. A ring is one array there, so only a stream that runs alone may inline it."""
+        if name not in self.rings:
+            return array
+        if self.streams > 1:
+            raise PlanError(
+                f"{self._variant} reads the ring {name} inside a compiled segment, which cannot find the rings of several "
+                "streams: build it with choice 'cut'"
+            )
+        return array[0]
 
-    def _no_ring(self, qkv: str) -> list[Any]:
-        """Keys, values and indices of no slots at all, for a network whose context is recomputed."""
-        port = self._port(qkv)
-        batch, _, tokens, _, heads, head_size = port.shape
-        nothing = Port((batch, 0, tokens, heads, head_size), port.dtype)
-        return [self.memory.new(nothing), self.memory.new(nothing), self.memory.new(Port((0,), "int64"))]
+    def _kernel(self, step: Step, arrays: Arrays) -> Call:
+        """The kernel on fixed arrays. One that reads a ring also appends to it in place."""
+        assert step.op is not None
+        inputs = [arrays[name] if name else None for name in step.inputs]
+        others: dict[str, Any] = {"out": arrays[step.outputs[0]], **step.attributes}
+        if any(name in self.rings for name in step.inputs):
+            others["append_slot"] = arrays[APPEND_SLOT]
+        return self.ops.op(kernel_name(step.op), *inputs, **others)
+
+
+def kernel_name(op: str) -> str:
+    """The kernel of an ONNX op: `FrameWindowAttention` is `frame_window_attention`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", op).lower()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyengine.bundle.bundle import Bundle
-from pyengine.plans.plan import Variant
+from pyengine.bundle.variant import Variant
 
 if TYPE_CHECKING:
     from pyengine.runtime.executor import Executor

@@ -13,58 +13,25 @@ Nothing is copied between steps, and a run allocates nothing. A plan for a card 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyengine.backends.base import Engine
+from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError, ShapeError
-from pyengine.plans.plan import Plan, Variant
 from pyengine.runtime.bound_plan import APPEND_SLOT, HostOps, Walk
-from pyengine.runtime.host.clip_latents import HostClipLatents
 from pyengine.runtime.host.decoder import HostDecoder
-from pyengine.runtime.host.latents import HostLatents
+from pyengine.runtime.host.latents import HostCallBuffers, HostLatentStore
 from pyengine.runtime.host.memory import Arrays, Memory
 
 if TYPE_CHECKING:
-    from pyengine.runtime.host.clip_latents import Batch, ClipLatents
     from pyengine.runtime.host.decoder import Decoder
-    from pyengine.runtime.host.latents import Latents
+    from pyengine.runtime.latents import CallBuffers, LatentStore
+    from pyengine.runtime.program import Program
 
-__all__ = ["APPEND_SLOT", "Executor", "Program"]
-
-
-class Program:
-    """A plan with its engines loaded and the weights that our ops read. Threads may share it."""
-
-    def __init__(self, source: Plan) -> None:
-        self.plan = source
-        self.bundle = source.bundle
-        self.variants = tuple(source.parts)
-        self._engines = {variant: source.engines(variant) for variant in self.variants}
-        self._constants = {variant: self._read(variant) for variant in self.variants}
-
-    def executor(self) -> Executor:
-        """Buffers for one more stream."""
-        return Executor(self)
-
-    def engines(self, variant: Variant) -> Sequence[Engine]:
-        return self._engines[variant]
-
-    def constants(self, variant: Variant) -> Mapping[str, Any]:
-        return self._constants[variant]
-
-    def _read(self, variant: Variant) -> Arrays:
-        arrays = {}
-        for name, constant in self.plan.graph(variant).constants.items():
-            count = int(np.prod(constant.shape, dtype=np.int64))
-            path = self.bundle.path(constant.file)
-            arrays[name] = np.fromfile(path, constant.dtype, count, offset=constant.offset).reshape(
-                constant.shape
-            )
-        return arrays
+__all__ = ["APPEND_SLOT", "Executor"]
 
 
 class Executor:
@@ -80,6 +47,7 @@ class Executor:
         # The largest first: the others find room in its scratch.
         order = sorted(program.variants, key=lambda variant: -sum(variant.symbols.values()))
         self._bound = {variant: self._bind(variant) for variant in order}
+        program.bound(self)
 
     def _components(self, program: Program) -> list[str]:
         return sorted({variant.component for variant in program.variants})
@@ -103,22 +71,27 @@ class Executor:
         memory.parity ^= walk.flip
         seconds["runs"] += perf_counter() - start
 
-    def latents(self, frame_shape: tuple[int, ...], rows: int) -> Latents:
-        """Where a window keeps the latents in flight: beside the denoiser's inputs."""
-        return HostLatents(self, frame_shape, rows)
+    def latent_store(self, frame_shape: tuple[int, ...], places: int) -> LatentStore:
+        """Where one stream keeps its latents; at most `places` are in flight."""
+        return HostLatentStore(frame_shape, places)
 
-    def clip_latents(
-        self,
-        frame_shape: tuple[int, int, int],
-        batches: Sequence[Batch],
-        tables: Mapping[str, np.ndarray],
-        branches: int,
-    ) -> ClipLatents:
-        """Where two-level generation keeps the clips in flight of these batches, and the latents made. `tables` per network are the
-        projected embeddings of every timestep, [rows, steps, values] float32.
-        """
-        del batches, branches  # only a card has arrays for each
-        return HostClipLatents(self, frame_shape, tables)
+    def call_buffers(self, variant: Variant) -> CallBuffers:
+        """What a denoiser variant reads and writes in calls."""
+        return HostCallBuffers(self, variant)
+
+    @property
+    def rings(self) -> Arrays:
+        """The executor's own rings by name, those of a stream that runs alone: [branches, ring, tokens, heads, head_dim]."""
+        return {name: ring for memory in self._memory.values() for name, ring in memory.rings.items()}
+
+    def new_rings(self) -> Arrays:
+        """Rings for one more stream of a batch, zeroed."""
+        return {name: ring for memory in self._memory.values() for name, ring in memory.new_rings().items()}
+
+    def attach(self, variant: Variant, stream: int, rings: Mapping[str, Any]) -> None:
+        """From its next run on, stream number `stream` of a variant's calls reads and writes these rings."""
+        for name, table in self._walk(variant).rings.items():
+            table[stream] = rings[name]
 
     def decoder(self, *, device_frames: bool = False) -> Decoder:
         """What turns finished chunks of latents into frames while the next call runs."""
@@ -139,20 +112,20 @@ class Executor:
         """The memory of an input. Variants of a component share an input of equal shape; bf16 comes as
         uint16.
         """
-        array: np.ndarray = _get(self.inputs(variant), name, variant)
+        array: np.ndarray = _get({**self.inputs(variant), **self.rings}, name, variant)
         return array
 
     def output(self, variant: Variant, name: str) -> np.ndarray:
         """The memory of an output, overwritten by the next run. `.copy()` is numpy on every device."""
-        array: np.ndarray = _get(self._bound[variant].outputs, name, variant)
+        array: np.ndarray = _get(self._walk(variant).outputs, name, variant)
         return array
 
     def inputs(self, variant: Variant) -> Arrays:
         """Every input of a variant by name, without its state; with `append_slot` where there is a ring."""
-        return self._bound[variant].inputs
+        return self._walk(variant).inputs
 
     def state(self) -> Arrays:
-        """Copies of all that a later run depends on: rings, and the state of streaming components, as
+        """Copies of all that a later run depends on beside rings: the state of streaming components, as
         `component/name`.
         """
         return {
@@ -185,7 +158,7 @@ class Executor:
     def reset(self) -> None:
         """Zeroes rings and states, as for a new stream."""
         for memory in self._memory.values():
-            for array in memory.state().values():
+            for array in (*memory.rings.values(), *memory.state().values()):
                 array[...] = 0
 
     @property
@@ -200,12 +173,13 @@ class Executor:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(memory.nbytes for memory in self._memory.values())
+        return sum(memory.nbytes for memory in list(self._memory.values()))  # it may be closed meanwhile
 
     def close(self) -> None:
-        """Frees every buffer and request. Using the executor afterwards raises PlanError."""
+        """Frees every buffer and request, and lets go of its program. Using the executor afterwards raises PlanError."""
         self._bound.clear()
         self._memory.clear()
+        self.program = self.program.emptied()
 
 
 def _get(arrays: Mapping[str, Any], name: str, variant: Variant) -> Any:

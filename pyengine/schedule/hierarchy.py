@@ -13,15 +13,15 @@ One call is one run of one network: call k belongs to round k // ((clips per rou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pyengine.errors import ConfigError
 
-__all__ = ["ClipStep", "HierarchyConfig", "ddim_timesteps"]
+__all__ = ["Behaviour", "ClipStep", "Decode", "HierarchyConfig", "ddim_timesteps"]
 
 Network = Literal["prediction", "interpolation"]
-BEHAVIOURS = ("intended", "released")
-DECODES = ("windowed", "whole", "streamed")
+Behaviour = Literal["intended", "released"]
+Decode = Literal["windowed", "whole", "streamed"]
 
 
 def ddim_timesteps(steps: int, timesteps: int = 1000) -> tuple[int, ...]:
@@ -61,14 +61,16 @@ class HierarchyConfig:
     intervals: int | None
     clips_per_round: int = 1
     left_context: int = 2
-    decode: str = "windowed"
-    behaviour: str = "intended"
+    decode: Decode = "windowed"
+    behaviour: Behaviour = "intended"
 
     def __post_init__(self) -> None:
-        if self.behaviour not in BEHAVIOURS:
-            raise ConfigError(f"behaviour must be one of {', '.join(BEHAVIOURS)} but is {self.behaviour!r}")
-        if self.decode not in DECODES:
-            raise ConfigError(f"decode must be one of {', '.join(DECODES)} but is {self.decode!r}")
+        if self.behaviour not in get_args(Behaviour):
+            raise ConfigError(
+                f"behaviour must be one of {', '.join(get_args(Behaviour))} but is {self.behaviour!r}"
+            )
+        if self.decode not in get_args(Decode):
+            raise ConfigError(f"decode must be one of {', '.join(get_args(Decode))} but is {self.decode!r}")
         if not 1 <= self.known < self.clip_frames:
             raise ConfigError(f"known must lie in 1..{self.clip_frames - 1} but is {self.known}")
         if self.clips_per_round < 1 or self.left_context < 0:

@@ -19,8 +19,6 @@ __all__ = [
     "Sampler",
     "alphas_cumprod",
     "cfg",
-    "cfg_original",
-    "cfg_text_previous",
     "ddim",
     "euler",
     "frame_noise",
@@ -46,7 +44,18 @@ class Coefficients(NamedTuple):
         return bool(self.noise.any())
 
 
-Sampler = Callable[[Levels, Levels], Coefficients]
+class Sampler(NamedTuple):
+    """How latents go from level to level.
+
+    update  the affine update of every frame from (level, level_next)
+    noised  (keep, share) of a clean latent and of noise that together stand at a level
+    """
+
+    update: Callable[[Levels, Levels], Coefficients]
+    noised: Callable[[float], tuple[float, float]]
+
+    def __call__(self, level: Levels, level_next: Levels) -> Coefficients:
+        return self.update(level, level_next)
 
 
 def euler(level: Levels, level_next: Levels) -> Coefficients:
@@ -68,7 +77,9 @@ def renoise(level: Levels, level_next: Levels) -> Coefficients:
     return _held(now, then, 1 - then, (1 - then) * now, then)
 
 
-def ddim(alpha_bar: AlphaBar, eta: float = 0.0, predicts: Prediction = "epsilon") -> Sampler:
+def ddim(
+    alpha_bar: AlphaBar, eta: float = 0.0, predicts: Prediction = "epsilon"
+) -> Callable[[Levels, Levels], Coefficients]:
     """DDIM (Song et al. 2020, arXiv:2010.02502, equations 12 and 16): eta 0 deterministic, 1 DDPM.
 
     With eta 1 over every timestep, 999 .. 0 and then clean, this is ancestral sampling (Ho et al. 2020, arXiv:2006.11239) exactly.
@@ -120,13 +131,19 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that a manifest names: "euler", "renoise" or "ddim" (which alone reads the options)."""
     if name == "euler":
-        return euler
+        return Sampler(euler, _rectified)
     if name == "renoise":
-        return renoise
+        return Sampler(renoise, _rectified)
     if name == "ddim":
         if alpha_bar is None:
             raise ConfigError("sampler 'ddim' needs alpha_bar but got none")
-        return ddim(alpha_bar, eta, predicts)
+        at = alpha_bar if callable(alpha_bar) else _table(alpha_bar)
+
+        def noised(level: float) -> tuple[float, float]:
+            share = float(at(np.array([level], np.float64))[0])
+            return share**0.5, (1 - share) ** 0.5
+
+        return Sampler(ddim(alpha_bar, eta, predicts), noised)
     raise ConfigError(f"sampler must be euler, renoise or ddim but is {name!r}")
 
 
@@ -136,19 +153,6 @@ def cfg(scale: float) -> np.ndarray:
     p = p_null + scale (p_cond - p_null), so scale 1 is no guidance.
     """
     return np.array([scale, 1 - scale], np.float32)
-
-
-def cfg_original(weight: float) -> np.ndarray:
-    """The same guidance as Ho & Salimans write it, p = p_cond + weight (p_cond - p_null), so 0 is no guidance. [2]"""
-    return cfg(1 + weight)
-
-
-def cfg_text_previous(text_scale: float, previous_scale: float) -> np.ndarray:
-    """MAGI-1's three-way guidance (arXiv:2505.13211): branches (text + previous, previous, null). [3]
-
-    p = (1 - w_p) null + (w_p - w_t) previous + w_t both; w_t is the text scale, w_p that of previous chunks.
-    """
-    return np.array([text_scale, previous_scale - text_scale, 1 - previous_scale], np.float32)
 
 
 def frame_noise(
@@ -163,6 +167,12 @@ def frame_noise(
     key = np.array([seed & (2**64 - 1), frame], np.uint64)  # an array, since a list would go through float64
     bits = np.random.Philox(key=key, counter=[0, 0, counter, 0])
     return np.random.Generator(bits).standard_normal(None if out is not None else shape, np.float32, out)
+
+
+def _rectified(level: float) -> tuple[float, float]:
+    """x_t = (1 - t) x0 + t eps."""
+    now = np.float32(level)
+    return float(1 - now), float(now)
 
 
 def _levels(level: Levels, level_next: Levels) -> tuple[np.ndarray, np.ndarray]:

@@ -7,19 +7,32 @@ A method's setting `warp` is r itself, or {"rule": "rflow", "height": 240, "widt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 
 from pyengine.errors import ConfigError
+from pyengine.settings import Range
 
-__all__ = ["Arithmetic", "resolve_warp", "rflow_warp"]
+__all__ = ["Arithmetic", "WarpRule", "resolve_warp", "rflow_warp"]
 
 Arithmetic = Literal["exact", "released"]
 BASE_AREA = 512 * 512
 CHUNK_FRAMES, CHUNK_LATENTS = 17, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpRule:
+    """The warp as a rule. `height` and `width` in pixels; `frames` of video, None = as many as the clip has."""
+
+    rule: Literal["rflow"]
+    height: Annotated[float, Range(0, 65536, above=True)]
+    width: Annotated[float, Range(0, 65536, above=True)]
+    arithmetic: Arithmetic = "exact"
+    frames: Annotated[int, Range(0, 2**31)] | None = None
 
 
 def rflow_warp(height: float, width: float, frames: int, arithmetic: Arithmetic = "exact") -> float:
@@ -41,21 +54,11 @@ def rflow_warp(height: float, width: float, frames: int, arithmetic: Arithmetic 
     return rounded(space * rounded(sqrt(rounded(latents))))
 
 
-def resolve_warp(setting: float | Mapping[str, Any], frames: int) -> float:
+def resolve_warp(setting: float | WarpRule, frames: int) -> float:
     """r of a method's setting; `frames` of video are what the clip has where the setting does not fix them."""
-    if not isinstance(setting, Mapping):
+    if not isinstance(setting, WarpRule):
         return float(setting)
-    known = dict(setting)
-    rule = known.pop("rule", None)
-    if rule != "rflow":
-        raise ConfigError(f"expected a warp of rule rflow, or a number, but got {rule!r}")
-    known["frames"] = known.get("frames") or frames
-    try:
-        return rflow_warp(**known)
-    except TypeError as error:
-        raise ConfigError(
-            f"expected a warp with height, width, arithmetic and frames but got {dict(setting)}"
-        ) from error
+    return rflow_warp(setting.height, setting.width, setting.frames or frames, setting.arithmetic)
 
 
 def _bfloat16(value: float) -> float:

@@ -2,71 +2,90 @@
 
 from __future__ import annotations
 
-import io
-import json
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from pyengine.bundle.bundle import Latent
 from pyengine.device.array import joined
-from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
-from pyengine.methods import Hierarchical, Method, make_method
+from pyengine.errors import ConfigError, PlanError, StreamClosed
+from pyengine.methods import MethodSettings, make_method, method_settings, positions_of, sampler_of
 from pyengine.runtime.executor import Executor
-from pyengine.runtime.host.decoder import Clip
-from pyengine.schedule.samplers import make_sampler
-from pyengine.streaming.clips import Clips
-from pyengine.streaming.window import Window
+from pyengine.schedule.call import Schedule
+from pyengine.settings import Range, read_value
+from pyengine.streaming import snapshot
+from pyengine.streaming.driver import Driver, StreamState
 
 if TYPE_CHECKING:
     from pyengine.engine import Engine
+    from pyengine.streaming.batch import Batch
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "check_length", "open_state"]
 
-SNAPSHOT_FORMAT = 1
-# Calls of the next chunk that run while a finished chunk is decoded. A fixed number, so that what a prompt set between two clips
-# changes never depends on timing.
-CALLS_DURING_DECODE = 1
+# Calls that are made beyond the one that finished a chunk, while it is decoded, before its frames are handed out. A fixed number,
+# so that what a prompt set between two chunks changes never depends on timing.
+LOOKAHEAD = 1
+Seconds = Annotated[float, Range(-1e9, 1e9)]  # whose number of frames is an int
 
 
 class Stream:
-    """Frames of one generation, made as they are asked for. Get one from `engine.stream(...)`; close it or use it in a `with`.
+    """Frames of one generation, made as they are asked for. Get one from `engine.stream(...)` or `batch.stream(...)`; close it or
+    use it in a `with`.
 
     Iterating gives frames, uint8 [height, width, 3]; `clips()` gives them as they leave the decoder, uint8 [frames, height, width, 3].
-    With `device_frames` both are DeviceArrays that stay on the card.
+    With `device_frames` both are DeviceArrays that stay on the GPU.
 
-    A stream is used from one thread at a time; several streams of one engine may run in several threads.
+    Several streams of one engine may run in several threads. One stream may be used from several threads, one at a time: a call
+    waits for the one under way.
     """
 
-    def __init__(self, engine: Engine, settings: dict[str, Any], given: np.ndarray | None = None) -> None:
-        """`settings` as `Engine.stream` makes them; `given` are clean latents that the video continues [frames, c, h, w]."""
+    def __init__(
+        self,
+        engine: Engine,
+        settings: dict[str, Any],
+        given: np.ndarray | None = None,
+        batch: Batch | None = None,
+    ) -> None:
+        """`settings` as `Engine.stream` makes them; `given` are clean latents that the video continues [frames, c, h, w]. A stream of
+        a `batch` is advanced together with the others there.
+        """
         bundle = engine.bundle
         assert bundle.video is not None  # Engine refuses other bundles
-        assert bundle.latent is not None
-        self._engine, self._settings, self._video = engine, settings, bundle.video
-        self.frames: int | None = settings["frames"]
-        self._method = make_method(settings["method"], settings["chunks"], settings["given_chunks"])
-        program = engine.program(self._method, settings["guidance"])
-        self._executor: Executor | None = program.executor()
-        self._window = _open_window(self._executor, bundle.latent, self._method, settings)
-        if isinstance(self._method, Hierarchical):
-            self.frames = self._method.shortened(self.frames, bundle.video.frames_per_latent)
-        self._decoder = self._executor.decoder(device_frames=settings.get("device_frames", False))
-        self._clips: deque[Clip] = deque()
+        self._engine, self._settings, self._video, self._batch = engine, settings, bundle.video, batch
+        self._lock = threading.RLock() if batch is None else batch.lock
+        how = method_settings(settings["method"])
+        self._schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
+        self.frames = self._schedule.length(settings["frames"], bundle.video.frames_per_latent)
+        self._executor: Executor | None
+        if batch is None:
+            program = engine.program(self._schedule, settings["guidance"])
+            self._executor = program.executor()
+            self._driver = Driver(self._executor, bundle)
+            rings: Mapping[str, Any] = self._executor.rings
+        else:
+            self._executor = batch.decoder_executor()
+            self._driver = batch.driver
+            rings = batch.driver.executor.new_rings()
+        self._state = open_state(
+            self._driver, self._schedule, how, settings, rings, self._executor, engine.bundle.latent
+        )
         self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
         self.frames_made = 0  # frames handed out so far
-        self._features: dict[str, np.ndarray] = {}
+        self.paused = False
         self._prompt = settings["prompt"]
         self._set_text(self._prompt)
-        if given is not None:
-            self._window.give(given)
-            for start in range(0, len(given), self._method.chunk_frames):
-                # Fills the decoder's memory; the caller has the frames.
-                self._decoder.submit(given[start : start + self._method.chunk_frames]).result()
+        with self._lock:
+            self._driver.prepare(self._state)
+        for frame, latent in enumerate(() if given is None else given):
+            self._state.store.give(frame, latent)
+        for start in range(0, 0 if given is None else len(given), self._schedule.chunk_frames):
+            # Fills the decoder's memory; the caller has the frames.
+            window = self._state.store.window(range(start, start + self._schedule.chunk_frames))
+            self._state.decoder.submit(window).result()
 
     @property
     def prompt(self) -> str:
@@ -75,15 +94,13 @@ class Stream:
 
     @prompt.setter
     def prompt(self, prompt: str) -> None:
-        self._open()
-        self._engine.check_prompt(prompt)  # refuses a bad prompt before anything changes
-        self._settle()
-        if isinstance(self._window, Clips):
-            self._window.recache()  # refuses on the way
-        self._prompt = self._settings["prompt"] = prompt
-        self._set_text(prompt)
-        if isinstance(self._window, Window):
-            self._window.recache()
+        with self._lock:
+            self._open()
+            features = self._engine.encode_prompt(prompt)  # refuses a bad prompt before anything changes
+            self._schedule.recache(self._state.call)
+            self._prompt = self._settings["prompt"] = prompt
+            self._give_text(features)
+            self._driver.recache(self._state)
 
     @property
     def fps(self) -> float:
@@ -94,26 +111,28 @@ class Stream:
         return self
 
     def __next__(self) -> Any:
-        self._open()
-        if self.frames is not None and self.frames_made >= self.frames:
-            raise StopIteration
-        if not self._rest:
-            self._rest.extend(self._next_clip())
-        self.frames_made += 1
-        return self._rest.popleft()
+        with self._lock:
+            self._open()
+            if self.frames is not None and self.frames_made >= self.frames:
+                raise StopIteration
+            if not self._rest:
+                self._rest.extend(self._next_clip())
+            self.frames_made += 1
+            return self._rest.popleft()
 
     def clips(self) -> Iterator[Any]:
         """Frames as they become ready, one chunk at a time. uint8 [frames, height, width, 3]"""
         while True:
-            self._open()
-            left = None if self.frames is None else self.frames - self.frames_made
-            if left == 0:
-                return
-            clip = joined(self._rest) if self._rest else self._next_clip()
-            self._rest.clear()
-            if left is not None and len(clip) > left:
-                clip = clip[:left]
-            self.frames_made += len(clip)
+            with self._lock:
+                self._open()
+                left = None if self.frames is None else self.frames - self.frames_made
+                if left == 0:
+                    return
+                clip = joined(self._rest) if self._rest else self._next_clip()
+                self._rest.clear()
+                if left is not None and len(clip) > left:
+                    clip = clip[:left]
+                self.frames_made += len(clip)
             yield clip
 
     def snapshot(self, path: str | Path | None = None) -> bytes:
@@ -121,91 +140,81 @@ class Stream:
 
         `engine.resume` continues bit-identically on the same plan.
         """
-        executor = self._open()
-        self._settle()
-        clips = [future.result() for future in self._clips]
-        pending = [*self._rest, *(frame for clip in clips for frame in clip)]
-        video = self._video
-        arrays = {f"window/{name}": value for name, value in self._window.state().items()}
-        arrays |= {f"executor/{name}": value for name, value in executor.state().items()}
-        arrays["pending"] = (
-            np.stack([np.asarray(frame) for frame in pending])
-            if pending
-            else np.zeros((0, video.height, video.width, 3), np.uint8)
-        )
-        header = {
-            "format": SNAPSHOT_FORMAT,
-            "bundle": self._engine.bundle.digest,
-            "settings": self._settings,
-            "frames_made": self.frames_made,
-        }
-        buffer = io.BytesIO()
-        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        data = buffer.getvalue()
+        with self._lock:
+            executor, state = self._open(), self._state
+            pending = [*self._rest, *(frame for clip in state.clips for frame in clip.result())]
+            nothing = np.zeros((0, self._video.height, self._video.width, 3), np.uint8)
+            arrays = {f"latents/{name}": value for name, value in state.store.state().items()}
+            arrays |= {f"rings/{name}": ring.copy() for name, ring in state.rings.items()}
+            arrays |= {f"state/{name}": value for name, value in executor.state().items()}
+            arrays["pending"] = np.stack([np.asarray(frame) for frame in pending]) if pending else nothing
+            header = {
+                "bundle": self._engine.bundle.digest,
+                "settings": self._settings,
+                "call": state.call,
+                "frames_made": self.frames_made,
+            }
+        data = snapshot.pack(header, arrays)
         if path is not None:
-            try:
-                Path(path).write_bytes(data)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write the snapshot '{path}': {error.strerror}; choose another place"
-                ) from error
+            snapshot.write(path, data)
         return data
 
     @classmethod
-    def restore(cls, engine: Engine, data: bytes) -> Stream:
+    def restore(cls, engine: Engine, data: bytes, batch: Batch | None = None) -> Stream:
         """The stream that `snapshot` saved. Raises InputError if the bytes are not a snapshot of this engine's bundle."""
+        header, arrays = snapshot.unpack(data)
+        snapshot.check_bundle(header, engine.bundle)
+        settings = engine.restored_settings(header["settings"])
+        if batch is not None:
+            batch.check(settings)
+        stream = cls(engine, settings, batch=batch)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays.pop("header").tobytes())
-        except Exception as error:
-            raise InputError(
-                f"expected a snapshot that Stream.snapshot made but cannot read this one ({error})"
-            ) from error
-        if header.get("format") != SNAPSHOT_FORMAT:
-            raise InputError(
-                f"expected a snapshot of format {SNAPSHOT_FORMAT} but got {header.get('format')!r}; make it again"
-            )
-        if header["bundle"] != engine.bundle.digest:
-            raise InputError(
-                f"the snapshot is of another bundle than '{engine.bundle.name}' as loaded; load the one it was made with"
-            )
-        stream = cls(engine, header["settings"])
-        try:
-            executor = stream._open()
-            executor.load_state(
-                {name[9:]: value for name, value in arrays.items() if name.startswith("executor/")}
-            )
-            stream._window.load_state(
-                {name[7:]: value for name, value in arrays.items() if name.startswith("window/")}
-            )
+            snapshot.load(stream._open(), stream._state, stream._video, header, arrays)
         except Exception:
             stream.close()
             raise
-        stream._rest.extend(stream._decoder.own(arrays["pending"]))
+        stream._rest.extend(stream._state.decoder.own(arrays["pending"]))
         stream.frames_made = header["frames_made"]
         return stream
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time spent so far, in seconds: `segments` (the backend), `ops` (our kernels), `runs` (both and the walk between them)."""
-        return self._open().seconds
+        """Time spent so far, in seconds: `segments` (the backend), `ops` (our kernels), `runs` (both and the walk between them). Of
+        a batch, all its streams together.
+        """
+        self._open()
+        return self._driver.executor.seconds
 
     @property
     def calls_made(self) -> int:
         """Calls of the network so far."""
-        return self._window.call - self._method.first_call
+        return self._state.call - self._schedule.first_call
+
+    @property
+    def ended(self) -> bool:
+        """Whether every call of the stream has been made; frames may still be there to be taken."""
+        return self._state.ended
+
+    def pause(self) -> None:
+        """In a batch: make no calls for this stream until `play()`, or until its frames are asked for."""
+        self.paused = True
+
+    def play(self) -> None:
+        """In a batch: go on after `pause()`."""
+        self.paused = False
 
     def close(self) -> None:
-        """Free every buffer. A closed stream raises StreamClosed; the engine goes on."""
-        if self._executor is None:
-            return
-        self._decoder.close()
-        self._executor.close()
-        self._executor = None
-        self._clips.clear()
-        self._rest.clear()
+        """Free every buffer, once the call under way is done. A closed stream raises StreamClosed; the engine goes on."""
+        with self._lock:
+            if self._executor is None:
+                return
+            if self._batch is not None:
+                self._batch.leave(self)
+            self._state.decoder.close()
+            self._executor.close()
+            self._executor = None
+            self._state.clips.clear()
+            self._rest.clear()
 
     def __enter__(self) -> Stream:
         return self
@@ -223,47 +232,61 @@ class Stream:
         return self._executor
 
     def _set_text(self, prompt: str) -> None:
-        self._window.set_text(self._engine.encode_prompt(prompt))
+        self._give_text(self._engine.encode_prompt(prompt))
+
+    def _give_text(self, features: dict[str, np.ndarray]) -> None:
+        self._state.text = features
+        self._state.text_version += 1
 
     def _next_clip(self) -> Any:
-        """Run calls until a clip is on its way, a little further while it is decoded, and wait for it."""
-        while not self._clips:
-            self._call()
-        if not self._clips[0].done():
-            for _ in range(CALLS_DURING_DECODE):
-                self._call()
-        return self._clips.popleft().result()
+        """Makes calls until a clip is on its way, a fixed number more while it is decoded, and waits for it."""
+        while not self._state.clips:
+            if self._state.ended:
+                raise PlanError(
+                    f"the schedule ended after {self.calls_made} calls with {self.frames_made} of {self.frames} frames; "
+                    "report the bundle and the settings that it came from"
+                )
+            self._advance()
+        for _ in range(LOOKAHEAD):
+            if not self._state.ended:
+                self._advance()
+        return self._state.clips.popleft().result()
 
-    def _call(self) -> None:
-        calls = self._method.calls
-        if calls is not None and self._window.call >= calls:
-            return
-        for chunk, latents in self._window.advance():
-            if isinstance(self._method, Hierarchical):
-                kept = self._method.kept(len(latents), chunk == 0)
-                self._clips.append(self._decoder.submit(latents, kept))
-            else:
-                self._clips.append(self._decoder.submit(latents))
-
-    def _settle(self) -> None:
-        """Wait for every decode under way."""
-        for clip in self._clips:
-            clip.result()
+    def _advance(self) -> None:
+        if self._batch is None:
+            self._driver.step([self._state])
+        else:
+            self._batch.advance(self)
 
 
-def _open_window(
-    executor: Executor, latent: Latent, method: Method, settings: dict[str, Any]
-) -> Window | Clips:
-    """What obeys the method's schedule."""
-    guidance, seed = settings["guidance"], settings["seed"]
-    if isinstance(method, Hierarchical):
-        return Clips(executor, latent, method, guidance=guidance, seed=seed)
-    sampler = make_sampler(settings["method"]["sampler"])
-    return Window(executor, latent, method, sampler, guidance=guidance, seed=seed)
+def open_state(
+    driver: Driver,
+    schedule: Schedule,
+    how: MethodSettings,
+    settings: Mapping[str, Any],
+    rings: Mapping[str, Any],
+    codec: Executor,
+    latent: Any,
+) -> StreamState:
+    """A stream before its first call. `codec` is the executor whose decoder it has for itself."""
+    shape = (latent.channels, latent.height, latent.width)
+    return StreamState(
+        schedule=schedule,
+        sampler=sampler_of(how),
+        positions=positions_of(how),
+        seed=settings["seed"],
+        weights=schedule.weights(settings["guidance"]),
+        store=driver.executor.latent_store(shape, schedule.places),
+        rings=rings,
+        decoder=codec.decoder(device_frames=settings.get("device_frames", False)),
+        call=schedule.first_call,
+    )
 
 
 def check_length(frames: int | None, seconds: float | None, fps: float) -> int | None:
     """Frames to make, None = endless. Raises ConfigError for both at once or a length that is not positive."""
+    frames = read_value(int | None, frames, "frames")
+    seconds = read_value(Seconds | None, seconds, "seconds")
     if frames is not None and seconds is not None:
         raise ConfigError(f"expected frames or seconds but got both, {frames} and {seconds}")
     if seconds is not None:

@@ -44,16 +44,29 @@ def assert_as_good_as_torch(
     assert ours <= 2 * theirs + FLOOR[dtype], f"error {ours:.3g}, torch in {dtype} {theirs:.3g}"
 
 
+def rings_of(ring: np.ndarray, streams: int) -> list[np.ndarray]:
+    """The rings of a batch [branches * streams, ...], each in memory of its own."""
+    return [ring[stream::streams].copy() for stream in range(streams)]
+
+
+def batch_of(rings: list[np.ndarray]) -> np.ndarray:
+    """What `rings_of` took apart."""
+    return np.concatenate(list(np.stack(rings, 1)))
+
+
 def run_attention(
-    inputs: dict[str, torch.Tensor | None], append_slot: list[int] | None = None, **attributes: Any
+    inputs: dict[str, torch.Tensor | None], append_slot: list[list[int]] | None = None, **attributes: Any
 ) -> dict[str, np.ndarray]:
-    """_C.frame_window_attention on torch inputs: its out and the ring afterwards."""
+    """_C.frame_window_attention on torch inputs, with a ring per stream: its out and the rings afterwards."""
     arrays: dict[str, Any] = {k: None if v is None else to_numpy(v) for k, v in inputs.items()}
     for name in ("q_gain", "k_gain"):
         gain = inputs[name]
         arrays[name] = None if gain is None else gain.float().numpy()
     batch, frames, tokens, _, heads, head_dim = arrays["qkv"].shape
+    streams = arrays["frame_index"].shape[0]
+    for name in ("ring_key", "ring_value"):
+        arrays[name] = rings_of(arrays[name], streams)
     arrays["out"] = np.full((batch, frames, tokens, heads * head_dim), 7, arrays["qkv"].dtype)
     slots = None if append_slot is None else np.array(append_slot)
     _C.frame_window_attention(**arrays, append_slot=slots, **attributes)
-    return {name: arrays[name] for name in ("out", "ring_key", "ring_value")}
+    return {"out": arrays["out"]} | {name: batch_of(arrays[name]) for name in ("ring_key", "ring_value")}

@@ -39,6 +39,33 @@ class TensorArray:
 
 
 @dataclass(frozen=True)
+class TensorRings:
+    """The rings of several streams, as `pyengine.runtime.cuda.memory.RingTable` describes them."""
+
+    tensors: list[torch.Tensor]
+    bases: TensorArray
+
+    @staticmethod
+    def of(batch: torch.Tensor, streams: int, device: str) -> TensorRings:
+        """A copy of `batch` [branches * streams, ...] on the device, taken apart into streams."""
+        tensors = [batch[stream::streams].to(device, copy=True).contiguous() for stream in range(streams)]
+        return TensorRings(tensors, TensorArray(torch.tensor([t.data_ptr() for t in tensors], device=device)))
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """All of them as one batch again."""
+        return torch.cat(list(torch.stack(self.tensors, 1)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensors[0].shape)
+
+    @property
+    def dtype(self) -> str:
+        return NAMES[self.tensors[0].dtype]
+
+
+@dataclass(frozen=True)
 class CudaOps:
     """A build of the CUDA module and where its arrays have to be."""
 
@@ -52,13 +79,19 @@ class CudaOps:
     def attention(
         self,
         inputs: dict[str, torch.Tensor | None],
-        append_slot: list[int] | None = None,
+        append_slot: list[list[int]] | None = None,
         workspace: bool = False,
         ring_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
         **attributes: Any,
     ) -> dict[str, torch.Tensor]:
-        """frame_window_attention: its out and the ring afterwards. Gains are passed in float32."""
-        arrays = {k: self.put(v) for k, v in inputs.items()}
+        """frame_window_attention: its out and the rings afterwards. Gains are passed in float32, the rings of
+        several streams in a table.
+        """
+        arrays: dict[str, Any] = {k: self.put(v) for k, v in inputs.items()}
+        index = inputs["frame_index"]
+        if index is not None and len(index) > 1:
+            for name in ("ring_key", "ring_value"):
+                arrays[name] = TensorRings.of(inputs[name], len(index), self.device)
         for name in ("q_gain", "k_gain"):
             gain = inputs[name]
             arrays[name] = None if gain is None else self.put(gain.float())
@@ -72,10 +105,7 @@ class CudaOps:
         if append_slot is not None:
             arrays["append_slot"] = self.put(torch.tensor(append_slot))
         if workspace:
-            scope = attributes.get("scope", "temporal")
-            size = self.module.frame_window_attention_workspace(
-                arrays["qkv"], arrays["ring_key"], scope=scope
-            )
+            size = self.module.frame_window_attention_workspace(**arrays, **attributes)
             arrays["workspace"] = self.put(torch.full((size,), 255, dtype=torch.uint8)) if size else None
         self.module.frame_window_attention(**arrays, **attributes)
         kept = {name: arrays[name] for name in ("out", "ring_key", "ring_value")}
@@ -105,10 +135,11 @@ class CudaOps:
         return out.tensor.cpu()
 
     def ring_append(self, **tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ring's keys and values afterwards."""
-        arrays = {k: self.put(v) for k, v in tensors.items()}
+        """The rings' keys and values afterwards."""
+        arrays: dict[str, Any] = {k: self.put(v) for k, v in tensors.items()}
+        streams = len(tensors["append_slot"])
+        if streams > 1:
+            for name in ("ring_key", "ring_value"):
+                arrays[name] = TensorRings.of(tensors[name], streams, self.device)
         self.module.ring_append(**arrays)
-        key, value = arrays["ring_key"], arrays["ring_value"]
-        assert key is not None
-        assert value is not None
-        return key.tensor.cpu(), value.tensor.cpu()
+        return arrays["ring_key"].tensor.cpu(), arrays["ring_value"].tensor.cpu()

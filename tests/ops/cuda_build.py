@@ -17,7 +17,6 @@ from types import ModuleType
 ROOT = Path(__file__).parents[2]
 CSRC, EMULATOR = ROOT / "csrc", ROOT / "tests" / "cuda_emulator"
 TYPES, HEAD_DIMS = ("bfloat16", "float16"), (64, 72, 128)
-OPS = ("frame_window_attention", "relative_attention", "denoise_step", "ring_append")
 NAME = "_cuda_emulated"
 
 
@@ -32,9 +31,13 @@ def build(folder: Path) -> ModuleType | str:
         return "no pybind11"
     instance = (CSRC / "ops/frame_window_attention/cuda_instance.cu.in").read_text()
     sources = [
-        *(CSRC / f"ops/{op}/cuda.cu" for op in OPS),
-        CSRC / "ops/frame_window_attention/cuda_heuristics.cc",
-        CSRC / "bindings/cuda_module.cc",
+        *sorted(CSRC.glob("ops/*/*.cu")),
+        *sorted(CSRC.glob("ops/*/cuda*.cc")),
+        *(path.with_name("bind.cc") for path in sorted(CSRC.glob("ops/*/cuda.cu"))),
+        *(
+            CSRC / f"bindings/{name}.cc"
+            for name in ("arguments", "cuda_module", "device_array", "op_binding")
+        ),
         CSRC / "core/tensor.cc",
         EMULATOR / "emulator.cc",
         EMULATOR / "warpgroup.cc",
@@ -44,7 +47,7 @@ def build(folder: Path) -> ModuleType | str:
         path.write_text(instance.replace("@type@", kind).replace("@head_dim@", str(head_dim)))
         sources.append(path)
     includes = [CSRC, EMULATOR, pybind11.get_include(), sysconfig.get_path("include")]
-    flags = ["-std=c++17", "-O1", "-fPIC", "-w", "-fvisibility=hidden", "-DPYENGINE_EMULATE_CUDA",
+    flags = ["-std=c++17", "-O1", "-fPIC", "-w", "-fvisibility=hidden", "-DPYENGINE_EMULATE_CUDA", "-DPYENGINE_BIND_CUDA",
              f"-DPYENGINE_CUDA_MODULE={NAME}", *(f"-I{path}" for path in includes)]  # fmt: skip
 
     def compile_one(item: tuple[int, Path]) -> Path:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,11 +101,11 @@ def arguments(ops: CudaOps, **changes: torch.Tensor | None) -> dict[str, Any]:
     [
         ({"qkv": torch.zeros(2, 3, 4, 2, 2, 64)}, r"qkv \[batch, frames, tokens, 3, heads, head_dim\]"),
         ({"qkv": torch.zeros(2, 3, 4, 3, 2, 64).int()}, "qkv of dtype float32, float16 or bfloat16 but got int32"),
-        ({"level": torch.zeros(2, 4)}, r"level of shape \[2,3\] but got float32 \[2,4\]"),
-        ({"frame_index": torch.zeros(3)}, "frame_index of dtype int64 but got float32"),
+        ({"level": torch.zeros(1, 4)}, r"level of shape \[1,3\] but got float32 \[1,4\]"),
+        ({"frame_index": torch.zeros(1, 3)}, "frame_index of dtype int64 but got float32"),
         ({"ring_key": torch.zeros(2, 2, 4, 2, 64).half()}, "ring_key of dtype float32 but got float16"),
         ({"q_gain": torch.zeros(63)}, "q_gain of shape"),
-        ({"reach": torch.zeros(3).long()}, 'reach exactly when mask is "ranged"'),
+        ({"reach": torch.zeros(1, 3).long()}, 'reach exactly when mask is "ranged"'),
         ({"out": torch.zeros(2, 3, 4, 127)}, "out of shape"),
     ],
 )  # fmt: skip
@@ -121,17 +122,22 @@ def test_arrays_of_the_wrong_kind_are_named(emulated_ops: CudaOps) -> None:
         emulated_ops.module.frame_window_attention(**{**good, "level": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="scope to be one of temporal, frame but got 'space'"):
         emulated_ops.module.frame_window_attention(**good, scope="space")
-    step = {"sample": torch.zeros(4, 2), "prediction": torch.zeros(2, 4, 2), "weights": torch.zeros(3)}
-    step |= {name: torch.zeros(4) for name in ("sample_scale", "prediction_scale", "noise_scale")}
+    bad = SimpleNamespace(bases=TensorArray(torch.zeros(2)), shape=(1, 2, 4, 2, 64), dtype="float32")
+    with pytest.raises(
+        ValueError, match=r"ring_key.bases of dtype int64, one address per stream, but got float32"
+    ):
+        emulated_ops.module.frame_window_attention(**{**good, "ring_key": bad})
+    step = {"sample": torch.zeros(1, 4, 2), "prediction": torch.zeros(2, 1, 4, 2), "weights": torch.zeros(3)}
+    step |= {name: torch.zeros(1, 4) for name in ("sample_scale", "prediction_scale", "noise_scale")}
     arrays = {name: TensorArray(value) for name, value in step.items()}
-    with pytest.raises(ValueError, match=r"^\[denoise_step\] expected weights of shape \[2\]"):
-        emulated_ops.module.denoise_step(**arrays, out=TensorArray(torch.zeros(4, 2)))
+    with pytest.raises(ValueError, match=r"^\[denoise_step\] expected weights of shape \[2,1\]"):
+        emulated_ops.module.denoise_step(**arrays, out=TensorArray(torch.zeros(1, 4, 2)))
     ring = {"key": torch.zeros(2, 5, 3, 2, 8), "value": torch.zeros(2, 5, 3, 2, 7)}
     ring |= {name: torch.zeros(2, 7, 3, 2, 8) for name in ("ring_key", "ring_value")}
     with pytest.raises(ValueError, match=r"^\[ring_append\] expected value of shape"):
         emulated_ops.module.ring_append(
             **{name: TensorArray(value) for name, value in ring.items()},
-            append_slot=TensorArray(torch.zeros(5).long()),
+            append_slot=TensorArray(torch.zeros(1, 5).long()),
         )
 
 
@@ -143,10 +149,10 @@ def test_without_a_driver_one_clear_sentence() -> None:
         RuntimeError, match=r"^\[cuda\] expected an NVIDIA device with its driver but got: .*; install"
     ):
         module.check_device()
-    array = TensorArray(torch.zeros(2, 4))
-    scales = TensorArray(torch.zeros(2))
+    array = TensorArray(torch.zeros(1, 2, 4))
+    scales = TensorArray(torch.zeros(1, 2))
     with pytest.raises(RuntimeError, match=r"^\[cuda\] expected an NVIDIA device"):
-        module.denoise_step(array, TensorArray(torch.zeros(1, 2, 4)), TensorArray(torch.zeros(1)), scales, scales, scales,
+        module.denoise_step(array, TensorArray(torch.zeros(1, 1, 2, 4)), TensorArray(torch.zeros(1, 1)), scales, scales, scales,
                             out=array)  # fmt: skip
 
 

@@ -5,6 +5,7 @@ pyengine was built for one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ FLOOR = {
     "bfloat16": 4e-3,
     "float16": 5e-4,
 }
-SLOW = ("frame", "frame_absent", "frame_ranged", "frame_halves")  # under the emulator: in one 16-bit dtype
+# Under the emulator: in one 16-bit dtype.
+SLOW = ("frame", "frame_absent", "frame_ranged", "frame_halves", "frame_streams_2", "frame_streams_3")
 
 
 def as_good_as_torch(got: torch.Tensor, torch_got: torch.Tensor, exact: torch.Tensor, dtype: str) -> None:
@@ -33,11 +35,17 @@ def as_good_as_torch(got: torch.Tensor, torch_got: torch.Tensor, exact: torch.Te
     assert ours <= 2 * theirs + FLOOR[dtype], f"error {ours:.3g}, torch in {dtype} {theirs:.3g}"
 
 
-def append_slots(case: AttentionCase) -> list[int] | None:
-    """The first frames go to slots 0, 2, 4, ...; the others nowhere."""
+def append_slots(case: AttentionCase) -> list[list[int]] | None:
+    """The first frames of a stream go to slots 0, 2, 4, ..., a slot further for each stream; the others nowhere."""
     if case.ring == 0:
         return None
-    return [2 * i if 2 * i < case.ring else -1 for i in range(case.frames)]
+    return [
+        [
+            2 * i + s if 2 * i + s < case.ring and s not in case.absent_streams else -1
+            for i in range(case.frames)
+        ]
+        for s in range(case.streams)
+    ]
 
 
 def check_attention(ops: CudaOps, case: AttentionCase, dtype: str, **options: Any) -> None:
@@ -48,10 +56,17 @@ def check_attention(ops: CudaOps, case: AttentionCase, dtype: str, **options: An
     got = ops.attention(inputs, slots, **options, **case.attributes)
     as_good_as_torch(got["out"], torch_got[0], exact[0], dtype)
     ring_key, ring_value = inputs["ring_key"].clone(), inputs["ring_value"].clone()
-    for frame, slot in enumerate(slots or ()):
-        if slot >= 0:
-            as_good_as_torch(got["ring_key"][:, slot], torch_got[1][:, frame], exact[1][:, frame], dtype)
-            ring_key[:, slot], ring_value[:, slot] = got["ring_key"][:, slot], torch_got[2][:, frame]
+    for stream, row in enumerate(slots or ()):
+        own = slice(stream, None, case.streams)
+        for frame, slot in enumerate(row):
+            if slot >= 0:
+                as_good_as_torch(
+                    got["ring_key"][own, slot], torch_got[1][own, frame], exact[1][own, frame], dtype
+                )
+                ring_key[own, slot], ring_value[own, slot] = (
+                    got["ring_key"][own, slot],
+                    torch_got[2][own, frame],
+                )
     assert torch.equal(got["ring_key"], ring_key)  # no other slot is touched
     assert torch.equal(got["ring_value"], ring_value)
 
@@ -67,9 +82,9 @@ def test_attention_matches_reference(cuda_ops: CudaOps, case: AttentionCase, dty
 CROSSING = [
     AttentionCase("temporal_many", frames=20, tokens=9, heads=3, ring=9, attributes={"rotary_dim": 64}),
     AttentionCase("temporal_one_team", frames=70, ring=5, tokens=2, attributes={"rotary_dim": 32}),
-    AttentionCase("frame_long", batch=1, heads=1, frames=2, ring=2, tokens=150, empty=(1,),
+    AttentionCase("frame_long", branches=1, heads=1, frames=2, ring=2, tokens=150, empty=(1,),
                   attributes={"scope": "frame", "rotary_dim": 64}),
-    AttentionCase("frame_wide", batch=1, heads=1, frames=2, ring=1, tokens=129, head_dim=128,
+    AttentionCase("frame_wide", branches=1, heads=1, frames=2, ring=1, tokens=129, head_dim=128,
                   attributes={"scope": "frame", "rotary_dim": 128}),
 ]  # fmt: skip
 
@@ -107,7 +122,7 @@ def test_warpgroups_match_reference(
 
 def test_warpgroups_put_split_keys_together(warpgroups: CudaOps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYENGINE_EMULATOR_PROCESSORS", "64")
-    case = AttentionCase("split", batch=1, heads=1, frames=1, ring=17, tokens=66,
+    case = AttentionCase("split", branches=1, heads=1, frames=1, ring=17, tokens=66,
                          attributes={"scope": "frame", "rotary_dim": 64})  # fmt: skip
     check_attention(warpgroups, case, "bfloat16", workspace=True)
 
@@ -126,7 +141,7 @@ def test_split_keys_are_put_together(emulated_ops: CudaOps, monkeypatch: pytest.
     monkeypatch.setenv("PYENGINE_EMULATOR_PROCESSORS", "64")
     case = AttentionCase(
         "split",
-        batch=1,
+        branches=1,
         heads=1,
         frames=2,
         ring=12,
@@ -135,7 +150,7 @@ def test_split_keys_are_put_together(emulated_ops: CudaOps, monkeypatch: pytest.
     )
     qkv, ring = torch.zeros(1, 2, 66, 3, 1, 64).bfloat16(), torch.zeros(1, 12, 66, 1, 64).bfloat16()
     size = emulated_ops.module.frame_window_attention_workspace(
-        TensorArray(qkv), TensorArray(ring), scope="frame"
+        qkv=TensorArray(qkv), ring_key=TensorArray(ring), scope="frame"
     )
     assert size > 0
     check_attention(emulated_ops, case, "bfloat16", workspace=True)
@@ -156,7 +171,7 @@ def test_split_keys_are_put_together(emulated_ops: CudaOps, monkeypatch: pytest.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scope", ["temporal", "frame"])
 def test_masked_rows_are_exactly_zero(cuda_ops: CudaOps, scope: str, dtype: str) -> None:
-    case = AttentionCase("absent", absent=(1, 5), empty=(0,), batch=1, heads=1)
+    case = AttentionCase("absent", absent=(1, 5), empty=(0,), branches=1, heads=1)
     inputs = cast(case.make_inputs(), DTYPES[dtype])
     inputs["ring_index"] = torch.full_like(inputs["ring_index"], -1)
     inputs["qkv"][:, [1, 5]] = float("nan")  # an absent frame may hold anything, and so may an empty slot
@@ -172,7 +187,7 @@ def test_indices_far_apart(cuda_ops: CudaOps, dtype: str) -> None:
     """A sink a million frames back: angles are as exact as the float64 reference's."""
     case = AttentionCase("sink", ring=3, frames=4, first_index=10**6, attributes={"rotary_dim": 64})
     inputs = case.make_inputs()
-    inputs["ring_index"] = torch.tensor([0, 3, 999_999])
+    inputs["ring_index"] = torch.tensor([[0, 3, 999_999]])
     exact = reference(**inputs, **case.attributes)
     inputs = cast(inputs, DTYPES[dtype])
     got = cuda_ops.attention(inputs, **case.attributes)
@@ -180,14 +195,50 @@ def test_indices_far_apart(cuda_ops: CudaOps, dtype: str) -> None:
 
 
 def test_narrow_indices_and_slots_out_of_range(cuda_ops: CudaOps) -> None:
-    case = AttentionCase("narrow", batch=1, attributes={"rotary_dim": 64})
+    case = AttentionCase("narrow", branches=1, attributes={"rotary_dim": 64})
     inputs = cast(case.make_inputs(), torch.bfloat16)
-    wide = cuda_ops.attention(inputs, [-1] * 8, **case.attributes)
+    wide = cuda_ops.attention(inputs, [[-1] * 8], **case.attributes)
     for name in ("frame_index", "ring_index"):
         inputs[name] = inputs[name].int()
-    narrow = cuda_ops.attention(inputs, [8, -5, 1000, -1, -1, -1, -1, -1], **case.attributes)
+    narrow = cuda_ops.attention(inputs, [[8, -5, 1000, -1, -1, -1, -1, -1]], **case.attributes)
     for name, value in wide.items():
         assert torch.equal(value, narrow[name])
+
+
+STREAMS = AttentionCase("batch", streams=3, frames=5, ring=4, tokens=5, chunk_frames=2, absent=(0,), empty=(2,),
+                        absent_streams=(1,))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scope", "head_dim"),
+    [
+        ("bfloat16", "temporal", 64),
+        ("float16", "temporal", 72),
+        ("bfloat16", "frame", 64),
+        ("float32", "frame", 40),
+    ],
+)
+def test_a_stream_in_a_batch_is_the_same_alone(
+    cuda_ops: CudaOps, dtype: str, scope: str, head_dim: int
+) -> None:
+    """To the bit, out and ring, whoever the others are."""
+    case = replace(STREAMS, head_dim=head_dim)
+    inputs = cast(case.make_inputs(), DTYPES[dtype])
+    attributes = {"scope": scope, "rotary_dim": 24}
+    slots = append_slots(case)
+    assert slots is not None
+    whole = cuda_ops.attention(inputs, slots, **attributes)
+    for stream in range(case.streams):
+        own = slice(stream, None, case.streams)
+        alone = {k: v if v is None or v.dim() == 1 else v[own].contiguous() for k, v in inputs.items()}
+        for name, value in cuda_ops.attention(alone, [slots[stream]], **attributes).items():
+            assert torch.equal(whole[name][own], value), f"{name} of stream {stream}"
+
+
+def test_warpgroups_take_several_streams(warpgroups: CudaOps) -> None:
+    case = AttentionCase("groups", streams=2, branches=1, heads=1, frames=2, ring=2, tokens=70, empty=(1,),
+                         attributes={"scope": "frame", "rotary_dim": 64})  # fmt: skip
+    check_attention(warpgroups, case, "bfloat16")
 
 
 RELATIVE_CASES = (
@@ -276,10 +327,23 @@ def test_ring_append_copies_exactly(
         value=value,
         ring_key=ring_key,
         ring_value=ring_value,
-        append_slot=torch.tensor(slots).to(index),
+        append_slot=torch.tensor([slots]).to(index),
     )
     for made, ring, new in zip(got, (ring_key, ring_value), (key, value), strict=True):
         for frame, slot in enumerate(slots):
             if 0 <= slot < 7:
                 ring[:, slot] = new[:, frame]
         assert torch.equal(made.view(torch.uint8), ring.view(torch.uint8))
+
+
+def test_ring_append_of_several_streams(cuda_ops: CudaOps) -> None:
+    key, value = torch.randn(2, 4, 3, 2, 2, 8).unbind(0)
+    ring_key, ring_value = torch.randn(2, 4, 5, 2, 2, 8).unbind(0)
+    slots = torch.tensor([[4, -1, 0], [-1, 2, 9]])
+    given = {"key": key, "value": value, "ring_key": ring_key, "ring_value": ring_value, "append_slot": slots}
+    made = cuda_ops.ring_append(**{name: tensor.clone() for name, tensor in given.items()})
+    for got, ring, new in zip(made, (ring_key, ring_value), (key, value), strict=True):
+        ring = ring.clone()
+        for stream, frame, slot in ((0, 0, 4), (0, 2, 0), (1, 1, 2)):
+            ring[stream::2, slot] = new[stream::2, frame]
+        assert torch.equal(got, ring)

@@ -15,9 +15,9 @@ LARGEST = 448.0  # of float8_e4m3
 CASES = [
     AttentionCase("temporal_64", attributes={"rotary_dim": 64}),
     AttentionCase("temporal_72", head_dim=72, frames=20, heads=3, attributes={"rotary_dim": 72}),
-    AttentionCase("frame_128", head_dim=128, batch=1, frames=2, ring=3, tokens=40,
+    AttentionCase("frame_128", head_dim=128, branches=1, frames=2, ring=3, tokens=40,
                   attributes={"scope": "frame", "rotary_dim": 128}),
-    AttentionCase("rows_40", head_dim=40, batch=1, attributes={"rotary_dim": 40}),
+    AttentionCase("rows_40", head_dim=40, branches=1, attributes={"rotary_dim": 40}),
 ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_warpgroups_read_and_append(cuda_ops: CudaOps) -> None:
     before = cuda_ops.module.use_warpgroups(True)
     try:
         for head_dim in (64, 128):
-            check(cuda_ops, AttentionCase("groups", batch=1, frames=2, ring=2, tokens=66, head_dim=head_dim,
+            check(cuda_ops, AttentionCase("groups", branches=1, frames=2, ring=2, tokens=66, head_dim=head_dim,
                                           attributes={"scope": "frame", "rotary_dim": 64}), torch.bfloat16)  # fmt: skip
     finally:
         cuda_ops.module.use_warpgroups(before)
@@ -60,7 +60,7 @@ def check(cuda_ops: CudaOps, case: AttentionCase, dtype: torch.dtype) -> None:
     given["ring_key"], given["ring_value"] = kept["ring_key"][0], kept["ring_value"][0]
     scales = (kept["ring_key"][1], kept["ring_value"][1])
     slots = [1, -1, 0] + [-1] * (case.frames - 3) if case.frames > 2 else [1, -1]
-    got = cuda_ops.attention(given, slots, ring_scales=scales, **case.attributes)
+    got = cuda_ops.attention(given, [slots], ring_scales=scales, **case.attributes)
     floor = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 1e-6}[dtype]
     assert error(got["out"], exact[0]) <= 2 * error(torch_got[0], exact[0]) + floor
     for frame, slot in enumerate(slots):

@@ -39,6 +39,19 @@ def test_clean_frames_are_copied_bit_for_bit(isa: str) -> None:
     np.testing.assert_array_equal(run(given).view(np.uint32), to_numpy(given["sample"]).view(np.uint32))
 
 
+def test_a_stream_in_a_batch_is_the_same_alone(isa: str) -> None:
+    case = StepCase("batch", streams=3, frames=4, values=(5, 7), branches=3, noise=True)
+    given = cast(case.make_inputs(), torch.float32)
+    whole = run(given)
+    for stream in range(case.streams):
+        own = slice(stream, stream + 1)
+        alone = {
+            name: None if v is None else v[:, own] if name in ("prediction", "weights") else v[own]
+            for name, v in given.items()
+        }
+        np.testing.assert_array_equal(run(alone), whole[own])
+
+
 def test_an_operand_of_scale_zero_is_not_read(isa: str) -> None:
     given = cast(StepCase("zero", copies=0).make_inputs(), torch.float32)
     given["sample_scale"].zero_()
@@ -61,26 +74,26 @@ GOOD = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sample": np.zeros((8, 16, 8, 8))}, "expected sample of dtype float32"),
+        ({"sample": np.zeros((1, 8, 16, 8, 8))}, "expected sample of dtype float32"),
         (
-            {"prediction": np.zeros((8, 16, 8, 8), np.float32)},
-            r"expected prediction \[branches, frames, \.\.\.\]",
+            {"prediction": np.zeros((1, 8, 16, 8, 8), np.float32)},
+            r"expected prediction \[branches, streams, frames, \.\.\.\]",
         ),
         (
-            {"prediction": np.zeros((2, 8, 16, 8, 8), np.int32)},
+            {"prediction": np.zeros((2, 1, 8, 16, 8, 8), np.int32)},
             "expected prediction of dtype float32 or bfloat16",
         ),
-        ({"weights": np.zeros(3, np.float32)}, r"expected weights of shape \[2\] but got float32 \[3\]"),
+        ({"weights": np.zeros(3, np.float32)}, r"expected weights of shape \[2,1\] but got float32 \[3\]"),
         ({"sample_scale": np.zeros(8)}, "expected sample_scale of dtype float32"),
         (
-            {"noise_scale": np.ones(8, np.float32)},
-            r"expected noise because noise_scale\[0\] is 1 but got nothing",
+            {"noise_scale": np.ones((1, 8), np.float32)},
+            r"expected noise because noise_scale\[0,0\] is 1 but got nothing",
         ),
-        ({"noise": np.zeros((8, 16, 8), np.float32)}, "expected noise shaped like sample"),
-        ({"out": np.zeros((8, 16, 64), np.float32)}, "expected out shaped like sample"),
+        ({"noise": np.zeros((1, 8, 16, 8), np.float32)}, "expected noise shaped like sample"),
+        ({"out": np.zeros((1, 8, 16, 64), np.float32)}, "expected out shaped like sample"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
-    arguments = {**GOOD, "out": np.zeros((8, 16, 8, 8), np.float32), **changes}
+    arguments = {**GOOD, "out": np.zeros((1, 8, 16, 8, 8), np.float32), **changes}
     with pytest.raises(ValueError, match=r"^\[denoise_step\] " + message):
         _C.denoise_step(**arguments)

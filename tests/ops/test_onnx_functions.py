@@ -88,22 +88,30 @@ class TwoAttentionsAndAStep(torch.nn.Module):
         window = (qkv, level, frame_index, ring_key, ring_value, ring_index)
         time, key, value = frame_window_attention(*window, self.gain, self.gain, rotary_dim=8)
         space, _, _ = frame_window_attention(*window, scope="frame", mask="bidirectional")
-        one = torch.ones_like(level[0])
-        step = denoise_step(time[0], time.unsqueeze(0)[:, 0], one[:1], one, one, 0 * one)
+        one = torch.ones_like(level)
+        streams = level.shape[0]
+        step = denoise_step(
+            time[:streams], time[None, :streams], one[:1, :1].expand(1, streams), one, one, 0 * one
+        )
         return time + space, key, value, step
 
 
 def test_torch_export_leaves_opaque_nodes_that_any_runtime_can_run() -> None:
-    def window(frames: int, ring: int) -> tuple[torch.Tensor, ...]:
-        qkv, kept = torch.randn(2, frames, 3, 3, 2, 8), torch.randn(2, 2, ring, 3, 2, 8)
-        index = torch.arange(ring + frames)
-        return qkv, torch.rand(2, frames), index[ring:], kept[0], kept[1], index[:ring]
+    def window(streams: int, frames: int, ring: int) -> tuple[torch.Tensor, ...]:
+        batch = 2 * streams
+        qkv, kept = torch.randn(batch, frames, 3, 3, 2, 8), torch.randn(2, batch, ring, 3, 2, 8)
+        index = torch.arange(ring + frames) + 5 * torch.arange(streams)[:, None]
+        return qkv, torch.rand(streams, frames), index[:, ring:], kept[0], kept[1], index[:, :ring]
 
     module = TwoAttentionsAndAStep().eval()
-    frames, ring = torch.export.Dim("frames", min=2), torch.export.Dim("ring", min=2)
-    shapes = ({1: frames}, {1: frames}, {0: frames}, {1: ring}, {1: ring}, {0: ring})
+    streams, frames, ring = (torch.export.Dim(name, min=1) for name in ("streams", "frames", "ring"))
+    kept = {0: 2 * streams, 1: ring}
+    shapes = ({0: 2 * streams, 1: frames}, {0: streams, 1: frames}, {0: streams, 1: frames}, kept, kept,
+              {0: streams, 1: ring})  # fmt: skip
     with torch.no_grad():
-        program = torch.onnx.export(module, window(5, 4), dynamo=True, dynamic_shapes=shapes, verbose=False)
+        program = torch.onnx.export(
+            module, window(3, 5, 4), dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
     assert program is not None
     model = program.model_proto
     nodes = [node.op_type for node in model.graph.node if node.domain == DOMAIN]
@@ -111,10 +119,28 @@ def test_torch_export_leaves_opaque_nodes_that_any_runtime_can_run() -> None:
     attach_functions(model)
     assert len({(f.name, f.overload) for f in model.functions}) == 3
     onnx.checker.check_model(model)
-    inputs = window(7, 3)
-    got = run(model, dict(zip((i.name for i in model.graph.input), inputs, strict=True)))
-    for ours, theirs in zip(got, module(*inputs), strict=True):
-        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=2e-6)
+    names = [value.name for value in model.graph.input]
+    for sizes in ((1, 7, 3), (2, 4, 6)):
+        inputs = window(*sizes)
+        got = run(model, dict(zip(names, inputs, strict=True)))
+        for ours, theirs in zip(got, module(*inputs), strict=True):
+            np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("scope", ["temporal", "frame"])
+def test_a_stream_in_a_batch_means_what_it_means_alone(scope: str) -> None:
+    spec = spec_of("FrameWindowAttention")
+    case = next(c for c in spec.cases if c.name == "streams_3_ranged")
+    inputs = case.make_inputs()
+    attributes = {**case.attributes, "scope": scope}
+    whole = spec.reference(**inputs, **attributes)
+    for stream in range(case.streams):
+        alone = {
+            k: v if v is None or v.dim() == 1 else v[stream :: case.streams].contiguous()
+            for k, v in inputs.items()
+        }
+        for got, wanted in zip(spec.reference(**alone, **attributes), whole, strict=True):
+            torch.testing.assert_close(got, wanted[stream :: case.streams], rtol=0, atol=1e-12)
 
 
 def test_reference_has_gradients_where_rows_are_masked() -> None:

@@ -16,20 +16,20 @@ inline void check_like_sample(const char* what, const Tensor& t, const Tensor& s
 inline void check_op(const DenoiseStep& op, Place place) {
   constexpr Expect expect{"denoise_step"};
   const Tensor &sample = op.sample, &prediction = op.prediction;
-  check(sample.rank >= 1, "[denoise_step] expected sample [frames, ...] but got ", sample);
+  check(sample.rank >= 2, "[denoise_step] expected sample [streams, frames, ...] but got ", sample);
   expect.dtype("sample", sample, DType::float32);
   expect.layout("sample", sample);
   check(prediction.rank == sample.rank + 1 &&
             std::equal(sample.shape, sample.shape + sample.rank, prediction.shape + 1),
-        "[denoise_step] expected prediction [branches, frames, ...] over sample ", sample, " but got ",
-        prediction);
+        "[denoise_step] expected prediction [branches, streams, frames, ...] over sample ", sample,
+        " but got ", prediction);
   check_float("denoise_step", "prediction", prediction, place);
   expect.layout("prediction", prediction);
-  const int64_t frames = sample.shape[0], branches = prediction.shape[0];
-  expect.input("weights", op.weights, DType::float32, {branches});
-  expect.input("sample_scale", op.sample_scale, DType::float32, {frames});
-  expect.input("prediction_scale", op.prediction_scale, DType::float32, {frames});
-  expect.input("noise_scale", op.noise_scale, DType::float32, {frames});
+  const int64_t streams = sample.shape[0], frames = sample.shape[1], branches = prediction.shape[0];
+  expect.input("weights", op.weights, DType::float32, {branches, streams});
+  expect.input("sample_scale", op.sample_scale, DType::float32, {streams, frames});
+  expect.input("prediction_scale", op.prediction_scale, DType::float32, {streams, frames});
+  expect.input("noise_scale", op.noise_scale, DType::float32, {streams, frames});
   check_like_sample("out", op.out, sample);
   expect.dtype("out", op.out, DType::float32);
   expect.layout("out", op.out);
@@ -39,9 +39,9 @@ inline void check_op(const DenoiseStep& op, Place place) {
     expect.dtype("noise", op.noise, DType::float32);
     expect.layout("noise", op.noise);
   } else if (place == Place::host) {  // a device's scales cannot be looked at: there it counts as zeros
-    for (int64_t f = 0; f < frames; ++f)
-      check(op.noise_scale.as<float>()[f] == 0.0f, "[denoise_step] expected noise because noise_scale[", f,
-            "] is ", op.noise_scale.as<float>()[f], " but got nothing");
+    for (int64_t f = 0; f < streams * frames; ++f)
+      check(op.noise_scale.as<float>()[f] == 0.0f, "[denoise_step] expected noise because noise_scale[",
+            f / frames, ",", f % frames, "] is ", op.noise_scale.as<float>()[f], " but got nothing");
   }
 }
 

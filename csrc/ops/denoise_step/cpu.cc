@@ -26,7 +26,8 @@ template <class T>
 void update(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t end) {
   const float scale = p.sample_scale[frame], prediction = p.prediction_scale[frame],
               noise = p.noise_scale[frame];
-  const int64_t base = frame * p.values, branch = p.frames * p.values;
+  const int64_t base = frame * p.values, branch = p.streams * p.frames * p.values;
+  const float* weights = p.weights + frame / p.frames;  // of this stream, one row per branch
   float sum[kBlock], guided[kBlock];
   for (int64_t i = begin; i < end; i += kBlock) {
     const int n = static_cast<int>(end - i < kBlock ? end - i : kBlock);
@@ -35,7 +36,8 @@ void update(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t en
     if (prediction != 0) {
       for (int j = 0; j < n; ++j) guided[j] = 0;
       for (int64_t g = 0; g < p.branches; ++g)
-        add_scaled(guided, static_cast<const T*>(p.prediction) + g * branch + base + i, p.weights[g], n);
+        add_scaled(guided, static_cast<const T*>(p.prediction) + g * branch + base + i,
+                   weights[g * p.streams], n);
       add_scaled(sum, guided, prediction, n);
     }
     if (noise != 0) add_scaled(sum, p.noise + base + i, noise, n);

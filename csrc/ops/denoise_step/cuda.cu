@@ -13,13 +13,13 @@ constexpr int kThreads = 256;
 constexpr int kValues = 4;  // of a thread
 
 struct DenoiseStepParams {
-  const float* sample;                                         // [frames, values]
-  const void* prediction;                                      // [branches, frames, values]
-  const float* weights;                                        // [branches]
-  const float *sample_scale, *prediction_scale, *noise_scale;  // [frames]
-  const float* noise;                                          // [frames, values] or null
-  float* out;                                                  // [frames, values], may be sample itself
-  int64_t branches, frames, values;
+  const float* sample;                                         // [streams, frames, values]
+  const void* prediction;                                      // [branches, streams, frames, values]
+  const float* weights;                                        // [branches, streams]
+  const float *sample_scale, *prediction_scale, *noise_scale;  // [streams, frames]
+  const float* noise;                                          // [streams, frames, values] or null
+  float* out;  // [streams, frames, values], may be sample itself
+  int64_t branches, streams, frames, values;
   bool aligned;  // four values of a frame can be read at a time
 };
 
@@ -48,7 +48,8 @@ PYENGINE_DEVICE void write(float* y, int64_t i, int count, bool aligned, const F
     if (k < count) y[i + k] = x.x[k];
 }
 
-// Blocks: x over values, y over frames. A scale of exactly 0 means that its operand is not read.
+// Blocks: x over values, y over the frames of all streams. A scale of exactly 0 means that its operand is not
+// read.
 template <class T>
 PYENGINE_KERNEL(kThreads, 1)
 denoise_step_kernel(const DenoiseStepParams p) {
@@ -70,10 +71,11 @@ denoise_step_kernel(const DenoiseStepParams p) {
   }
   if (prediction != 0) {
     Four<float> guided{};
+    const float* weights = p.weights + frame / p.frames;  // of this stream, one row per branch
     for (int64_t g = 0; g < p.branches; ++g) {
-      const Four<T> x =
-          read(static_cast<const T*>(p.prediction) + g * p.frames * p.values, at, count, p.aligned);
-      for (int k = 0; k < kValues; ++k) guided.x[k] += p.weights[g] * to_float(x.x[k]);
+      const Four<T> x = read(static_cast<const T*>(p.prediction) + g * p.streams * p.frames * p.values, at,
+                             count, p.aligned);
+      for (int k = 0; k < kValues; ++k) guided.x[k] += weights[g * p.streams] * to_float(x.x[k]);
     }
     for (int k = 0; k < kValues; ++k) sum.x[k] += prediction * guided.x[k];
   }
@@ -90,7 +92,8 @@ void denoise_step(const DenoiseStep& op, void* stream) {
   check_op(op, Place::device);
   const Tensor& sample = op.sample;
   if (sample.size() == 0) return;
-  const int64_t frames = sample.shape[0], values = sample.size() / frames;
+  const int64_t streams = sample.shape[0], frames = sample.shape[1];
+  const int64_t values = sample.size() / (streams * frames);
   const auto at_boundary = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
   const bool aligned = values % kValues == 0 && at_boundary(sample) && at_boundary(op.prediction) &&
                        at_boundary(op.noise) && at_boundary(op.out);
@@ -103,11 +106,12 @@ void denoise_step(const DenoiseStep& op, void* stream) {
                             op.noise.as<float>(),
                             op.out.as<float>(),
                             op.prediction.shape[0],
+                            streams,
                             frames,
                             values,
                             aligned};
   const Grid grid{static_cast<unsigned>((values + kThreads * kValues - 1) / (kThreads * kValues)),
-                  static_cast<unsigned>(frames)};
+                  static_cast<unsigned>(streams * frames)};
   switch (op.prediction.dtype) {
     case DType::float32:
       return launch(denoise_step_kernel<float>, grid, kThreads, 0, stream, p);

@@ -18,7 +18,7 @@ constexpr int64_t kInlineValues = 65536;  // below this, about 20 us, waking a t
 
 DenoiseStepParams params(const DenoiseStep& op) {
   const Tensor &sample = op.sample, &prediction = op.prediction;
-  const int64_t frames = sample.shape[0], branches = prediction.shape[0];
+  const int64_t streams = sample.shape[0], frames = sample.shape[1], branches = prediction.shape[0];
   return {sample.as<float>(),
           prediction.data,
           prediction.dtype == DType::bfloat16,
@@ -29,8 +29,9 @@ DenoiseStepParams params(const DenoiseStep& op) {
           op.noise ? op.noise.as<float>() : nullptr,
           op.out.as<float>(),
           branches,
+          streams,
           frames,
-          frames ? sample.size() / frames : 0};
+          streams * frames ? sample.size() / (streams * frames) : 0};
 }
 
 }  // namespace
@@ -40,8 +41,8 @@ void denoise_step(const DenoiseStep& op) {
   const DenoiseStepParams p = params(op);
   const DenoiseStepKernel& kernel = PYENGINE_PICK_KERNEL(denoise_step_kernel);
   const int64_t blocks = (p.values + kBlock - 1) / kBlock;  // per frame
-  const int64_t count = p.frames * blocks;
-  const int64_t grain = p.frames * p.values <= kInlineValues ? count : 1;
+  const int64_t count = p.streams * p.frames * blocks;
+  const int64_t grain = p.streams * p.frames * p.values <= kInlineValues ? count : 1;
   parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % blocks * kBlock;

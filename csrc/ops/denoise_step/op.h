@@ -1,6 +1,6 @@
 // DenoiseStep: guidance over any number of branches, the per-frame sampler update and optional re-noise, in
 // one pass.
-//   p     = sum over g of weights[g] * prediction[g]
+//   p     = sum over g of weights[g, s] * prediction[g, s], for every stream s
 //   out_f = sample_scale[f] * sample_f + prediction_scale[f] * p_f + noise_scale[f] * noise_f
 // Frames whose scales are (1, 0, 0) are copied bit for bit. A scale of exactly 0 means that its operand is
 // not read.
@@ -11,14 +11,14 @@
 namespace pyengine::ops {
 
 struct DenoiseStep {
-  Tensor sample;            // [frames, ...] float32
-  Tensor prediction;        // [branches, frames, ...] float32 or bfloat16
-  Tensor weights;           // [branches] float32
-  Tensor sample_scale;      // [frames] float32
-  Tensor prediction_scale;  // [frames] float32
-  Tensor noise_scale;       // [frames] float32
-  Tensor noise;             // [frames, ...] float32, or absent if every noise_scale is 0
-  Tensor out;               // [frames, ...] float32, may be sample itself
+  Tensor sample;            // [streams, frames, ...] float32
+  Tensor prediction;        // [branches, streams, frames, ...] float32 or bfloat16
+  Tensor weights;           // [branches, streams] float32
+  Tensor sample_scale;      // [streams, frames] float32
+  Tensor prediction_scale;  // [streams, frames] float32
+  Tensor noise_scale;       // [streams, frames] float32
+  Tensor noise;             // [streams, frames, ...] float32, or absent if every noise_scale is 0
+  Tensor out;               // [streams, frames, ...] float32, may be sample itself
 };
 
 void denoise_step(const DenoiseStep& op);  // throws std::invalid_argument

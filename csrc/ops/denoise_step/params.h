@@ -8,17 +8,17 @@
 namespace pyengine::ops {
 
 struct DenoiseStepParams {
-  const float* sample;     // [frames, values]
-  const void* prediction;  // [branches, frames, values] float32 or bfloat16
+  const float* sample;     // [streams, frames, values]
+  const void* prediction;  // [branches, streams, frames, values] float32 or bfloat16
   bool prediction_is_bfloat16;
-  const float* weights;                                        // [branches]
-  const float *sample_scale, *prediction_scale, *noise_scale;  // [frames]
-  const float* noise;                                          // [frames, values] or null
-  float* out;                                                  // [frames, values], may be sample itself
-  int64_t branches, frames, values;
+  const float* weights;                                        // [branches, streams]
+  const float *sample_scale, *prediction_scale, *noise_scale;  // [streams, frames]
+  const float* noise;                                          // [streams, frames, values] or null
+  float* out;  // [streams, frames, values], may be sample itself
+  int64_t branches, streams, frames, values;
 };
 
-// Updates values [begin, end) of one frame.
+// Updates values [begin, end) of one frame; frames are counted through all streams.
 struct DenoiseStepKernel {
   void (*run)(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t end);
 };

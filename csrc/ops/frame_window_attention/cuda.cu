@@ -48,8 +48,9 @@ bool aligned(const Tensor& t) {
 
 AttentionShape shape_of(const FrameWindowAttention& op) {
   const int64_t* s = op.qkv.shape;
-  const bool all = aligned(op.qkv) && aligned(op.ring_key) && aligned(op.ring_value) && aligned(op.out);
-  return {op.scope, op.qkv.dtype, s[0], s[1], s[2], s[4], s[5], op.ring_key.shape[1], all};
+  const bool all =
+      aligned(op.qkv) && aligned(op.ring_key.one) && aligned(op.ring_value.one) && aligned(op.out);
+  return {op.scope, op.qkv.dtype, s[0], s[1], s[2], s[4], s[5], op.ring_key.slots(), all};
 }
 
 // Turns per frame of every pair, as fractions of 2^64: theta^(-2k / rotary_dim) / (2 pi), whole turns left
@@ -68,12 +69,14 @@ void fill_frequencies(const FrameWindowAttention& op, uint64_t* frequency) {
 AttentionParams params_of(const FrameWindowAttention& op, const AttentionShape& s) {
   AttentionParams p{};
   p.qkv = op.qkv.data, p.out = op.out.data;
-  p.ring_key = op.ring_key.data, p.ring_value = op.ring_value.data;
+  p.ring_key = op.ring_key.one.data, p.ring_value = op.ring_value.one.data;
+  p.key_table = op.ring_key.table, p.value_table = op.ring_value.table;
   p.level = op.level.as<float>();
   p.frame_index = indices(op.frame_index), p.ring_index = indices(op.ring_index);
   p.reach = indices(op.reach), p.append_slot = indices(op.append_slot);
   p.q_gain = op.q_gain.as<float>(), p.k_gain = op.k_gain.as<float>();
   p.key_scale = op.ring_key_scale.as<float>(), p.value_scale = op.ring_value_scale.as<float>();
+  p.streams = static_cast<int>(op.frame_index.shape[0]);
   p.batch = static_cast<int>(s.batch), p.frames = static_cast<int>(s.frames),
   p.tokens = static_cast<int>(s.tokens);
   p.heads = static_cast<int>(s.heads), p.head_dim = static_cast<int>(s.head_dim),
@@ -139,17 +142,15 @@ bool use_warpgroups(bool wanted) {
 }
 
 int64_t frame_window_attention_workspace(const FrameWindowAttention& op) {
-  check(op.qkv.rank == 6 && op.ring_key.rank == 5,
-        "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] and ring_key "
-        "[batch, ring, "
-        "tokens, heads, head_dim] but got ",
-        op.qkv, " and ", op.ring_key);
+  check(op.qkv.rank == 6,
+        "[frame_window_attention] expected qkv [batch, frames, tokens, 3, heads, head_dim] but got ", op.qkv);
   check(op.qkv.size() > 0, "[frame_window_attention] expected qkv with values but got ", op.qkv);
   return launch_of(shape_of(op), true).workspace_bytes;
 }
 
-void frame_window_attention(const FrameWindowAttention& op, const Tensor& workspace, void* stream) {
+void frame_window_attention(const FrameWindowAttention& op, void* stream) {
   check_op(op, Place::device);
+  const Tensor& workspace = op.workspace;
   const AttentionShape shape = shape_of(op);
   const AttentionLaunch l = launch_of(shape, static_cast<bool>(workspace));
   AttentionParams p = params_of(op, shape);

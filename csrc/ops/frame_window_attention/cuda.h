@@ -11,10 +11,11 @@ namespace pyengine::ops::cuda {
 // = it needs none. Depends on shapes and on the current device alone.
 int64_t frame_window_attention_workspace(const FrameWindowAttention& op);
 
-// `workspace` is absent or an array of at least so many bytes, of this call alone until it has run; without
-// it keys are not split. `stream` is a cudaStream_t. Throws std::invalid_argument for bad tensors,
-// std::runtime_error for the device's own errors.
-void frame_window_attention(const FrameWindowAttention& op, const Tensor& workspace, void* stream);
+// `op.workspace` is absent or an array of at least so many bytes, of this call alone until it has run;
+// without it keys are not split. Rings that a table names begin at 16-byte boundaries; the table is read when
+// the kernels run, so a graph survives streams that come and go. `stream` is a cudaStream_t. Throws
+// std::invalid_argument for bad tensors, std::runtime_error for the device's own errors.
+void frame_window_attention(const FrameWindowAttention& op, void* stream);
 
 // Whether scope "frame" may use the kernel for Hopper's warpgroups, where the device has them and the shape
 // suits. Off unless PYENGINE_WARPGROUPS=1 was set, until a card has verified it. Returns what it was before.

@@ -26,7 +26,7 @@ template <int threads, int keys>
 PYENGINE_DEVICE KeyPlace find_tiles(const AttentionParams& p, int b, int i, int split, int* list,
                                     int* flags) {
   const int sources = p.ring + p.frames, thread = thread_index();
-  for (int s = thread; s < sources; s += threads) flags[s] = sees(p, b, i, s);
+  for (int s = thread; s < sources; s += threads) flags[s] = sees(p, stream_of(p, b), i, s);
   sync_block();
   for (int s = thread; s < sources; s += threads) {
     int before = 0;
@@ -116,8 +116,8 @@ struct Frame {
     const int64_t offset = in_ring ? slot_offset(p, b, source, at.token, h) : 0;
     T *key_tile = keys + stage * kKeys * kRow, *value_tile = values + stage * kKeys * kRow;
     if (in_ring && p.key_scale) {
-      const auto *key = static_cast<const float8_e4m3*>(p.ring_key) + offset,
-                 *value = static_cast<const float8_e4m3*>(p.ring_value) + offset;
+      const auto *key = static_cast<const float8_e4m3*>(ring_of(p, b, kKey)) + offset,
+                 *value = static_cast<const float8_e4m3*>(ring_of(p, b, kValue)) + offset;
       for (int e = thread_index(); e < kKeys * kUnits; e += kBlockThreads) {
         const int row = e / kUnits, unit = e % kUnits;
         Words4 k{}, v{};
@@ -129,9 +129,9 @@ struct Frame {
         *reinterpret_cast<Words4*>(value_tile + row * kRow + 8 * unit) = v;
       }
     } else {
-      const T* key = in_ring ? static_cast<const T*>(p.ring_key) + offset
+      const T* key = in_ring ? static_cast<const T*>(ring_of(p, b, kKey)) + offset
                              : active_row<T>(p, b, source - p.ring, at.token, kKey, h);
-      const T* value = in_ring ? static_cast<const T*>(p.ring_value) + offset
+      const T* value = in_ring ? static_cast<const T*>(ring_of(p, b, kValue)) + offset
                                : active_row<T>(p, b, source - p.ring, at.token, kValue, h);
 #pragma unroll 2
       for (int k = 0; k < (kKeys * kUnits + kBlockThreads - 1) / kBlockThreads; ++k) {
@@ -150,7 +150,8 @@ struct Frame {
   // This warp's queries, normalised and turned to the frame at hand: R_{i-j}, then the gain of active keys.
   PYENGINE_DEVICE void turn_queries(int source) {
     const int lane = lane_index(), g = lane / 4;
-    const int64_t distance = index_of(p, p.ring + i) - index_of(p, source);
+    const int stream = stream_of(p, b);
+    const int64_t distance = index_of(p, stream, p.ring + i) - index_of(p, stream, source);
     sync_warp();  // nobody reads the last frame's queries any more
     if (p.rotation != Rotation::none)
       for (int k = lane; k < D / 2; k += kWarp)

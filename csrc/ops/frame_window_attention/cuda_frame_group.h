@@ -62,7 +62,7 @@ struct GroupFrame {
     const bool in_ring = source < p.ring;
     const int64_t step = static_cast<int64_t>(p.heads) * D * (in_ring ? 1 : 3);
     const int64_t offset = in_ring ? slot_offset(p, b, source, at.token, h) : 0;
-    const void* ring = part == kKey ? p.ring_key : p.ring_value;
+    const void* ring = in_ring ? ring_of(p, b, part) : nullptr;
     if (in_ring && p.key_scale) {
       const auto* from = static_cast<const float8_e4m3*>(ring) + offset;
       const float scale = (part == kKey ? p.key_scale : p.value_scale)[h];
@@ -87,7 +87,8 @@ struct GroupFrame {
   // This warpgroup's queries, normalised and turned to a source: R_{i-j}, then the gain of active keys.
   // The block has met since the last turns were read.
   PYENGINE_DEVICE void turn_queries(int source) {
-    const int64_t distance = index_of(p, p.ring + i) - index_of(p, source);
+    const int stream = stream_of(p, b);
+    const int64_t distance = index_of(p, stream, p.ring + i) - index_of(p, stream, source);
     if (p.rotation != Rotation::none)
       for (int k = thread_index() % kGroup; k < D / 2; k += kGroup)
         turns[k] = k < p.rotary_dim / 2 ? cosine_sine(p, distance, k) : Pair{1, 0};

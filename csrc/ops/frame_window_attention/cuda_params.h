@@ -15,16 +15,18 @@ constexpr int kMaxPairs = 128;  // rotated pairs of the largest head
 
 struct AttentionParams {
   const void* qkv;  // [batch, frames, tokens, 3, heads, head_dim]
-  void* ring_key;   // [batch, ring, tokens, heads, head_dim], read, then appended to
-  void* ring_value;
-  void* out;                             // [batch, frames, tokens, heads, head_dim]
-  const float* level;                    // [batch, frames]
-  Indices frame_index, ring_index;       // [frames], [ring]
-  Indices reach, append_slot;            // [frames] or null
-  const float *q_gain, *k_gain;          // [head_dim] or null
-  const float *key_scale, *value_scale;  // [heads], of a ring of float8_e4m3, else null
-  float* partial;                        // workspace of split keys, or null
-  int batch, frames, tokens, heads, head_dim, ring;
+  void *ring_key,
+      *ring_value;  // of one stream: [branches, ring, tokens, heads, head_dim], read, then appended to
+  void *const *key_table, *const
+                              *value_table;  // [streams] such addresses, read when the kernel runs; or null
+  void* out;                                 // [batch, frames, tokens, heads, head_dim]
+  const float* level;                        // [streams, frames]
+  Indices frame_index, ring_index;           // [streams, frames], [streams, ring]
+  Indices reach, append_slot;                // [streams, frames] or null
+  const float *q_gain, *k_gain;              // [head_dim] or null
+  const float *key_scale, *value_scale;      // [heads], of a ring of float8_e4m3, else null
+  float* partial;                            // workspace of split keys, or null
+  int batch, streams, frames, tokens, heads, head_dim, ring;
   Mask mask;
   Rotation rotation;
   int rotary_dim;

@@ -36,7 +36,7 @@ struct RowReader {
     const bool in_ring = source < p.ring;
     row = in_ring ? nullptr : active_row<T>(p, b, source - p.ring, n, part, h);
     offset = in_ring ? slot_offset(p, b, source, n, h) : 0;
-    ring = part == kKey ? p.ring_key : p.ring_value;
+    ring = in_ring ? ring_of(p, b, part) : nullptr;
     scale = part == kKey ? p.key_scale : p.value_scale;
   }
   PYENGINE_DEVICE float operator[](int d) const {
@@ -98,8 +98,8 @@ PYENGINE_DEVICE void add_keys(const AttentionParams& p, RowsScratch& s, RowSoftm
 template <class T>
 PYENGINE_DEVICE void attend_row(const AttentionParams& p, RowsScratch& s, bool temporal, int b, int i, int n,
                                 int h) {
-  const int lane = lane_index(), sources = p.ring + p.frames;
-  const int64_t position = index_of(p, p.ring + i);
+  const int lane = lane_index(), sources = p.ring + p.frames, stream = stream_of(p, b);
+  const int64_t position = index_of(p, stream, p.ring + i);
   const T* query = active_row<T>(p, b, i, n, kQuery, h);
   float scale = p.score_scale;
   if (p.q_gain) {
@@ -116,14 +116,14 @@ PYENGINE_DEVICE void attend_row(const AttentionParams& p, RowsScratch& s, bool t
     for (int first = 0; first < sources; first += kWarp) {
       const int source = first + lane;
       float x = -INFINITY;
-      if (source < sources && sees(p, b, i, source))
-        x = score<T>(p, s.query, b, source, n, h, true, position - index_of(p, source));
+      if (source < sources && sees(p, stream, i, source))
+        x = score<T>(p, s.query, b, source, n, h, true, position - index_of(p, stream, source));
       add_keys<T>(p, s, row, b, h, x, first, n, 1, 0);
     }
   } else {
     for (int source = 0; source < sources; ++source) {
-      if (!sees(p, b, i, source)) continue;
-      const int64_t distance = position - index_of(p, source);
+      if (!sees(p, stream, i, source)) continue;
+      const int64_t distance = position - index_of(p, stream, source);
       sync_warp();
       for (int d = lane; d < p.head_dim; d += kWarp) {
         s.turned[d] = s.query[d];

@@ -55,20 +55,21 @@ struct Temporal {
 
   // Once per block: what depends on indices and levels only.
   PYENGINE_DEVICE void prepare() {
-    const int thread = thread_index();
+    const int thread = thread_index(), stream = stream_of(p, b);
     for (int d = thread; d < D; d += kBlockThreads) {
       query_gain[d] = p.score_scale * (p.q_gain ? p.q_gain[d] : 1);
       key_gain[d] = p.k_gain ? p.k_gain[d] : 1;
     }
     for (int s = thread; s < sources(); s += kBlockThreads) {
-      const int64_t index = index_of(p, s);
+      const int64_t index = index_of(p, stream, s);
       int seen = 0;
-      for (int i = 0; i < p.frames && !seen; ++i) seen = sees(p, b, i, s, p.frame_index[i], index);
+      for (int i = 0; i < p.frames && !seen; ++i)
+        seen = sees(p, stream, i, s, p.frame_index[stream * p.frames + i], index);
       flags[s] = seen;
     }
     for (int e = thread; p.rotation != Rotation::none && e < sources() * (D / 2); e += kBlockThreads) {
       const int s = e / (D / 2), k = e % (D / 2);
-      turns[e] = k < p.rotary_dim / 2 ? cosine_sine(p, index_of(p, s), k) : Pair{1, 0};
+      turns[e] = k < p.rotary_dim / 2 ? cosine_sine(p, index_of(p, stream, s), k) : Pair{1, 0};
     }
     sync_block();
     for (int s = thread; s < sources(); s += kBlockThreads) {
@@ -83,7 +84,7 @@ struct Temporal {
       const int i = e / layout.words, first = e % layout.words * kChunk;
       uint64_t bits = 0;
       for (int j = 0; j < kChunk && first + j < count; ++j)
-        if (sees(p, b, i, list[first + j])) bits |= uint64_t{1} << j;
+        if (sees(p, stream, i, list[first + j])) bits |= uint64_t{1} << j;
       visible[e] = bits;
     }
     // Values past the list meet weights of zero, so they have to be numbers.
@@ -114,7 +115,7 @@ struct Temporal {
         continue;
       }
       const int64_t offset = slot_offset(p, b, source, n, h);
-      const void* ring = part == kKey ? p.ring_key : p.ring_value;
+      const void* ring = ring_of(p, b, part);
       if (p.key_scale)
         *reinterpret_cast<Words4*>(to + 8 * unit) =
             widen<T>(static_cast<const float8_e4m3*>(ring) + offset + 8 * unit,

@@ -10,25 +10,31 @@ using namespace pyengine::cuda;
 
 enum Part { kQuery, kKey, kValue };
 
-// A frame is named by its source: ring slot r is r, active frame f is ring + f.
-PYENGINE_DEVICE int64_t index_of(const AttentionParams& p, int source) {
-  return source < p.ring ? p.ring_index[source] : p.frame_index[source - p.ring];
+// The stream of a batch entry; streams see nothing of each other.
+PYENGINE_DEVICE int stream_of(const AttentionParams& p, int b) {
+  return b % p.streams;
+}
+
+// A frame of a stream is named by its source: ring slot r is r, active frame f is ring + f.
+PYENGINE_DEVICE int64_t index_of(const AttentionParams& p, int stream, int source) {
+  return source < p.ring ? p.ring_index[stream * p.ring + source]
+                         : p.frame_index[stream * p.frames + source - p.ring];
 }
 
 // Whether active frame `i` sees `source`, given their indices.
-PYENGINE_DEVICE bool sees(const AttentionParams& p, int b, int i, int source, int64_t index_i,
+PYENGINE_DEVICE bool sees(const AttentionParams& p, int stream, int i, int source, int64_t index_i,
                           int64_t index_s) {
   if (index_i < 0 || index_s < 0) return false;
   if (p.mask != Mask::bidirectional && source >= p.ring) {
-    const float* level = p.level + static_cast<int64_t>(b) * p.frames;
+    const float* level = p.level + stream * p.frames;
     if (!(level[source - p.ring] <= level[i])) return false;
   }
   if (p.mask != Mask::ranged) return true;
   const int64_t distance = index_i - index_s;
-  return distance >= 0 && distance < p.reach[i];
+  return distance >= 0 && distance < p.reach[stream * p.frames + i];
 }
-PYENGINE_DEVICE bool sees(const AttentionParams& p, int b, int i, int source) {
-  return sees(p, b, i, source, index_of(p, p.ring + i), index_of(p, source));
+PYENGINE_DEVICE bool sees(const AttentionParams& p, int stream, int i, int source) {
+  return sees(p, stream, i, source, index_of(p, stream, p.ring + i), index_of(p, stream, source));
 }
 
 template <class T>
@@ -36,9 +42,14 @@ PYENGINE_DEVICE const T* active_row(const AttentionParams& p, int b, int f, int 
   const int64_t row = ((static_cast<int64_t>(b) * p.frames + f) * p.tokens + n) * 3 + part;
   return static_cast<const T*>(p.qkv) + (row * p.heads + h) * p.head_dim;
 }
-// Row of a ring, in values of whatever it holds.
+// The ring of the stream of b, keys or values, and a row of it in values of whatever it holds.
+PYENGINE_DEVICE void* ring_of(const AttentionParams& p, int b, Part part) {
+  void* const* table = part == kKey ? p.key_table : p.value_table;
+  return table ? table[stream_of(p, b)] : part == kKey ? p.ring_key : p.ring_value;
+}
 PYENGINE_DEVICE int64_t slot_offset(const AttentionParams& p, int b, int r, int n, int h) {
-  return (((static_cast<int64_t>(b) * p.ring + r) * p.tokens + n) * p.heads + h) * p.head_dim;
+  const int64_t branch = b / p.streams;
+  return (((branch * p.ring + r) * p.tokens + n) * p.heads + h) * p.head_dim;
 }
 template <class T>
 PYENGINE_DEVICE T* out_row(const AttentionParams& p, int b, int f, int n, int h) {
@@ -72,8 +83,8 @@ PYENGINE_DEVICE int partner_of(const AttentionParams& p, int d) {
 template <class T, class R>
 PYENGINE_DEVICE void append_row(const AttentionParams& p, int b, int f, int n, int h, int slot) {
   const T *key = active_row<T>(p, b, f, n, kKey, h), *value = active_row<T>(p, b, f, n, kValue, h);
-  R* ring_key = static_cast<R*>(p.ring_key) + slot_offset(p, b, slot, n, h);
-  R* ring_value = static_cast<R*>(p.ring_value) + slot_offset(p, b, slot, n, h);
+  R* ring_key = static_cast<R*>(ring_of(p, b, kKey)) + slot_offset(p, b, slot, n, h);
+  R* ring_value = static_cast<R*>(ring_of(p, b, kValue)) + slot_offset(p, b, slot, n, h);
   float norm = 1;
   if (p.k_gain) {
     float squares = 0;
@@ -97,7 +108,7 @@ PYENGINE_DEVICE void append_row(const AttentionParams& p, int b, int f, int n, i
 }
 template <class T>
 PYENGINE_DEVICE void append_row(const AttentionParams& p, int b, int f, int n, int h) {
-  const int64_t slot = p.append_slot[f];
+  const int64_t slot = p.append_slot[stream_of(p, b) * p.frames + f];
   if (slot < 0 || slot >= p.ring) return;
   if (p.key_scale)
     append_row<T, float8_e4m3>(p, b, f, n, h, static_cast<int>(slot));

@@ -50,13 +50,14 @@ template <class T, int dim>
 void pack_frame(const Params& p, const FrameScratch& s, int64_t b, int64_t source, int64_t h,
                 int64_t position) {
   float* key_t = s.key_t + position * s.columns * s.size.row;
+  const float* const* rotary = p.rotary + b % p.streams * (p.ring + p.frames) + source;
   for (int64_t first = 0; first < s.columns; first += kBlockColumns) {
     const int64_t width = s.columns - first < kBlockColumns ? s.columns - first : kBlockColumns;
     for (int64_t n = 0; n < width; ++n) {
       const auto key = [&](int64_t) { return key_place<T>(p, b, source, first + n, h); };
       if (first + n < p.tokens)
-        turn_rows<T, dim, false>(p, key_turn(p, source), key, p.rotary + source, 1, s.rows + n * s.size.row,
-                                 s.size.row, nullptr);
+        turn_rows<T, dim, false>(p, key_turn(p, source), key, rotary, 1, s.rows + n * s.size.row, s.size.row,
+                                 nullptr);
       else
         std::memset(s.rows + n * s.size.row, 0, s.size.row * sizeof(float));
     }
@@ -122,15 +123,16 @@ template <class T, int dim>
 void attend_queries(const Params& p, const FrameScratch& s, int64_t b, int64_t h, int64_t i, int64_t first,
                     int rows) {
   Softmax state[kQueryRows];
-  const int64_t end = p.key_end[b * p.frames + i];
-  const float* bias = p.bias + (b * p.frames + i) * p.key_stride;
+  const int64_t stream = b % p.streams, end = p.key_end[stream * p.frames + i];
+  const float* bias = p.bias + (stream * p.frames + i) * p.key_stride;
+  const float* const* rotary = p.rotary + stream * (p.ring + p.frames) + p.ring + i;
   std::memset(s.out, 0, rows * s.size.value_row * sizeof(float));
   for (int m = 0; m < rows; ++m) {
     state[m] = {kLowest, 0};
     const auto query = [&](int64_t) { return active<T>(p, b, i, first + m, kQuery, h); };
     if (end)
-      turn_rows<T, dim, false>(p, query_turn(p), query, p.rotary + p.ring + i, 1, s.query + m * s.size.row,
-                               s.size.row, nullptr);
+      turn_rows<T, dim, false>(p, query_turn(p), query, rotary, 1, s.query + m * s.size.row, s.size.row,
+                               nullptr);
   }
   const int64_t longest = s.run_columns / s.columns;
   for (int64_t j = 0, run; j < end; j += run) {
@@ -154,11 +156,11 @@ void frame_items(const Params& p, int64_t begin, int64_t end, float* memory) {
   std::memset(s.query, 0, kQueryRows * s.size.row * sizeof(float));
   for (int64_t item = begin; item < end; ++item) {
     const int64_t i = item % p.frames, sequence = item / p.frames, h = sequence % p.heads,
-                  b = sequence / p.heads;
+                  b = sequence / p.heads, stream = b % p.streams, count = p.key_count[stream];
     if (sequence != packed) {
-      for (int64_t j = 0; j < p.key_count[b]; ++j)
-        pack_frame<T, dim>(p, s, b, p.key_source[b * p.key_stride + j], h, j);
-      float* past = s.value + p.key_count[b] * s.columns / (kPairs<T> ? 2 : 1) * s.size.value_row;
+      for (int64_t j = 0; j < count; ++j)
+        pack_frame<T, dim>(p, s, b, p.key_source[stream * p.key_stride + j], h, j);
+      float* past = s.value + count * s.columns / (kPairs<T> ? 2 : 1) * s.size.value_row;
       std::memset(past, 0, kDepthMultiple<T> * s.size.value_row * sizeof(float));  // met by weights of zero
     }
     packed = sequence;

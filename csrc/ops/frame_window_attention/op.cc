@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/cpu_isa.h"
+#include "core/dtype.h"
 #include "core/index.h"
 #include "core/parallel.h"
 #include "ops/frame_window_attention/check.h"
@@ -29,9 +30,10 @@ int64_t round_up(int64_t n, int64_t multiple) {
 // state.
 struct Tables {
   std::vector<float> query_gain, key_gain, query_pair_gain, key_pair_gain, bias;
-  std::vector<int64_t> index, position;  // [ring + frames]; -1 = empty or absent
+  std::vector<int64_t> index, position;  // [streams, ring + frames]; -1 = empty or absent
   std::vector<const float*> rotary;
   std::vector<int32_t> key_source, key_count, key_end, append_slot;
+  std::vector<void*> ring_key, ring_value;
 };
 
 void fill_gains(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
@@ -52,60 +54,76 @@ void fill_gains(const FrameWindowAttention& op, const FrameWindowAttentionParams
 }
 
 void fill_rotary(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
-  int64_t base = std::numeric_limits<int64_t>::max();
-  for (int64_t index : t.index)
-    if (index >= 0) base = std::min(base, index);
+  const int64_t sources = p.ring + p.frames;
   t.position.resize(t.index.size());
   t.rotary.resize(t.index.size());
-  for (size_t i = 0; i < t.index.size(); ++i) t.position[i] = t.index[i] >= 0 ? t.index[i] - base : 0;
+  for (int64_t stream = 0; stream < p.streams; ++stream) {
+    const int64_t* index = t.index.data() + stream * sources;
+    int64_t base = std::numeric_limits<int64_t>::max();
+    for (int64_t s = 0; s < sources; ++s)
+      if (index[s] >= 0) base = std::min(base, index[s]);
+    for (int64_t s = 0; s < sources; ++s)
+      t.position[stream * sources + s] = index[s] >= 0 ? index[s] - base : 0;
+  }
   rotary_rows({op.theta, op.rotary_dim, p.padded_dim, op.interleaved}, t.position.data(), t.position.size(),
               t.rotary.data());
 }
 
-// Whether active frame i of batch b sees source s (a slot of the ring, or ring + an active frame); neither is
-// absent.
-bool sees(const FrameWindowAttention& op, const Tables& t, int64_t ring, int64_t b, int64_t i, int64_t s) {
-  const float* level = op.level.as<float>() + b * op.level.shape[1];
-  if (op.mask != Mask::bidirectional && s >= ring && !(level[s - ring] <= level[i])) return false;
+// Whether active frame i of a stream sees source s (a slot of the ring, or ring + an active frame); neither
+// is absent. `index` is the stream's row of Tables::index.
+bool sees(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, const int64_t* index,
+          int64_t stream, int64_t i, int64_t s) {
+  const float* level = op.level.as<float>() + stream * p.frames;
+  if (op.mask != Mask::bidirectional && s >= p.ring && !(level[s - p.ring] <= level[i])) return false;
   if (op.mask != Mask::ranged) return true;
-  const int64_t distance = t.index[ring + i] - t.index[s];
-  return distance >= 0 && distance < index_at(op.reach, i);
+  const int64_t distance = index[p.ring + i] - index[s];
+  return distance >= 0 && distance < index_at(op.reach, stream * p.frames + i);
 }
 
 void fill_keys(const FrameWindowAttention& op, const FrameWindowAttentionParams& p, Tables& t) {
   constexpr float kMasked =
       -std::numeric_limits<float>::infinity();  // a fully masked row must stay exactly zero
-  t.key_source.assign(p.batch * p.key_stride, 0);
-  t.key_count.assign(p.batch, 0);
-  t.key_end.assign(p.batch * p.frames, 0);
-  t.bias.assign(p.batch * p.frames * p.key_stride, kMasked);
-  for (int64_t b = 0; b < p.batch; ++b) {
+  const int64_t sources = p.ring + p.frames;
+  t.key_source.assign(p.streams * p.key_stride, 0);
+  t.key_count.assign(p.streams, 0);
+  t.key_end.assign(p.streams * p.frames, 0);
+  t.bias.assign(p.streams * p.frames * p.key_stride, kMasked);
+  for (int64_t stream = 0; stream < p.streams; ++stream) {
+    const int64_t* index = t.index.data() + stream * sources;
     int32_t count = 0;
-    for (int64_t s = 0; s < p.ring + p.frames; ++s) {
-      if (t.index[s] < 0) continue;
+    for (int64_t s = 0; s < sources; ++s) {
+      if (index[s] < 0) continue;
       bool seen = false;
       for (int64_t i = 0; i < p.frames; ++i) {
-        if (t.index[p.ring + i] < 0 || !sees(op, t, p.ring, b, i, s)) continue;
-        t.bias[(b * p.frames + i) * p.key_stride + count] = 0;
-        t.key_end[b * p.frames + i] = count + 1;
+        if (index[p.ring + i] < 0 || !sees(op, p, index, stream, i, s)) continue;
+        t.bias[(stream * p.frames + i) * p.key_stride + count] = 0;
+        t.key_end[stream * p.frames + i] = count + 1;
         seen = true;
       }
-      if (seen) t.key_source[b * p.key_stride + count++] = static_cast<int32_t>(s);
+      if (seen) t.key_source[stream * p.key_stride + count++] = static_cast<int32_t>(s);
     }
-    t.key_count[b] = count;
+    t.key_count[stream] = count;
   }
+}
+
+// Where the ring of every batch entry begins.
+void fill_rings(const Rings& rings, const FrameWindowAttentionParams& p, std::vector<void*>& place) {
+  place.resize(p.batch);
+  if (!rings) return;
+  const int64_t size = p.ring * p.tokens * p.heads * p.head_dim * bytes(rings.one.dtype);
+  for (int64_t b = 0; b < p.batch; ++b)
+    place[b] = static_cast<char*>(rings.of(b % p.streams)) + b / p.streams * size;
 }
 
 FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
   const int64_t* shape = op.qkv.shape;
   FrameWindowAttentionParams p{};
   p.qkv = op.qkv.data;
-  p.ring_key = op.ring_key.data;
-  p.ring_value = op.ring_value.data;
   p.out = op.out.data;
   p.is_bfloat16 = op.qkv.dtype == DType::bfloat16;
   p.batch = shape[0], p.frames = shape[1], p.tokens = shape[2], p.heads = shape[4], p.head_dim = shape[5];
-  p.ring = op.ring_key.shape[1];
+  p.streams = op.frame_index.shape[0];
+  p.ring = op.ring_key.slots();
   p.padded_dim = round_up(p.head_dim, kLane);
   p.pair_stride = pair_stride(p.padded_dim);
   p.normalise_query = static_cast<bool>(op.q_gain);
@@ -114,9 +132,13 @@ FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
   p.inverse_dim = 1.0f / static_cast<float>(p.head_dim);
   p.key_stride = round_up(p.ring + p.frames, 2 * kLane);
 
-  t.index.resize(p.ring + p.frames);
-  for (int64_t r = 0; r < p.ring; ++r) t.index[r] = index_at(op.ring_index, r);
-  for (int64_t f = 0; f < p.frames; ++f) t.index[p.ring + f] = index_at(op.frame_index, f);
+  t.index.clear();
+  for (int64_t s = 0; s < p.streams; ++s) {
+    for (int64_t r = 0; r < p.ring; ++r) t.index.push_back(index_at(op.ring_index, s * p.ring + r));
+    for (int64_t f = 0; f < p.frames; ++f) t.index.push_back(index_at(op.frame_index, s * p.frames + f));
+  }
+  fill_rings(op.ring_key, p, t.ring_key);
+  fill_rings(op.ring_value, p, t.ring_value);
   fill_gains(op, p, t);
   p.rotation = op.rotary_dim == 0 ? Rotation::none
                : op.interleaved   ? Rotation::interleaved
@@ -125,11 +147,13 @@ FrameWindowAttentionParams prepare(const FrameWindowAttention& op, Tables& t) {
   if (p.rotation != Rotation::none) fill_rotary(op, p, t);
   fill_keys(op, p, t);
   if (op.append_slot) {
-    t.append_slot.resize(p.frames);
-    for (int64_t f = 0; f < p.frames; ++f)
-      t.append_slot[f] = static_cast<int32_t>(index_at(op.append_slot, f));
+    t.append_slot.resize(p.streams * p.frames);
+    for (int64_t i = 0; i < p.streams * p.frames; ++i)
+      t.append_slot[i] = static_cast<int32_t>(index_at(op.append_slot, i));
     p.append_slot = t.append_slot.data();
   }
+  p.ring_key = t.ring_key.data();
+  p.ring_value = t.ring_value.data();
   p.query_gain = t.query_gain.data();
   p.key_gain = t.key_gain.data();
   p.query_pair_gain = t.query_pair_gain.data();

@@ -3,7 +3,7 @@
 // form, which reads the ring in place and afterwards appends to it.
 #pragma once
 
-#include "core/tensor.h"
+#include "core/index.h"
 
 namespace pyengine::ops {
 
@@ -11,17 +11,21 @@ enum class Scope { temporal, frame };  // the same place in other frames, or all
 enum class Mask { bidirectional, noise_causal, ranged };
 
 struct FrameWindowAttention {
+  // Batch entry b = branches * streams belongs to stream b % streams; frame_index says how many there are.
   Tensor qkv;          // [batch, frames, tokens, 3, heads, head_dim] float32 or bfloat16
-  Tensor level;        // [batch, frames] float32, 0 = clean
-  Tensor frame_index;  // [frames] int64 or int32; -1 = absent: no key, and its out row is zero
-  Tensor ring_key,
-      ring_value;      // [batch, ring, tokens, heads, head_dim], dtype of qkv; keys normalised, not rotated
-  Tensor ring_index;   // [ring] int64 or int32; -1 = empty
-  Tensor out;          // [batch, frames, tokens, heads * head_dim], dtype of qkv, written
-  Tensor append_slot;  // [frames] or absent: the slot that frame i's key and value go to, -1 = nowhere
+  Tensor level;        // [streams, frames] float32, 0 = clean
+  Tensor frame_index;  // [streams, frames] int64 or int32; -1 = absent: no key, and its out row is zero
+  Rings ring_key,
+      ring_value;     // [branches, ring, tokens, heads, head_dim] each, dtype of qkv; keys normalised, not
+                      // rotated; all three absent: no ring
+  Tensor ring_index;  // [streams, ring] int64 or int32; -1 = empty
+  Tensor out;         // [batch, frames, tokens, heads * head_dim], dtype of qkv, written
+  Tensor
+      append_slot;  // [streams, frames] or absent: the slot that a frame's key and value go to, -1 = nowhere
   Tensor q_gain, k_gain;  // [head_dim] float32 or absent: RMS-normalise, then multiply
-  Tensor reach;           // [frames], Mask::ranged only: frame i sees indices (index_i - reach_i, index_i]
+  Tensor reach;  // [streams, frames], Mask::ranged only: frame i sees indices (index_i - reach_i, index_i]
   Tensor ring_key_scale, ring_value_scale;  // [heads] float32, with a ring of float8_e4m3 (devices only)
+  Tensor workspace;  // scratch, or absent (devices only): see frame_window_attention_workspace
   Scope scope = Scope::temporal;
   Mask mask = Mask::noise_causal;
   double theta = 10000;     // base of the rotary embedding

@@ -14,12 +14,12 @@ constexpr int kLane = 16;  // tables are padded to this many floats; the widest 
 enum class Rotation { none, interleaved, halves };
 
 struct FrameWindowAttentionParams {
-  const void* qkv;  // [batch, frames, tokens, 3, heads, head_dim]
-  void* ring_key;   // [batch, ring, tokens, heads, head_dim], read, then appended to
-  void* ring_value;
+  const void* qkv;        // [batch, frames, tokens, 3, heads, head_dim]
+  void* const* ring_key;  // [batch] -> [ring, tokens, heads, head_dim], read, then appended to
+  void* const* ring_value;
   void* out;  // [batch, frames, tokens, heads * head_dim]
   bool is_bfloat16;
-  int64_t batch, frames, tokens, heads, head_dim, ring;
+  int64_t batch, streams, frames, tokens, heads, head_dim, ring;  // batch entry b is of stream b % streams
 
   int64_t padded_dim;  // head_dim rounded up to kLane
   bool normalise_query, normalise_key;
@@ -30,21 +30,22 @@ struct FrameWindowAttentionParams {
   int64_t pair_stride;                           // pairs of lanes, padded to kLane
   const float *query_pair_gain, *key_pair_gain;  // [2, pair_stride] the same of even, then of odd lanes
 
-  // A frame is named by its source: a ring slot r is r, active frame f is ring + f.
+  // A frame of a stream is named by its source: a ring slot r is r, active frame f is ring + f.
   Rotation rotation;
   int64_t rotary_dim;
-  const float* const* rotary;  // [ring + frames] -> [2, padded_dim]: cos, then sin with the sign of its lane;
-                               // after them, where lanes are interleaved, [2, pair_stride] of pairs
+  const float* const* rotary;  // [streams, ring + frames] -> [2, padded_dim]: cos, then sin with the sign of
+                               // its lane; after them, where lanes are interleaved, [2, pair_stride] of pairs
 
-  // Per batch, the frames that any query sees, ring first; absent frames and empty slots are not in the list.
+  // Per stream, the frames that any query sees, ring first; absent frames and empty slots are not in the
+  // list.
   int64_t key_stride;         // capacity of the lists, a multiple of 2 * kLane
-  const int32_t* key_source;  // [batch, key_stride]
-  const int32_t* key_count;   // [batch]
+  const int32_t* key_source;  // [streams, key_stride]
+  const int32_t* key_count;   // [streams]
   const int32_t*
-      key_end;        // [batch, frames] one past the last list entry that the frame sees; 0 = sees nothing
-  const float* bias;  // [batch, frames, key_stride] 0 where visible, else -inf
+      key_end;        // [streams, frames] one past the last list entry that the frame sees; 0 = sees nothing
+  const float* bias;  // [streams, frames, key_stride] 0 where visible, else -inf
 
-  const int32_t* append_slot;  // [frames] or null
+  const int32_t* append_slot;  // [streams, frames] or null
 };
 
 // Temporal items are (batch, token) pairs; frame items are (batch, head, query frame) triples, which read the

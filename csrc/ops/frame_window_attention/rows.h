@@ -68,8 +68,8 @@ PYENGINE_INLINE const T* active(const Params& p, int64_t b, int64_t f, int64_t n
          ((((b * p.frames + f) * p.tokens + n) * 3 + part) * p.heads + h) * p.head_dim;
 }
 template <class T>
-PYENGINE_INLINE T* slot(void* ring, const Params& p, int64_t b, int64_t r, int64_t n, int64_t h) {
-  return static_cast<T*>(ring) + (((b * p.ring + r) * p.tokens + n) * p.heads + h) * p.head_dim;
+PYENGINE_INLINE T* slot(void* const* ring, const Params& p, int64_t b, int64_t r, int64_t n, int64_t h) {
+  return static_cast<T*>(ring[b]) + ((r * p.tokens + n) * p.heads + h) * p.head_dim;
 }
 template <class T>
 PYENGINE_INLINE T* out_row(const Params& p, int64_t b, int64_t f, int64_t n, int64_t h) {
@@ -234,7 +234,7 @@ PYENGINE_INLINE void unpack_sums(const Params& p, const float* sums, float scale
 
 template <class T, int dim>
 PYENGINE_INLINE void append_row(const Params& p, int64_t b, int64_t f, int64_t n, int64_t h) {
-  const int64_t r = p.append_slot[f];
+  const int64_t r = p.append_slot[b % p.streams * p.frames + f];
   if (r < 0) return;
   Row<dim> v;
   load_row<dim>(p, active<T>(p, b, f, n, kKey, h), v);

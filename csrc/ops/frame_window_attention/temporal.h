@@ -69,12 +69,14 @@ void clear(const TemporalScratch& s) {
 // Where the keys and values of a place are. Returns how many of them are in the ring.
 template <class T>
 int64_t find_rows(const Params& p, const TemporalScratch& s, int64_t b, int64_t n) {
-  const int32_t* source = p.key_source + b * p.key_stride;
+  const int64_t stream = b % p.streams;
+  const int32_t* source = p.key_source + stream * p.key_stride;
+  const float* const* rotary = p.rotary + stream * (p.ring + p.frames);
   int64_t in_ring = 0;
-  for (int64_t j = 0; j < p.key_count[b]; ++j) {
+  for (int64_t j = 0; j < p.key_count[stream]; ++j) {
     s.key_at[j] = key_place<T>(p, b, source[j], n, 0);
     s.value_at[j] = value_place<T>(p, b, source[j], n, 0);
-    if (p.rotation != Rotation::none) s.rotary[j] = p.rotary[source[j]];
+    if (p.rotation != Rotation::none) s.rotary[j] = rotary[source[j]];
     in_ring += source[j] < p.ring;
   }
   return in_ring;
@@ -110,9 +112,9 @@ void gather_keys(const Params& p, const TemporalScratch& s, int64_t in_ring, int
 
 // Scores of queries [first, first + rows) to weights, and what their sums are to be multiplied with.
 template <class T, int rows>
-PYENGINE_INLINE void weigh(const Params& p, const TemporalScratch& s, int64_t b, int first, int n) {
+PYENGINE_INLINE void weigh(const Params& p, const TemporalScratch& s, int64_t stream, int first, int n) {
   float* scores = s.scores + first * s.columns;
-  const float* bias = p.bias + (b * p.frames + first) * p.key_stride;
+  const float* bias = p.bias + (stream * p.frames + first) * p.key_stride;
   const int64_t columns = s.columns, key_stride = p.key_stride;
   Vec most[rows], total[rows];
 #pragma GCC unroll 8
@@ -169,7 +171,8 @@ PYENGINE_INLINE void mix(const Params& p, const TemporalScratch& s, const float*
 template <class T, int dim>
 void attend(const Params& p, const TemporalScratch& s, int64_t b, int64_t n, int64_t h) {
   constexpr int pack = kPairs<T> ? 2 : 1;
-  const int32_t* ends = p.key_end + b * p.frames;
+  const int64_t stream = b % p.streams;
+  const int32_t* ends = p.key_end + stream * p.frames;
   const int frames = static_cast<int>(p.frames);
   const int64_t next = p.heads * lanes<dim>(p), frame = p.tokens * next;
   const auto query = [&, first = active<T>(p, b, 0, n, kQuery, h)](int64_t i) {
@@ -177,8 +180,8 @@ void attend(const Params& p, const TemporalScratch& s, int64_t b, int64_t n, int
     prefetch_row<dim>(p, x + 3 * next);
     return x;
   };
-  turn_rows<T, dim, kPairs<T>>(p, query_turn(p), query, p.rotary + p.ring, frames, s.query, s.size.row,
-                               s.query_factor);
+  turn_rows<T, dim, kPairs<T>>(p, query_turn(p), query, p.rotary + stream * (p.ring + p.frames) + p.ring,
+                               frames, s.query, s.size.row, s.query_factor);
   const auto tiles = [&](auto&& f) {  // f(first row, rows, keys that any of them sees)
     for (int first = 0; first < frames; first += kTileRows) {
       const int rows = frames - first < kTileRows ? frames - first : kTileRows;
@@ -194,8 +197,9 @@ void attend(const Params& p, const TemporalScratch& s, int64_t b, int64_t n, int
   });
   tiles([&](int first, int rows, int end) {
     const int vectors = (end + kWidth - 1) / kWidth, last = first + rows;
-    for (; first + kReduceRows <= last; first += kReduceRows) weigh<T, kReduceRows>(p, s, b, first, vectors);
-    for (; first < last; ++first) weigh<T, 1>(p, s, b, first, vectors);
+    for (; first + kReduceRows <= last; first += kReduceRows)
+      weigh<T, kReduceRows>(p, s, stream, first, vectors);
+    for (; first < last; ++first) weigh<T, 1>(p, s, stream, first, vectors);
   });
   T* out = out_row<T>(p, b, 0, n, h);
   tiles([&](int first, int rows, int end) {
@@ -220,7 +224,7 @@ void temporal_items(const Params& p, int64_t begin, int64_t end, float* memory) 
     cleared = b;
     const int64_t in_ring = find_rows<T>(p, s, b, n);
     for (int64_t h = 0; h < p.heads; ++h) {
-      gather_keys<T, dim>(p, s, in_ring, p.key_count[b], h);
+      gather_keys<T, dim>(p, s, in_ring, p.key_count[b % p.streams], h);
       attend<T, dim>(p, s, b, n, h);
       for (int64_t i = 0; p.append_slot && i < p.frames; ++i) append_row<T, dim>(p, b, i, n, h);
     }

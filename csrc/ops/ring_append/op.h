@@ -3,14 +3,14 @@
 // value. There is no params.h and no cpu.cc: it is one memcpy per frame, the same on every instruction set.
 #pragma once
 
-#include "core/tensor.h"
+#include "core/index.h"
 
 namespace pyengine::ops {
 
 struct RingAppend {
-  Tensor key, value;                        // [batch, frames, tokens, heads, head_dim] float32 or bfloat16
-  Tensor ring_key, ring_value;              // [batch, ring, tokens, heads, head_dim], same dtype, written
-  Tensor append_slot;                       // [frames] int64 or int32: the slot frame i goes to, -1 = nowhere
+  Tensor key, value;           // [batch, frames, tokens, heads, head_dim] float32 or bfloat16
+  Rings ring_key, ring_value;  // [branches, ring, tokens, heads, head_dim] each, same dtype, written
+  Tensor append_slot;          // [streams, frames] int64 or int32: the slot of a frame, -1 = nowhere
   Tensor ring_key_scale, ring_value_scale;  // [heads] float32, with a ring of float8_e4m3 (devices only)
 };
 

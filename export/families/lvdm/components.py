@@ -29,10 +29,11 @@ class Embedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """latents [rows, C, T, h, w], embedding [rows, values], and by model mask [rows, T] or the text -> predicted [rows, C, T, h, w].
+    """latents [streams, T, C, h, w], embedding [branches, streams, values], and by model mask [branches, streams, T] or the text ->
+    prediction [branches, streams, T, C, h, w].
 
-    Rows are guidance branches times clips, and may stand at different timesteps. `text_key`, `text_value`: one per cross-attention,
-    [rows, heads, tokens, d].
+    The network sees clips that know nothing of each other: a stream is a user's, or one interval of a batch of them. They may
+    stand at different timesteps. `text_key`, `text_value`: one per cross-attention, [branches, streams, heads, tokens, d].
     """
 
     def __init__(self, unet: UNet) -> None:
@@ -47,12 +48,15 @@ class Denoiser(nn.Module):
         text_key: Sequence[Tensor] | None = None,
         text_value: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        x = latents
+        branches, streams, _ = embedding.shape
+        x = latents.transpose(1, 2).expand(branches, -1, -1, -1, -1, -1).flatten(0, 1)
         if mask is not None:
-            spread = mask[:, None, :, None, None] * torch.ones_like(x[:, :1])
+            spread = mask.flatten(0, 1)[:, None, :, None, None] * torch.ones_like(x[:, :1])
             x = torch.cat([x, spread], 1)
-        texts = [t for pair in zip(text_key or (), text_value or (), strict=True) for t in pair]
-        return self.unet.denoise(x, embedding, texts)
+        pairs = zip(text_key or (), text_value or (), strict=True)
+        texts = [text.flatten(0, 1) for pair in pairs for text in pair]
+        predicted = self.unet.denoise(x, embedding.flatten(0, 1), texts)
+        return predicted.transpose(1, 2).unflatten(0, (branches, streams))
 
 
 class VideoDecoder(nn.Module):

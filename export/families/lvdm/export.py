@@ -90,7 +90,7 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
         return torch.randn(*shape, generator=generator)
 
     parts: dict[str, tuple[nn.Module, Inputs]] = {}
-    rows = 2
+    branches, streams = 2, 3
     for name, unet in modules.unets.items():
         frames = modules.clip_frames[name]
         inputs: dict[str, Any] = {"timesteps": torch.tensor([981, 1])}
@@ -101,14 +101,15 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
         with torch.no_grad():
             values = embedding(**inputs).shape[-1]
         inputs = {
-            "latents": normal(rows, unet.out_channels, frames, *modules.latent_size),
-            "embedding": normal(rows, values),
+            "latents": normal(streams, frames, unet.out_channels, *modules.latent_size),
+            "embedding": normal(branches, streams, values),
         }
         if unet.in_channels > unet.out_channels:
-            inputs["mask"] = torch.eye(rows, frames)
+            inputs["mask"] = torch.eye(branches, frames)[:, None].repeat(1, streams, 1)
         if unet.context_dim is not None:
             with torch.no_grad():
-                texts = unet.text_keys(normal(rows, CLIP_TOKENS, unet.context_dim))
+                texts = unet.text_keys(normal(branches * streams, CLIP_TOKENS, unet.context_dim))
+            texts = [text.unflatten(0, (branches, streams)) for text in texts]
             inputs["text_key"], inputs["text_value"] = texts[::2], texts[1::2]
         parts[name] = (Denoiser(unet), inputs)
     chunk = max(2, modules.clip_frames["prediction"])
@@ -180,10 +181,11 @@ def _axes(component: str, inputs: Inputs, layers: int) -> dict[str, Any]:
     if component == "text_encoder":
         pairs = [name for i in range(layers) for name in (f"text_key.{i}", f"text_value.{i}")]
         return {"outputs": pairs, "working": pairs}
-    axis = "steps" if component.endswith("_embedding") else "rows"
-    output = "projected" if axis == "steps" else "predicted"
+    if component.endswith("_embedding"):
+        return {"outputs": ["projected"], "dynamic": {name: {0: "steps"} for name in inputs}}
+    axes = {name: {0: "streams"} if name == "latents" else {0: "branches", 1: "streams"} for name in inputs}
     texts = ["text_key*", "text_value*"] if layers else []
-    return {"outputs": [output], "dynamic": {name: {0: axis} for name in inputs}, "working": texts}
+    return {"outputs": ["prediction"], "dynamic": axes, "working": texts}
 
 
 def clip_method(modules: Modules, guidance: float) -> dict[str, Any]:

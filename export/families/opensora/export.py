@@ -133,29 +133,33 @@ def _denoiser(model: STDiT3, latent: tuple[int, ...], options: Options, normal: 
             f"expected heads of an even size, whose channels are rotated in pairs, but got {config.head_size}"
         )
     module = StreamingSTDiT3(model, (latent[1], latent[2]), options.size, options.fps, with_ring).eval()
-    frames, slots, words, blocks = 3, 2, _words(model, options), 2 * config.depth
-    text = (BRANCHES, config.num_heads, words, config.head_size)
+    branches, streams, frames, slots = len(BRANCHES), 4, 3, 2
+    words, blocks = _words(model, options), 2 * config.depth
+    text = (branches, streams, config.num_heads, words, config.head_size)
+    index = torch.arange(slots + frames).repeat(streams, 1)
     inputs: dict[str, Any] = {
-        "latents": normal(frames, *latent),
-        "level": torch.linspace(0, 1, frames),
-        "frame_index": torch.arange(slots, slots + frames),
-        "text_mask": torch.zeros(words),
+        "latents": normal(streams, frames, *latent),
+        "level": torch.linspace(0, 1, frames).repeat(streams, 1),
+        "frame_index": index[:, slots:],
+        "text_mask": torch.zeros(branches, streams, words),
         "text_key": [normal(*text) for _ in range(blocks)],
         "text_value": [normal(*text) for _ in range(blocks)],
     }
-    dynamic = {name: {0: "frames"} for name in ("latents", "level", "frame_index")}
+    dynamic = {name: {0: "streams", 1: "frames"} for name in ("latents", "level", "frame_index")}
+    dynamic |= {f"text_{name}": {0: "branches", 1: "streams"} for name in ("mask", "key", "value")}
     names: list[str] = []
     if with_ring:
-        cached = (BRANCHES, slots, module.tokens, config.num_heads, config.head_size)
+        cached = (branches * streams, slots, module.tokens, config.num_heads, config.head_size)
         inputs |= {
-            "ring_index": torch.arange(slots),
+            "ring_index": index[:, :slots],
             "ring_key": [normal(*cached) for _ in range(config.depth)],
             "ring_value": [normal(*cached) for _ in range(config.depth)],
         }
-        dynamic |= {"ring_index": {0: "ring"}, "ring_key": {1: "ring"}, "ring_value": {1: "ring"}}
+        kept = {0: "branches*streams", 1: "ring"}
+        dynamic |= {"ring_index": {0: "streams", 1: "ring"}, "ring_key": kept, "ring_value": kept}
         names = [f"{kind}.{index}" for index in range(config.depth) for kind in ("key", "value")]
     ring = {f"ring_{name}": name for name in names}
-    return Plan(module, inputs, ["velocity", *names], dynamic, ring, ["text_key.*", "text_value.*"])
+    return Plan(module, inputs, ["prediction", *names], dynamic, ring, ["text_key.*", "text_value.*"])
 
 
 def _text_encoder(model: STDiT3, options: Options, normal: Any) -> Plan:

@@ -199,9 +199,11 @@ class FinalLayer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
 
     def modulated(self, x: Tensor, condition: Tensor) -> Tensor:
-        """condition [batch, frames or 1, width], the sum of timestep and frame-rate vectors."""
-        shift, scale = (self.scale_shift_table + condition[:, :, None]).unsqueeze(2).unbind(3)
-        return modulate(x, shift, scale)
+        """x [batch, frames, places, width]; condition [..., frames or 1, width], the sum of timestep and frame-rate vectors, whose
+        leading axes multiply to the batch, or are it. [..., frames, places, width]
+        """
+        shift, scale = (self.scale_shift_table + condition[..., None, :]).unsqueeze(-3).unbind(-2)
+        return modulate(x.reshape(*condition.shape[:-2], *x.shape[-3:]), shift, scale)
 
 
 def place_embedding(

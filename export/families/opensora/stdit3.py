@@ -179,11 +179,13 @@ class STDiT3(nn.Module):
         return place_embedding(rows, columns, self.config.hidden_size, scale, dtype, device)
 
     def unpatchify(self, values: Tensor, size: tuple[int, ...]) -> Tensor:
-        """[B, T', S', patch * channels], channels last -> [B, channels, *size], padding cut off."""
+        """[..., T', S', patch * channels], channels last -> [..., channels, *size], padding cut off."""
         grid, (time, high, wide) = self.config.grid(*size), self.config.patch_size
-        split = values.unflatten(-1, (time, high, wide, self.config.out_channels)).unflatten(2, grid[1:])
-        joined = split.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
-        return joined[:, :, : size[0], : size[1], : size[2]]
+        split = values.unflatten(-1, (time, high, wide, self.config.out_channels)).unflatten(-5, grid[1:])
+        lead = split.dim() - 7
+        order = (*range(lead), *(lead + axis for axis in (6, 0, 3, 1, 4, 2, 5)))
+        joined = split.permute(order).flatten(-2).flatten(-3, -2).flatten(-4, -3)
+        return joined[..., : size[0], : size[1], : size[2]]
 
     def encode_text(
         self, y: Tensor, mask: Tensor | Sequence[int] | None, batch: int

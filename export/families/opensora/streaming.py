@@ -1,4 +1,4 @@
-"""STDiT3 as it is exported: one window of one stream, all guidance branches, temporal attention through our op.
+"""STDiT3 as it is exported: a window of every stream, all guidance branches, temporal attention through our op.
 
 The prompt enters as the keys and values of every block, which `TextProjector` computes once per prompt. Conditioning (size, frame rate) is
 fixed at export, so its embeddings are constants of the graph.
@@ -15,7 +15,7 @@ from ...ops.frame_window_attention import frame_window_attention
 from .layers import NORM_EPSILON, Block, RMSNorm, Rotary, modulate
 from .stdit3 import STDiT3
 
-BRANCHES = 2  # prompt and null
+BRANCHES = ("prompt", "null")
 MASKED = (
     -1e4
 )  # added to the scores of padding: exactly nothing is left after softmax, and bf16 stays free of NaN
@@ -49,39 +49,45 @@ class StreamingSTDiT3(nn.Module):
         ring_key: Sequence[Tensor] | None = None,
         ring_value: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """latents [frames, c, h, w]; level [frames] in 0..1; frame_index [frames] int64; text_mask [words], 0 or MASKED; text_key and
-        text_value one per block in running order, [branches, heads, words, head size]; ring_* as FrameWindowAttention, one pair per
-        temporal block. Returns velocity [branches, frames, c, h, w], then with a ring key 0, value 0, key 1, ... of the window.
+        """latents [streams, frames, c, h, w]; level [streams, frames] in 0..1; frame_index [streams, frames] int64; text_mask
+        [branches, streams, words], 0 or MASKED; text_key and text_value one per block in running order, [branches, streams, heads,
+        words, head size]; ring_* as FrameWindowAttention, one pair per temporal block, branch by branch. Returns the predicted
+        velocity [branches, streams, frames, c, h, w], then with a ring key 0, value 0, key 1, ... of the window.
         """
         model, config = self.model, self.model.config
-        level_rows = level[None].expand(BRANCHES, -1)
-        condition = (
-            model.t_embedder(level * TIMESTEPS)[None] + model.fps_embedder(self.get_buffer("fps"))[:, None]
-        )
-        shared = model.t_block(condition)  # [1, frames, 6 * width]
-        bias = text_mask[None, None, None].to(latents.dtype)
-        x = model.x_embedder(latents.transpose(0, 1)[None]) + self.get_buffer("place_table")
+        branches = text_mask.shape[0]
+        rate = model.fps_embedder(self.get_buffer("fps"))
+        condition = model.t_embedder(level * TIMESTEPS) + rate
+        condition = condition.expand(branches, -1, -1, -1)  # [branches, streams, frames, width]
+        by_branch = model.t_block(condition)
+        shared = by_branch.flatten(0, 1)  # [branches * streams, frames, 6 * width]
+        bias = text_mask.flatten(0, 1)[:, None, None].to(latents.dtype)
+        x = model.x_embedder(latents.transpose(1, 2)) + self.get_buffer("place_table")
         appended: list[Tensor] = []
         for index, (spatial, temporal) in enumerate(model.pairs()):
-            mods = spatial.modulation(shared)
-            x = spatial.spatial_attention(x, mods)
             if index == 0:
-                x = x.expand(BRANCHES, -1, -1, -1)  # nothing before the first prompt depends on the branch
-            x = spatial.after_attention(x, mods, text_key[2 * index], text_value[2 * index], bias)
+                # Nothing before the first prompt depends on the branch.
+                x = spatial.spatial_attention(x, spatial.modulation(by_branch[0]))
+                x = x.expand(branches, -1, -1, -1, -1).flatten(0, 1)
+                mods = spatial.modulation(shared)
+            else:
+                mods = spatial.modulation(shared)
+                x = spatial.spatial_attention(x, mods)
+            x = spatial.after_attention(x, mods, *_text(text_key, text_value, 2 * index), bias)
             mods = temporal.modulation(shared)
             ring = (
                 (ring_key[index], ring_value[index])
                 if ring_key is not None and ring_value is not None
                 else (None, None)
             )
-            out, key, value = self._attend(temporal, x, mods, level_rows, frame_index, (*ring, ring_index))
+            out, key, value = self._attend(temporal, x, mods, level, frame_index, (*ring, ring_index))
             x = x + mods[2] * temporal.attn.proj(out)
-            x = temporal.after_attention(x, mods, text_key[2 * index + 1], text_value[2 * index + 1], bias)
+            x = temporal.after_attention(x, mods, *_text(text_key, text_value, 2 * index + 1), bias)
             appended += [key, value]
         values = model.final_layer.linear(model.final_layer.modulated(x, condition))
-        video = model.unpatchify(values, (latents.shape[0], *self.latent))[:, : config.in_channels]
-        velocity = video.transpose(1, 2)
-        return (velocity, *appended) if self.has_ring else (velocity,)
+        video = model.unpatchify(values, (latents.shape[1], *self.latent))[:, :, : config.in_channels]
+        prediction = video.transpose(2, 3)
+        return (prediction, *appended) if self.has_ring else (prediction,)
 
     def _attend(
         self,
@@ -114,6 +120,11 @@ class StreamingSTDiT3(nn.Module):
         )
 
 
+def _text(keys: Sequence[Tensor], values: Sequence[Tensor], index: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of one block as a batch, [branches * streams, heads, words, head size] each."""
+    return keys[index].flatten(0, 1), values[index].flatten(0, 1)
+
+
 class TextProjector(nn.Module):
     """Text states of a prompt to what the blocks read: keys and values of the prompt and of the learned null text."""
 
@@ -125,8 +136,9 @@ class TextProjector(nn.Module):
         self.heads = model.config.num_heads
 
     def forward(self, states: Tensor, words: Tensor) -> tuple[Tensor, ...]:
-        """states [words, caption channels]; words [words] int64, 1 = a word, 0 = padding. Returns text_mask [words], then text_key of
-        every block, then text_value of every block, each [branches, heads, words, head size]. The null text has the prompt's length.
+        """states [words, caption channels]; words [words] int64, 1 = a word, 0 = padding. Returns text_mask [branches, words], then
+        text_key of every block, then text_value of every block, each [branches, heads, words, head size]. The null text has the
+        prompt's length.
         """
         text = self.y_embedder(torch.stack((states, self.y_embedder.y_embedding[: self.words])))
         keys, values = [], []
@@ -135,4 +147,4 @@ class TextProjector(nn.Module):
             keys.append(key)
             values.append(value)
         mask = (words == 0).to(states.dtype) * MASKED
-        return (mask, *keys, *values)
+        return (mask.expand(len(BRANCHES), -1), *keys, *values)

@@ -182,14 +182,14 @@ class Denoiser(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def condition(self, level: Tensor, vector: Tensor) -> Tensor:
-        """level [batch, frames] in [0, 1] and text vector [batch, width] -> [batch, frames, width]."""
+        """level [..., frames] in [0, 1] and text vector [..., width] -> [..., frames, width]."""
         half = self.config.width // 2
         rate = torch.exp(
             torch.arange(half, device=level.device, dtype=torch.float32) * (-math.log(10000.0) / half)
         )
         angle = level.float()[..., None] * 1000.0 * rate
         wave = torch.cat([angle.cos(), angle.sin()], -1).to(self.place.dtype)
-        return F.silu(self.level_mlp(wave) + vector[:, None])
+        return F.silu(self.level_mlp(wave) + vector[..., None, :])
 
     def patchify(self, latents: Tensor) -> Tensor:
         """[batch, frames, channels, height, width] -> [batch, frames, tokens, channels * patch^2]."""
@@ -201,16 +201,22 @@ class Denoiser(nn.Module):
         return split.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
     def unpatchify(self, values: Tensor) -> Tensor:
-        """The inverse of patchify."""
+        """The inverse of patchify. [..., tokens, channels * patch^2] -> [..., channels, height, width]."""
         p, c = self.config.patch, self.config.latent_channels
         side = self.config.latent_size // p
-        split = values.unflatten(-1, (c, p, p)).unflatten(
-            2, (side, side)
-        )  # [batch, frames, side, side, channels, p, p]
-        return split.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
+        # [..., side, side, channels, p, p]
+        split = values.unflatten(-1, (c, p, p)).unflatten(-4, (side, side))
+        lead = split.dim() - 5
+        order = (*range(lead), lead + 2, lead, lead + 3, lead + 1, lead + 4)
+        return split.permute(order).flatten(-2).flatten(-3, -2)
 
     def head(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = (condition[:, :, None, None] + self.final_table).unbind(3)
+        """x [batch, frames, tokens, width]; condition [..., frames, width], whose leading axes multiply to the batch, or are it.
+
+        Returns [..., frames, channels, height, width].
+        """
+        shift, scale = (condition[..., None, None, :] + self.final_table).unbind(-2)
+        x = x.reshape(*condition.shape[:-1], *x.shape[-2:])
         return self.unpatchify(self.patch_out(modulate(x, shift, scale)))
 
     def over_clip(self, latents: Tensor, level: Tensor, text: TextFeatures, allowed: Tensor) -> Tensor:
@@ -238,22 +244,25 @@ class Denoiser(nn.Module):
         ring_key: Sequence[Tensor],
         ring_value: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Streaming: one window of one stream for all guidance branches.
+        """Streaming: one window of every stream, for every guidance branch.
 
-        latents [frames, 8, 8, 8]; level [frames]; frame_index [frames] and ring_index [ring] int64; text_* as TextFeatures with one
-        entry per branch; ring_key and ring_value: one per block, [branches, ring, tokens, heads, head size]. Returns velocity
-        [branches, frames, 8, 8, 8], then the active frames' key 0, value 0, key 1, ... as the ring wants them.
+        latents [streams, frames, 8, 8, 8]; level [streams, frames]; frame_index [streams, frames] and ring_index [streams, ring]
+        int64; text_key, text_value [depth, branches, streams, heads, words, head size]; text_mask [branches, streams, words];
+        text_vector [branches, streams, width]; ring_key and ring_value: one per block, [branches * streams, ring, tokens, heads,
+        head size], branch by branch. Returns the predicted velocity [branches, streams, frames, 8, 8, 8], then the active frames'
+        key 0, value 0, key 1, ... as the ring wants them.
         """
         branches = text_vector.shape[0]
-        level = level[None].expand(branches, -1)
-        condition = self.condition(level, text_vector)
-        shared = self.modulation(condition)
-        x = self.patch_in(self.patchify(latents[None])) + self.place
-        x = x.expand(branches, -1, -1, -1)
+        condition = self.condition(level, text_vector)  # [branches, streams, frames, width]
+        shared = self.modulation(condition).flatten(0, 1)
+        x = self.patch_in(self.patchify(latents)) + self.place
+        x = x.expand(branches, -1, -1, -1, -1).flatten(0, 1)
+        mask = text_mask.flatten(0, 1)
         appended: list[Tensor] = []
         for index, block in enumerate(self.layers()):
             mods = block.modulation(shared)
-            x = block.before_temporal(x, mods, text_key[index], text_value[index], text_mask)
+            text = (text_key[index].flatten(0, 1), text_value[index].flatten(0, 1), mask)
+            x = block.before_temporal(x, mods, *text)
             out, key, value = block.temporal.over_window(
                 modulate(x, mods[3], mods[4]),
                 level,

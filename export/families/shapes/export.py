@@ -21,7 +21,8 @@ from .recipe import CHUNK, CHUNKS, FPS, HEIGHT, STEPS, WARP, WIDTH
 from .text_encoder import PromptEncoder
 
 VERSION = "1"
-BRANCHES = 2  # prompt and null
+BRANCHES = ("prompt", "null")
+STREAMS = 3  # of the example: any number runs
 CONTEXT_FRAMES = 6  # clean latent frames in the ring
 GUIDANCE = 2.0
 
@@ -36,7 +37,8 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
 
     frames, ring, chunk = CHUNKS * CHUNK, CONTEXT_FRAMES, CHUNK
     latent = (config.latent_channels, config.latent_size, config.latent_size)
-    cached = (BRANCHES, ring, config.tokens_per_frame, config.heads, config.head_size)
+    cached = (len(BRANCHES) * STREAMS, ring, config.tokens_per_frame, config.heads, config.head_size)
+    index = torch.arange(ring + frames).expand(STREAMS, -1) + 5 * torch.arange(STREAMS)[:, None]
     ids = torch.tensor(build_tokenizer().encode("a red circle bounces over a blue background").ids)
     ids = torch.nn.functional.pad(ids, (0, MAX_TOKENS - len(ids)))
     with torch.no_grad():
@@ -44,14 +46,14 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
     decoder = modules.decoder
     coarse, fine = (normal(*shape) for shape in decoder.memory_shapes.values())
     denoiser_inputs: dict[str, Any] = {
-        "latents": normal(frames, *latent),
-        "level": torch.linspace(0.1, 1.0, frames),
-        "frame_index": torch.arange(ring, ring + frames),
-        "ring_index": torch.arange(ring),
-        "text_key": text[0],
-        "text_value": text[1],
-        "text_mask": text[2],
-        "text_vector": text[3],
+        "latents": normal(STREAMS, frames, *latent),
+        "level": torch.linspace(0.1, 1.0, frames).expand(STREAMS, -1).contiguous(),
+        "frame_index": index[:, ring:].contiguous(),
+        "ring_index": index[:, :ring].contiguous(),
+        "text_key": torch.stack([text[0]] * STREAMS, 2),
+        "text_value": torch.stack([text[1]] * STREAMS, 2),
+        "text_mask": torch.stack([text[2]] * STREAMS, 1),
+        "text_vector": torch.stack([text[3]] * STREAMS, 1),
         "ring_key": [normal(*cached) for _ in range(config.depth)],
         "ring_value": [normal(*cached) for _ in range(config.depth)],
     }
@@ -83,14 +85,18 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
     ]  # may cross in bf16; the mask and all levels stay float32
     arguments: dict[str, dict[str, Any]] = {
         "denoiser": {
-            "outputs": ["velocity", *(name for pair in zip(keys, values, strict=True) for name in pair)],
+            "outputs": ["prediction", *(name for pair in zip(keys, values, strict=True) for name in pair)],
             "dynamic": {
-                "latents": {0: "frames"},
-                "level": {0: "frames"},
-                "frame_index": {0: "frames"},
-                "ring_index": {0: "ring"},
-                "ring_key": {1: "ring"},
-                "ring_value": {1: "ring"},
+                "latents": {0: "streams", 1: "frames"},
+                "level": {0: "streams", 1: "frames"},
+                "frame_index": {0: "streams", 1: "frames"},
+                "ring_index": {0: "streams", 1: "ring"},
+                "text_key": {1: "branches", 2: "streams"},
+                "text_value": {1: "branches", 2: "streams"},
+                "text_mask": {0: "branches", 1: "streams"},
+                "text_vector": {0: "branches", 1: "streams"},
+                "ring_key": {0: "branches*streams", 1: "ring"},
+                "ring_value": {0: "branches*streams", 1: "ring"},
             },
             "ring": {f"ring_{name}": name for name in (*keys, *values)},
             "working": text,

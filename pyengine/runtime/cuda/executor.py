@@ -12,42 +12,51 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pyengine.backends.base import Engine
+from pyengine.bundle.variant import Variant
 from pyengine.device.array import DeviceArray
 from pyengine.device.cuda import CudaGraph, Stream, runtime
 from pyengine.device.nvtx import annotate
 from pyengine.errors import PlanError
-from pyengine.plans.plan import Plan, Variant
+from pyengine.plans.plan import Part, Plan
 from pyengine.runtime.bound_plan import Walk
 from pyengine.runtime.codec import FRAME_DECODER
+from pyengine.runtime.cuda.decoder import CudaDecoder, CudaTileDecoder
+from pyengine.runtime.cuda.latents import CudaCallBuffers, CudaLatentStore
 from pyengine.runtime.cuda.memory import CudaMemory
 from pyengine.runtime.cuda.ops import CudaOps
-from pyengine.runtime.executor import Executor, Program
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.program import LoadedVariant, Program
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from pyengine.runtime.host.clip_latents import Batch, ClipLatents
     from pyengine.runtime.host.decoder import Decoder
-    from pyengine.runtime.host.latents import Latents
+    from pyengine.runtime.latents import CallBuffers, LatentStore
 
 Enqueue = Callable[[], object]
 Around = Callable[[], tuple[Sequence[Enqueue], Sequence[Enqueue]]]
 log = logging.getLogger("pyengine")
 
 
-class CudaProgram(Program):
-    """Engines, and the weights of our ops on the card."""
+class CudaVariant(LoadedVariant):
+    """Engines, and the weights of our ops on the GPU."""
 
-    def __init__(self, source: Plan) -> None:
+    @classmethod
+    def load(cls, plan: Plan, part: Part, engines: Sequence[Engine] | None = None) -> CudaVariant:
+        host = LoadedVariant.load(plan, part, engines)
+        stream = runtime().stream()
+        constants = {name: DeviceArray.of(array, stream) for name, array in host.constants.items()}
+        return cls(part, host.engines, constants, host.nbytes)
+
+
+class CudaProgram(Program):
+    variant_type = CudaVariant
+
+    def __init__(self, source: Plan, loaded: Mapping[Variant, LoadedVariant] | None = None) -> None:
         self.cuda = runtime()
-        self._stream = self.cuda.stream()
-        super().__init__(source)
+        super().__init__(source, loaded)
 
     def executor(self) -> CudaExecutor:
         return CudaExecutor(self)
-
-    def _read(self, variant: Variant) -> dict[str, Any]:
-        return {name: DeviceArray.of(array, self._stream) for name, array in super()._read(variant).items()}
 
 
 class CudaExecutor(Executor):
@@ -138,25 +147,14 @@ class CudaExecutor(Executor):
     def memory(self, component: str) -> CudaMemory:
         return self._memory_of(component)
 
-    def latents(self, frame_shape: tuple[int, ...], rows: int) -> Latents:
-        from pyengine.runtime.cuda.latents import CudaLatents
+    def latent_store(self, frame_shape: tuple[int, ...], places: int) -> LatentStore:
+        component = next(variant.component for variant in self.program.variants)
+        return CudaLatentStore(self, component, frame_shape, places)
 
-        return CudaLatents(self, frame_shape, rows)
-
-    def clip_latents(
-        self,
-        frame_shape: tuple[int, int, int],
-        batches: Sequence[Batch],
-        tables: Mapping[str, np.ndarray],
-        branches: int,
-    ) -> ClipLatents:
-        from pyengine.runtime.cuda.clip_latents import CudaClipLatents
-
-        return CudaClipLatents(self, frame_shape, batches, tables, branches)
+    def call_buffers(self, variant: Variant) -> CallBuffers:
+        return CudaCallBuffers(self, variant)
 
     def decoder(self, *, device_frames: bool = False) -> Decoder:
-        from pyengine.runtime.cuda.decoder import CudaDecoder, CudaTileDecoder
-
         bundle = self.program.bundle
         tiled = FRAME_DECODER.component in bundle.components and self._is_tiled()
         return (CudaTileDecoder if tiled else CudaDecoder)(self, bundle, device_frames=device_frames)

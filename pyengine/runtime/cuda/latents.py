@@ -1,152 +1,269 @@
-"""The latents in flight on a card. A call is: rows moved up there, a little noise sent for those that are born, and
-one graph: denoiser, guidance and sampler.
+"""The latents of streams on a GPU. A call is: latents moved up there, a little noise sent for those that are born, and one
+graph: denoiser, guidance and sampler. Nothing waits for the GPU until someone reads frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyengine.backends.base import Port
+from pyengine.bundle.variant import Variant
 from pyengine.device.array import DeviceArray
-from pyengine.errors import ShapeError
-from pyengine.plans.plan import Variant
+from pyengine.device.cuda import Stream
 from pyengine.runtime.cuda.memory import Pool, Staging
-from pyengine.runtime.host.latents import Draw
-from pyengine.schedule.samplers import Coefficients
+from pyengine.runtime.host.latents import check_state
+from pyengine.runtime.latents import Draw
 
 if TYPE_CHECKING:
     from pyengine.runtime.cuda.executor import CudaExecutor, Enqueue
 
-COMPONENT = "denoiser"
+__all__ = ["CudaCallBuffers", "CudaLatentStore"]
 
 
-class CudaLatents:
-    """`latents.Latents` with DeviceArrays. Single latents are views of blocks that come back to a pool."""
+class CudaLatentStore:
+    """`LatentStore` with DeviceArrays. Clean latents are blocks that come back to a pool. Everything is enqueued on `stream`, that of
+    the component whose call is under way.
+    """
 
-    def __init__(self, executor: CudaExecutor, frame_shape: tuple[int, ...], rows: int) -> None:
-        self._executor, self._frame_shape = executor, frame_shape
-        memory = executor.memory(COMPONENT)
-        self._memory, self._stream, self._cuda = memory, memory.stream, memory.stream.cuda
-        port = Port((rows, *frame_shape), "float32")
-        self._now, self._next, self._noise = (memory.new(port) for _ in range(3))
-        # Mixes noise into rows: DenoiseStep without a prediction.
-        self._nothing = memory.new(Port((1, rows, *frame_shape), "float32"))
-        self._no_weight = memory.control(Port((1,), "float32"))
-        self._mix, self._scales = (
-            [memory.control(Port((rows,), "float32")) for _ in range(3)] for _ in range(2)
-        )
-        self._weights: DeviceArray | None = None
-        self._staging = Staging(self._stream, port.nbytes // rows)
-        self._pool = Pool(self._stream, "float32")
-        self._rows, self._renoised = 0, False
-
-    def begin(self, rows: int) -> None:
-        self._rows = rows
-
-    def clear(self, row: int) -> None:
-        self._next[row : row + 1][...] = 0
-
-    def draw(self, row: int, noise: Draw) -> None:
-        self._send(self._next[row], noise)
-
-    def put(self, row: int, latent: DeviceArray) -> None:
-        self._next[row] = latent
-
-    def move(self, row: int, source: int, count: int) -> None:
-        self._next[row : row + count] = self._now[source : source + count]
-
-    def draw_noise(self, row: int, noise: Draw) -> None:
-        self._send(self._noise[row], noise)
-
-    def feed(self, variant: Variant, renoised: Sequence[tuple[int, float, Draw]] = ()) -> None:
-        self._renoised = bool(renoised)
-        if not renoised:
-            return  # the graph begins with the copy
-        keep, drop, mix = (self._memory.host(array)[: self._rows] for array in self._mix)
-        keep[...], drop[...], mix[...] = 1, 0, 0
-        for row, level, noise in renoised:
-            self._send(self._noise[row], noise)
-            keep[row], mix[row] = 1 - np.float32(level), level
-
-    def call(
-        self, variant: Variant, weights: np.ndarray | None, scales: Coefficients | None, noise: bool
+    def __init__(
+        self, executor: CudaExecutor, component: str, frame_shape: tuple[int, ...], places: int
     ) -> None:
-        if self._renoised and noise:
-            raise ShapeError("[latents] expected noise either before a call or by its sampler but got both")
-        tag = ("renoised " if self._renoised else "") + ("recache" if scales is None else "call")
-        if scales is not None and weights is not None:
-            if self._weights is None:
-                self._weights = self._memory.control(Port(weights.shape, "float32"))
-            self._memory.host(self._weights)[...] = weights
-            for array, values in zip(self._scales, scales, strict=True):
-                self._memory.host(array)[: self._rows] = values
-        self._executor.launch(
-            variant,
-            f"{tag} with noise" if noise else tag,
-            lambda: ([self._head(variant)], [] if scales is None else [self._tail(variant, noise)]),
-        )
+        self._memory = executor.memory(component)
+        self._ops = executor.ops(component)
+        self.stream: Stream = self._memory.stream
+        self._shape, self._cuda = frame_shape, self.stream.cuda
+        self.flight = self._memory.new(Port((places, *frame_shape), "float32"))
+        self.clean: dict[int, DeviceArray] = {}
+        self._nbytes = self.flight.nbytes // places
+        self._staging: dict[Stream, Staging] = {}
+        self._pools: dict[Stream, Pool] = {}
+        self._mixed: tuple[float, float] | None = None
 
-    def _head(self, variant: Variant) -> Enqueue:
-        """What the denoiser reads: the rows, some of them mixed with noise."""
-        ops, count = self._executor.ops(COMPONENT), self._rows
-        latents, sample = self._executor.on_card(variant, "latents"), self._next[:count]
-        if not self._renoised:
-            return ops.copy(latents, sample)
-        nothing = self._nothing.view((1, count, *self._frame_shape), "float32")
-        mix = (array[:count] for array in self._mix)
-        return ops.denoise_step(
-            sample, nothing, self._no_weight, *mix, noise=self._noise[:count], out=latents
-        )
+    def use(self, stream: Stream) -> None:
+        """What follows is enqueued on a stream, after what was enqueued before on another."""
+        if stream is not self.stream:
+            stream.wait_for(self._cuda.event().record(self.stream))
+            self.stream = stream
 
-    def _tail(self, variant: Variant, noise: bool) -> Enqueue:
-        """Guidance and the sampler's update."""
-        count = self._rows
-        assert self._weights is not None
-        return self._executor.ops(COMPONENT).denoise_step(
-            self._next[:count],
-            self._executor.on_card(variant, "velocity"),
-            self._weights,
-            *(array[:count] for array in self._scales),
-            noise=self._noise[:count] if noise else None,
-            out=self._now[:count],
-        )
+    def draw(self, place: int, noise: Draw) -> None:
+        self._send(self.flight[place], noise)
 
-    def take(self, rows: slice) -> DeviceArray:
-        source = self._now[rows]
-        block = self._pool.take(source.shape)
-        block[...] = source
+    def put(self, place: int, frame: int) -> None:
+        self.copy(self.flight[place], self.read(frame))
+
+    def mix(self, place: int, frame: int, keep: float, share: float, noise: Draw) -> None:
+        target = self.flight[place]
+        self._send(target, noise)
+        self._mix(self.read(frame), keep, share, target)
+
+    def finish(self, place: int, frame: int) -> None:
+        block = self._block(self._shape)
+        self.copy(block, self.flight[place])
+        self._keep(frame, block)
+
+    def give(self, frame: int, latent: np.ndarray) -> None:
+        block = self._block(self._shape)
+        host = np.ascontiguousarray(latent, np.float32)
+        self._cuda.copy(block.pointer, host.ctypes.data, block.nbytes, self.stream)
+        self.stream.synchronize()
+        self._keep(frame, block)
+
+    def forget(self, pinned: int, oldest: int) -> None:
+        for frame in [frame for frame in self.clean if pinned <= frame < oldest]:
+            del self.clean[frame]
+
+    def window(self, frames: Sequence[int]) -> DeviceArray:
+        block = self._block((len(frames), *self._shape))
+        for place, frame in enumerate(frames):
+            self.copy(block[place], self.read(frame))
         assert block.ready is not None
-        block.ready.record(self._stream)
+        block.ready.record(self.stream)
         return block
 
-    def own(self, latent: np.ndarray) -> DeviceArray:
-        block = self._pool.take(latent.shape)
-        block[...] = latent.astype(np.float32, copy=False)
+    def state(self) -> dict[str, np.ndarray]:
+        self.stream.synchronize()
+        frames = sorted(self.clean)
+        clean = np.zeros((len(frames), *self._shape), np.float32)
+        for place, frame in enumerate(frames):
+            clean[place] = self.clean[frame].numpy()
+        return {"latents": self.flight.numpy(), "clean_index": np.array(frames, np.int64), "clean": clean}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        check_state(state, self.flight.shape)
+        self.flight[...] = state["latents"]
+        self.clean.clear()
+        for frame, latent in zip(state["clean_index"].tolist(), state["clean"], strict=True):
+            self.give(frame, latent)
+
+    def read(self, frame: int) -> DeviceArray:
+        """A clean latent for a reader on the stream in use: its block is not written again before that is done."""
+        latent = self.clean[frame]
+        if latent.stream is not self.stream:
+            latent.owner.own_readers.add(self.stream)  # type: ignore[attr-defined]
+        return latent
+
+    def copy(self, target: DeviceArray, source: DeviceArray) -> None:
+        self._cuda.copy(target.pointer, source.pointer, source.nbytes, self.stream)
+
+    def _keep(self, frame: int, block: DeviceArray) -> None:
         assert block.ready is not None
-        block.ready.record(self._stream)
-        return block
+        block.ready.record(self.stream)
+        self.clean[frame] = block
 
-    def host(self, latent: Any) -> np.ndarray:
-        copy: np.ndarray = latent.numpy()
-        return copy
-
-    def state(self) -> np.ndarray:
-        return self._now.numpy()
-
-    def load_state(self, latents: np.ndarray) -> None:
-        if latents.shape != self._now.shape:
-            raise ShapeError(
-                f"expected a window of {list(self._now.shape)} but the snapshot has {list(latents.shape)}"
-            )
-        self._now[...] = latents
+    def _block(self, shape: tuple[int, ...]) -> DeviceArray:
+        if self.stream not in self._pools:
+            self._pools[self.stream] = Pool(self.stream, "float32")
+        return self._pools[self.stream].take(shape)
 
     def _send(self, target: DeviceArray, noise: Draw) -> None:
         """Noise is drawn on the host, where it is a function of seed and frame on every device alike."""
-        self._staging.send(
+        if self.stream not in self._staging:
+            self._staging[self.stream] = Staging(self.stream, self._nbytes)
+        self._staging[self.stream].send(
             target.pointer,
             target.nbytes,
-            lambda out: noise(out.view(np.float32).reshape(self._frame_shape)),
+            lambda out: noise(out.view(np.float32).reshape(self._shape)),
+        )
+
+    def _mix(self, latent: DeviceArray, keep: float, share: float, out: DeviceArray) -> None:
+        """out = keep * latent + share * out: DenoiseStep without a prediction."""
+        if self._mixed is None:
+            self._scales = [self._memory.new(Port((1, 1), "float32")) for _ in range(4)]
+            self._nothing = self._memory.new(Port((1, 1, 1, *self._shape), "float32"))
+            self._fresh = self._memory.new(Port((1, 1, *self._shape), "float32"))
+        if self._mixed != (keep, share):
+            for array, value in zip(self._scales, (keep, 0.0, share), strict=False):
+                array[...] = np.full((1, 1), value, np.float32)
+            self._mixed = (keep, share)
+        one = (1, 1, *self._shape)
+        self.copy(self._fresh, out)
+        *scales, no_weight = self._scales
+        self._ops.on(self.stream).denoise_step(
+            latent.view(one, "float32"),
+            self._nothing,
+            no_weight,
+            *scales,
+            noise=self._fresh,
+            out=out.view(one, "float32"),
+        )()
+
+
+class CudaCallBuffers:
+    """`CallBuffers` with DeviceArrays. The latents lie in the very memory that the network reads."""
+
+    def __init__(self, executor: CudaExecutor, variant: Variant) -> None:
+        self._executor, self._variant = executor, variant
+        memory = executor.memory(variant.component)
+        self._memory, self._stream, self._cuda = memory, memory.stream, memory.stream.cuda
+        self._sample = executor.on_card(variant, "latents")
+        self._prediction = executor.on_card(variant, "prediction")
+        self.lanes, self._rows, *shape = self._sample.shape
+        self._shape = tuple(shape)
+        self._port = Port(self._sample.shape, "float32")
+        numbers = Port((self.lanes, self._rows), "float32")
+        self._weights = memory.control(Port(self._prediction.shape[:2], "float32"))
+        self._scales, self._mixes = ([memory.control(numbers) for _ in range(3)] for _ in range(2))
+        self._noise: DeviceArray | None = None
+        self._fresh: DeviceArray | None = None  # what renoised rows are mixed with
+        self._nothing: DeviceArray | None = None
+        self._staging = Staging(self._stream, self._sample.nbytes // (self.lanes * self._rows))
+        self._large: dict[str, tuple[DeviceArray, np.ndarray, Staging]] = {}
+        self._changed: set[str] = set()
+        self._renoised = False
+
+    def claim(self, store: CudaLatentStore) -> None:
+        store.use(self._stream)
+
+    def load(self, lane: int, row: int, store: CudaLatentStore, place: int, count: int) -> None:
+        store.copy(self._sample[lane][row : row + count], store.flight[place : place + count])
+
+    def give(self, lane: int, row: int, store: CudaLatentStore, frame: int) -> None:
+        store.copy(self._sample[lane][row], store.read(frame))
+
+    def clear(self, lane: int, row: int, count: int) -> None:
+        self._sample[lane][row : row + count][...] = 0
+
+    def renoise(self, lane: int, row: int, keep: float, share: float, noise: Draw) -> None:
+        kept, dropped, mixed = (self._memory.host(array) for array in self._mixes)
+        if not self._renoised:
+            kept[...], dropped[...], mixed[...] = 1, 0, 0
+            self._renoised = True
+        if self._fresh is None:
+            self._fresh, self._nothing = (
+                self._memory.new(port) for port in (self._port, Port((1, *self._port.shape), "float32"))
+            )
+            self._no_weight = self._memory.new(Port((1, self.lanes), "float32"))
+        kept[lane, row], mixed[lane, row] = keep, share
+        self._send(self._fresh[lane][row], noise)
+
+    def draw(self, lane: int, row: int, noise: Draw) -> None:
+        if self._noise is None:
+            self._noise = self._memory.new(self._port)
+        self._send(self._noise[lane][row], noise)
+
+    def save(self, lane: int, row: int, store: CudaLatentStore, place: int, count: int) -> None:
+        store.copy(store.flight[place : place + count], self._sample[lane][row : row + count])
+
+    def input(self, name: str) -> np.ndarray | None:
+        given = self._executor.inputs(self._variant).get(name)
+        if not isinstance(given, DeviceArray):
+            return given
+        if name not in self._large:
+            shadow = np.zeros(given.shape, given.host_dtype)
+            self._large[name] = (given, shadow, Staging(self._stream, given.nbytes))
+        self._changed.add(name)
+        return self._large[name][1]
+
+    def attach(self, lane: int, rings: Mapping[str, Any]) -> None:
+        self._executor.attach(self._variant, lane, rings)
+
+    def run(
+        self,
+        weights: np.ndarray | None = None,
+        scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        noise: bool = False,
+    ) -> None:
+        for name in self._changed:
+            array, shadow, staging = self._large[name]
+            flat = shadow.reshape(-1).view(np.uint8)
+            staging.send(array.pointer, array.nbytes, lambda out, flat=flat: np.copyto(out, flat))  # type: ignore[misc]
+        self._changed.clear()
+        if scales is not None:
+            self._memory.host(self._weights)[...] = weights
+            for array, values in zip(self._scales, scales, strict=True):
+                self._memory.host(array)[...] = values
+        tag = ("renoised " if self._renoised else "") + ("recache" if scales is None else "call")
+        head = [self._renoising()] if self._renoised else []
+        self._executor.launch(
+            self._variant,
+            f"{tag} with noise" if noise else tag,
+            lambda: (head, [] if scales is None else [self._updating(noise)]),
+        )
+        self._renoised = False
+
+    def _renoising(self) -> Enqueue:
+        """What the network sees of some rows, mixed with noise."""
+        assert self._fresh is not None
+        assert self._nothing is not None
+        return self._executor.ops(self._variant.component).denoise_step(
+            self._sample, self._nothing, self._no_weight, *self._mixes, noise=self._fresh, out=self._sample
+        )
+
+    def _updating(self, noise: bool) -> Enqueue:
+        """Guidance and the sampler's update."""
+        return self._executor.ops(self._variant.component).denoise_step(
+            self._sample,
+            self._prediction,
+            self._weights,
+            *self._scales,
+            noise=self._noise if noise else None,
+            out=self._sample,
+        )
+
+    def _send(self, target: DeviceArray, noise: Draw) -> None:
+        self._staging.send(
+            target.pointer, target.nbytes, lambda out: noise(out.view(np.float32).reshape(self._shape))
         )

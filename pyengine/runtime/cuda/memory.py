@@ -21,6 +21,7 @@ from pyengine.runtime.host.memory import Memory
 
 ALIGNMENT = 256  # what engines want of an address
 CONTROL_BYTES = 1 << 16  # room for what the host writes
+SMALL_BYTES = 1 << 11  # inputs up to here are sent with every call
 DEPTH = 4  # calls that the host may be ahead of the card
 DTYPES = {"bf16": "bfloat16"}  # ports have numpy's names but for this one
 
@@ -65,11 +66,20 @@ class CudaMemory(Memory):
     def named(self, name: str, port: Port) -> DeviceArray:
         place = (name, port.shape)
         if place not in self._named:
-            # One number per frame, slot or word comes from the host; what has more axes is made on the card.
-            listed = len(port.shape) <= 1 and name not in self._rings
-            self._named[place] = self.control(port) if listed else self.new(port)
+            # A number per frame, slot or word comes from the host before every call.
+            self._named[place] = self.control(port) if port.nbytes <= SMALL_BYTES else self.new(port)
         array: DeviceArray = self._named[place]
         return array
+
+    def ring(self, name: str, port: Port, streams: int) -> RingTable:
+        own = super().ring(name, port, streams)
+        bases = self.control(Port((streams,), "int64"))
+        return RingTable(own, bases, self.host(bases))
+
+    def like(self, array: DeviceArray) -> DeviceArray:
+        made = DeviceArray.zeros(array.shape, array.dtype, self.stream)
+        self._nbytes += made.nbytes
+        return made
 
     def control(self, port: Port) -> DeviceArray:
         """An array that the host writes through `host` and `upload` sends."""
@@ -116,6 +126,22 @@ class CudaMemory(Memory):
         if nbytes and (self.arena is None or self.arena.nbytes < nbytes):
             self._nbytes += nbytes - (self.arena.nbytes if self.arena else 0)
             self.arena = DeviceArray.zeros((nbytes,), "uint8", self.stream)
+
+
+class RingTable(list[DeviceArray]):
+    """The rings of the streams of a variant's calls, and `bases`, their addresses where kernels read them: what is put in with
+    `table[stream] = ring` is sent with the next run.
+    """
+
+    def __init__(self, rings: list[DeviceArray], bases: DeviceArray, host: np.ndarray) -> None:
+        super().__init__(rings)
+        self.bases, self._host = bases, host
+        self.shape, self.dtype = rings[0].shape, rings[0].dtype  # of each ring
+        self._host[...] = [ring.pointer for ring in rings]
+
+    def __setitem__(self, stream: Any, ring: Any) -> None:
+        super().__setitem__(stream, ring)
+        self._host[stream] = ring.pointer
 
 
 class Pool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from pyengine.backends.base import Port
 from pyengine.device.array import DeviceArray
+from pyengine.device.cuda import Stream
 from pyengine.errors import BackendUnavailable
 from pyengine.runtime.bound_plan import Arrays, Call
-from pyengine.runtime.cuda.memory import CudaMemory
+from pyengine.runtime.cuda.memory import CudaMemory, RingTable
 
 LARGEST_FP8 = 448.0  # of e4m3
 VALUE_LIMIT = 64.0  # larger values are clipped; down to 0.002 they keep their three bits of mantissa
@@ -33,8 +34,12 @@ def kernels() -> Any:
 class CudaOps:
     """Everything is enqueued on the stream of one component, in the order of the walk."""
 
-    def __init__(self, memory: CudaMemory) -> None:
-        self._memory, self._stream = memory, memory.stream
+    def __init__(self, memory: CudaMemory, stream: Stream | None = None) -> None:
+        self._memory, self._stream = memory, stream or memory.stream
+
+    def on(self, stream: Stream) -> CudaOps:
+        """The same, enqueued on another stream."""
+        return CudaOps(self._memory, stream)
 
     def segment(self, engine: Any, inputs: Arrays, outputs: Arrays) -> Call:
         """An engine of a CUDA backend (`backends.CudaEngine`)."""
@@ -52,26 +57,22 @@ class CudaOps:
 
         return call
 
-    def ring_append(self, *arrays: DeviceArray) -> Call:
-        return partial(kernels().ring_append, *arrays, stream=self._stream.handle)
-
-    def frame_window_attention(self, *arrays: DeviceArray, **attributes: Any) -> Call:
+    def op(self, name: str, *inputs: Any, **others: Any) -> Call:
         module = kernels()
-        qkv, ring_key = arrays[0], arrays[3]
-        scope = attributes.get("scope", "temporal")
-        nbytes = module.frame_window_attention_workspace(qkv, ring_key, scope=scope)
-        workspace = self._memory.workspace(nbytes) if nbytes else None
-        if ring_key.dtype == "float8_e4m3":
-            attributes |= self._scales(ring_key, attributes.get("k_gain"))
-        return partial(
-            module.frame_window_attention,
-            *arrays,
-            **attributes,
-            workspace=workspace,
-            stream=self._stream.handle,
-        )
+        if name == "frame_window_attention":
+            others |= self._attention(module, inputs, others)
+        return partial(getattr(module, name), *inputs, **others, stream=self._stream.handle)
 
-    def _scales(self, ring_key: DeviceArray, k_gain: DeviceArray | None) -> dict[str, DeviceArray]:
+    def _attention(self, module: Any, inputs: tuple[Any, ...], others: Mapping[str, Any]) -> dict[str, Any]:
+        """What an attention needs beside its inputs: room to work in, and the scales of a ring in 8 bits."""
+        nbytes = module.frame_window_attention_workspace(*inputs, scope=others.get("scope", "temporal"))
+        more: dict[str, Any] = {"workspace": self._memory.workspace(nbytes) if nbytes else None}
+        ring_key = inputs[3] if len(inputs) > 3 else None
+        if ring_key is not None and ring_key.dtype == "float8_e4m3":
+            more |= self._scales(ring_key, inputs[7] if len(inputs) > 7 else None)
+        return more
+
+    def _scales(self, ring_key: RingTable, k_gain: DeviceArray | None) -> dict[str, DeviceArray]:
         """What a number of the ring is worth, per head. e4m3 has 15 octaves of normal numbers, so that a scale has to be right
         within some octaves only: that of normalised keys follows from their largest possible value, no calibration.
         """
@@ -83,13 +84,8 @@ class CudaOps:
             scales[name][...] = np.full(heads, limit / LARGEST_FP8, np.float32)
         return scales
 
-    def relative_attention(self, *arrays: DeviceArray, **attributes: Any) -> Call:
-        return partial(kernels().relative_attention, *arrays, **attributes, stream=self._stream.handle)
-
-    def denoise_step(
-        self, *arrays: DeviceArray, noise: DeviceArray | None, out: DeviceArray
-    ) -> Callable[[], Any]:
-        return partial(kernels().denoise_step, *arrays, noise=noise, out=out, stream=self._stream.handle)
+    def denoise_step(self, *arrays: DeviceArray, noise: DeviceArray | None, out: DeviceArray) -> Call:
+        return self.op("denoise_step", *arrays, noise, out=out)
 
 
 def _floats(array: DeviceArray) -> np.ndarray:

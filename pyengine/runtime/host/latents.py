@@ -1,139 +1,158 @@
-"""The latents in flight, where the denoiser reads them: the rows of the last call and of the one under way.
-
-A window says what each row is; these do it, on the host here and on a card in `pyengine.runtime.cuda.latents`.
-"""
+"""The latents of streams on the CPU, in numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyengine import _C
+from pyengine.bundle.variant import Variant
 from pyengine.errors import ShapeError
-from pyengine.plans.plan import Variant
-from pyengine.schedule.samplers import Coefficients
+from pyengine.runtime.latents import Draw
 
 if TYPE_CHECKING:
     from pyengine.runtime.executor import Executor
 
-__all__ = ["HostLatents", "Latents"]
-
-Draw = Callable[[np.ndarray], object]  # fills one frame with noise
+__all__ = ["HostCallBuffers", "HostLatentStore", "check_state"]
 
 
-class Latents(Protocol):
-    """Two sets of rows, float32 [rows, channels, height, width]: a call reads some of the last one's by index and
-    leaves its result. One latent by itself is whatever `own` and `take` return: only this class looks inside.
-    """
+class HostLatentStore:
+    """`LatentStore` in numpy."""
 
-    def begin(self, rows: int) -> None:
-        """A call of so many rows; every one is set by the next four."""
-        ...
+    def __init__(self, frame_shape: tuple[int, ...], places: int) -> None:
+        self.flight = np.zeros((places, *frame_shape), np.float32)
+        self.clean: dict[int, np.ndarray] = {}
 
-    def clear(self, row: int) -> None: ...
+    def draw(self, place: int, noise: Draw) -> None:
+        noise(self.flight[place])
 
-    def draw(self, row: int, noise: Draw) -> None: ...
+    def put(self, place: int, frame: int) -> None:
+        self.flight[place] = self.clean[frame]
 
-    def put(self, row: int, latent: Any) -> None: ...
+    def mix(self, place: int, frame: int, keep: float, share: float, noise: Draw) -> None:
+        fresh = np.empty_like(self.flight[place])
+        noise(fresh)
+        _mix(self.clean[frame], keep, share, fresh, self.flight[place])
 
-    def move(self, row: int, source: int, count: int) -> None:
-        """`count` neighbouring rows of the last call, from `source` on."""
-        ...
+    def finish(self, place: int, frame: int) -> None:
+        self.clean[frame] = self.flight[place].copy()
 
-    def draw_noise(self, row: int, noise: Draw) -> None:
-        """The fresh noise that the sampler adds to a row."""
-        ...
+    def give(self, frame: int, latent: np.ndarray) -> None:
+        self.clean[frame] = np.array(latent, np.float32)
 
-    def feed(self, variant: Variant, renoised: Sequence[tuple[int, float, Draw]] = ()) -> None:
-        """Gives the rows to the denoiser, some of them mixed with noise: (row, level, noise)."""
-        ...
+    def forget(self, pinned: int, oldest: int) -> None:
+        for frame in [frame for frame in self.clean if pinned <= frame < oldest]:
+            del self.clean[frame]
 
-    def call(
-        self, variant: Variant, weights: np.ndarray | None, scales: Coefficients | None, noise: bool
+    def window(self, frames: Sequence[int]) -> np.ndarray:
+        return np.stack([self.clean[frame] for frame in frames])
+
+    def state(self) -> dict[str, np.ndarray]:
+        frames = sorted(self.clean)
+        clean = np.zeros((len(frames), *self.flight.shape[1:]), np.float32)
+        for place, frame in enumerate(frames):
+            clean[place] = self.clean[frame]
+        return {"latents": self.flight.copy(), "clean_index": np.array(frames, np.int64), "clean": clean}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        check_state(state, self.flight.shape)
+        self.flight[...] = state["latents"]
+        pairs = zip(state["clean_index"].tolist(), state["clean"], strict=True)
+        self.clean = {frame: latent.copy() for frame, latent in pairs}
+
+
+class HostCallBuffers:
+    """`CallBuffers` in numpy. The latents lie in the very memory that the network reads."""
+
+    def __init__(self, executor: Executor, variant: Variant) -> None:
+        self._executor, self._variant = executor, variant
+        self._inputs = executor.inputs(variant)
+        self._sample = self._inputs["latents"]
+        self.lanes = len(self._sample)
+        self._noise: np.ndarray | None = None
+        self._prediction = executor.output(variant, "prediction")
+
+    def claim(self, store: HostLatentStore) -> None:
+        """Nothing to wait for: a host run is done when it returns."""
+
+    def load(self, lane: int, row: int, store: HostLatentStore, place: int, count: int) -> None:
+        self._sample[lane, row : row + count] = store.flight[place : place + count]
+
+    def give(self, lane: int, row: int, store: HostLatentStore, frame: int) -> None:
+        self._sample[lane, row] = store.clean[frame]
+
+    def clear(self, lane: int, row: int, count: int) -> None:
+        self._sample[lane, row : row + count] = 0
+
+    def renoise(self, lane: int, row: int, keep: float, share: float, noise: Draw) -> None:
+        seen = self._sample[lane, row]
+        fresh = np.empty_like(seen)
+        noise(fresh)
+        _mix(seen, keep, share, fresh, seen)
+
+    def draw(self, lane: int, row: int, noise: Draw) -> None:
+        if self._noise is None:
+            self._noise = np.zeros_like(self._sample)
+        noise(self._noise[lane, row])
+
+    def save(self, lane: int, row: int, store: HostLatentStore, place: int, count: int) -> None:
+        store.flight[place : place + count] = self._sample[lane, row : row + count]
+
+    def input(self, name: str) -> np.ndarray | None:
+        return self._inputs.get(name)
+
+    def attach(self, lane: int, rings: Mapping[str, Any]) -> None:
+        self._executor.attach(self._variant, lane, rings)
+
+    def run(
+        self,
+        weights: np.ndarray | None = None,
+        scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        noise: bool = False,
     ) -> None:
-        """Runs the denoiser; with scales, updates the rows by what it predicts."""
-        ...
-
-    def take(self, rows: slice) -> Any:
-        """A copy of rows that became clean: a sequence of latents."""
-        ...
-
-    def own(self, latent: np.ndarray) -> Any:
-        """A latent from outside as one of these."""
-        ...
-
-    def host(self, latent: Any) -> np.ndarray: ...
-
-    def state(self) -> np.ndarray: ...
-
-    def load_state(self, latents: np.ndarray) -> None: ...
+        self._executor.run(self._variant)
+        if scales is not None:
+            fresh: Any = self._noise if noise else None
+            _C.denoise_step(self._sample, self._prediction, weights, *scales, noise=fresh, out=self._sample)
 
 
-class HostLatents:
-    """numpy."""
+def _mix(latent: np.ndarray, keep: float, share: float, noise: np.ndarray, out: np.ndarray) -> None:
+    """out = keep * latent + share * noise, by the kernel of the sampler's update, which rounds alike on every device."""
+    kept, dropped, mixed = (np.full((1, 1), scale, np.float32) for scale in (keep, 0, share))
+    one = (1, 1, *latent.shape)
+    nothing, no_weight = np.zeros((1, *one), np.float32), np.zeros((1, 1), np.float32)
+    _C.denoise_step(
+        latent.reshape(one),
+        nothing,
+        no_weight,
+        kept,
+        dropped,
+        mixed,
+        noise=noise.reshape(one),
+        out=out.reshape(one),
+    )
 
-    def __init__(self, executor: Executor, frame_shape: tuple[int, ...], rows: int) -> None:
-        self._executor = executor
-        # Two buffers take turns: a call reads rows of one by index and leaves its result in the other.
-        self._now, self._next = (np.zeros((rows, *frame_shape), np.float32) for _ in range(2))
-        self._noise = np.zeros((rows, *frame_shape), np.float32)
-        self._sample = self._next
 
-    def begin(self, rows: int) -> None:
-        self._sample = self._next[:rows]
-
-    def clear(self, row: int) -> None:
-        self._sample[row] = 0
-
-    def draw(self, row: int, noise: Draw) -> None:
-        noise(self._sample[row])
-
-    def put(self, row: int, latent: np.ndarray) -> None:
-        self._sample[row] = latent
-
-    def move(self, row: int, source: int, count: int) -> None:
-        self._sample[row : row + count] = self._now[source : source + count]
-
-    def draw_noise(self, row: int, noise: Draw) -> None:
-        noise(self._noise[row])
-
-    def feed(self, variant: Variant, renoised: Sequence[tuple[int, float, Draw]] = ()) -> None:
-        latents = self._executor.input(variant, "latents")
-        latents[...] = self._sample
-        for row, given, noise in renoised:
-            level, fresh = np.float32(given), np.empty_like(latents[row])
-            noise(fresh)
-            latents[row] = (1 - level) * self._sample[row] + level * fresh
-
-    def call(
-        self, variant: Variant, weights: np.ndarray | None, scales: Coefficients | None, noise: bool
-    ) -> None:
-        self._executor.run(variant)
-        if scales is None:
-            return
-        assert weights is not None
-        sample, count = self._sample, len(self._sample)
-        velocity = self._executor.output(variant, "velocity")
-        fresh: Any = self._noise[:count] if noise else None
-        _C.denoise_step(sample, velocity, weights, *scales, noise=fresh, out=self._now[:count])
-
-    def take(self, rows: slice) -> np.ndarray:
-        return self._now[rows].copy()
-
-    def own(self, latent: np.ndarray) -> np.ndarray:
-        return latent.copy()
-
-    def host(self, latent: np.ndarray) -> np.ndarray:
-        return latent
-
-    def state(self) -> np.ndarray:
-        return self._now.copy()
-
-    def load_state(self, latents: np.ndarray) -> None:
-        if latents.shape != self._now.shape:
+def check_state(state: Mapping[str, np.ndarray], flight: tuple[int, ...]) -> None:
+    """Raises ShapeError where arrays of a snapshot are not those of a store with so many latents in flight."""
+    for name in ("latents", "clean_index", "clean"):
+        if name not in state:
             raise ShapeError(
-                f"expected a window of {list(self._now.shape)} but the snapshot has {list(latents.shape)}"
+                f"[latents] expected a snapshot with '{name}' but it has {', '.join(sorted(state))}"
             )
-        self._now[...] = latents
+    latents, index, clean = state["latents"], state["clean_index"], state["clean"]
+    for name, array, shape in (
+        ("latents", latents, flight),
+        ("clean", clean, (len(index) if index.ndim == 1 else 0, *flight[1:])),
+    ):
+        if array.shape != shape or array.dtype != np.float32:
+            raise ShapeError(
+                f"[latents] expected '{name}' of the snapshot as float32 {list(shape)}"
+                f" but got {array.dtype} {list(array.shape)}"
+            )
+    if index.ndim != 1 or index.dtype.kind != "i":
+        raise ShapeError(
+            f"[latents] expected 'clean_index' of the snapshot as integers [frames] but got {index.dtype} {list(index.shape)}"
+        )

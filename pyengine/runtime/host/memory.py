@@ -25,7 +25,7 @@ class Memory:
     def __init__(self) -> None:
         self._named: dict[tuple[str, tuple[int, ...]], Any] = {}
         self._states: dict[str, tuple[Any, Any]] = {}
-        self._rings: set[str] = set()
+        self._rings: dict[str, Any] = {}
         self._scratch: list[Any] = []
         self._nbytes = 0
         self.parity = 0
@@ -41,14 +41,32 @@ class Memory:
             self._named[place] = self.new(port)
         return self._named[place]
 
-    def ring(self, name: str, port: Port) -> Any:
-        if any(known == name and shape != port.shape for known, shape in self._named):
+    def ring(self, name: str, port: Port, streams: int) -> list[Any]:
+        """The table through which a variant finds a ring: for every stream of its calls, that stream's own
+        [branches, ring, ...]. `port` is of all streams together. At first each entry is the component's own ring.
+        """
+        shape = (port.shape[0] // streams, *port.shape[1:])
+        own = self._rings.get(name)
+        if own is None:
+            own = self._rings[name] = self.new(Port(shape, port.dtype))
+        if tuple(own.shape) != shape:
             raise PlanError(
-                f"expected every variant to give the ring {name} the same shape but got another, "
-                f"{list(port.shape)}"
+                f"expected every variant to give the ring {name} the same shape but got another, {list(shape)}"
             )
-        self._rings.add(name)
-        return self.named(name, port)
+        return [own] * streams
+
+    @property
+    def rings(self) -> dict[str, Any]:
+        """The component's own rings, of a stream that runs alone: [branches, ring, tokens, heads, head_dim] each."""
+        return dict(self._rings)
+
+    def new_rings(self) -> dict[str, Any]:
+        """Rings for one more stream of a batch, zeroed."""
+        return {name: self.like(own) for name, own in self._rings.items()}
+
+    def like(self, array: Any) -> Any:
+        """A zeroed array of the same shape and dtype."""
+        return self.new(Port(array.shape, "bf16" if array.dtype == np.uint16 else str(array.dtype)))
 
     def pair(self, name: str, port: Port) -> tuple[Any, Any]:
         """Two buffers of a state: a run reads one and writes the other, then they change places."""
@@ -91,8 +109,7 @@ class Memory:
         return dtype
 
     def state(self) -> dict[str, Any]:
-        rings = {name: array for (name, _), array in self._named.items() if name in self._rings}
-        return rings | {name: pair[self.parity] for name, pair in self._states.items()}
+        return {name: pair[self.parity] for name, pair in self._states.items()}
 
     def new(self, port: Port) -> Any:
         """A zeroed array that starts on a cache line."""

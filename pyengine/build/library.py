@@ -1,0 +1,225 @@
+"""The loaded variants of one bundle, each in memory once, however many streams and threads want it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter as Counts
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from pyengine.build.builder import Builder
+from pyengine.build.progress import Counter, Progress, unheard
+from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.variant import Variant
+from pyengine.errors import ConfigError, StreamClosed
+from pyengine.once import Once
+from pyengine.plans.plan import Plan
+from pyengine.runtime.open import load_program
+from pyengine.runtime.program import LoadedVariant, Program
+
+__all__ = ["VariantLibrary"]
+
+
+class Key(NamedTuple):
+    """What a loaded variant depends on, beside the bundle and the options that a library's variants have in common."""
+
+    variant: Variant
+    choice: str
+
+
+class VariantLibrary:
+    """Builds, loads and keeps variants, and hands out programs made of them. Threads share it.
+
+    Building or loading a variant holds up those only who want the same one.
+
+    A variant is in use while a program that has it is. Those in use stay; the others stay as long as everything loaded
+    and the buffers of open executors fit into `memory_budget` bytes together, the least recently used go first.
+
+    memory_budget  None: no limit
+    relieve        called where what is in use passes the budget, to close executors that are kept in reserve
+    options        of Builder
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        memory_budget: int | None = None,
+        progress: Progress | None = None,
+        relieve: Callable[[], object] | None = None,
+        choice: str = "auto",
+        **options: Any,
+    ) -> None:
+        wrong = type(memory_budget) is not int or memory_budget < 0
+        if memory_budget is not None and wrong:
+            raise ConfigError(
+                f"expected memory_budget as a number of bytes or None but got {memory_budget!r}"
+            )
+        self._bundle, self._options, self._choice = bundle, options, choice
+        self._budget = memory_budget
+        self._progress, self._relieve = progress or unheard, relieve
+        self._builders = {choice: Builder(bundle, choice=choice, **options)}
+        self._lock = threading.Lock()
+        self._once: Once[Key, LoadedVariant] = Once()
+        self._loaded: OrderedDict[Key, LoadedVariant] = OrderedDict()  # the most recently used last
+        self._kept_as: dict[Key, Key] = {}  # `auto` -> what it chose
+        self._uses: Counts[Variant] = Counts()  # by programs that live or are being put together
+        self._programs: list[weakref.ref[Program]] = []
+        # Variants of programs that are gone, not looked at yet: garbage may be collected anywhere, also inside the lock.
+        self._ended: deque[tuple[Variant, ...]] = deque()
+        self._plan = self._builders[choice].plan
+        self._closed = False
+
+    def program(self, variants: Sequence[Variant], *, choice: str | None = None) -> Program:
+        """These variants, loaded; what is missing is built or loaded first. `choice`: `cut` or `inline` instead of the library's.
+
+        Raises BackendUnavailable, BundleError, ConfigError, PlanError, and StreamClosed after `close`.
+        """
+        wanted = tuple(dict.fromkeys(variants))
+        builder = self._builder(choice or self._choice)
+        with self._locked():
+            self._check_open()
+            self._uses.update(wanted)
+        try:
+            program = self._program(wanted, builder)
+        except BaseException:
+            self._end(wanted)
+            raise
+        weakref.finalize(program, self._end, wanted).atexit = False
+        self._end(())  # there is more in memory now than before
+        return program
+
+    @property
+    def plan(self) -> Plan:
+        """Every part built or found so far, with the measured times of its choices."""
+        with self._locked():
+            return replace(self._plan, parts=dict(self._plan.parts))
+
+    @property
+    def loaded(self) -> list[Variant]:
+        """Variants in memory, the least recently used first."""
+        with self._locked():
+            return [key.variant for key in self._loaded]
+
+    @property
+    def nbytes(self) -> int:
+        """An estimate of the bytes in memory: engine files and constants of what is loaded, buffers of open executors."""
+        with self._locked():
+            return self._nbytes()
+
+    def close(self) -> None:
+        """Lets go of every variant. Programs that live keep theirs."""
+        with self._locked():
+            self._closed = True
+            dropped = list(self._loaded.values())
+            self._loaded.clear()
+        del dropped  # outside the lock, since it takes time to free engines
+
+    def _program(self, variants: tuple[Variant, ...], builder: Builder) -> Program:
+        keys = {variant: Key(variant, builder.choice) for variant in variants}
+        counter = self._counter(keys.values(), builder)
+        # What another thread is making comes last: perhaps it is done by then.
+        order = sorted(variants, key=lambda variant: self._once.busy(keys[variant]))
+        got = {variant: self._get(keys[variant], builder, counter) for variant in order}
+        plan = replace(builder.plan, parts={variant: got[variant].part for variant in variants})
+        program = load_program(plan, {variant: got[variant] for variant in variants})
+        with self._locked():
+            self._check_open()
+            self._plan.parts.update(plan.parts)
+            for key in keys.values():
+                self._loaded.move_to_end(self._kept_as[key])
+            self._programs = [known for known in self._programs if known() is not None]
+            self._programs.append(weakref.ref(program))
+        return program
+
+    def _get(self, key: Key, builder: Builder, counter: Counter) -> LoadedVariant:
+        with self._locked():
+            held = self._held(key)
+        if held is not None:
+            return held
+        made = False
+
+        def make() -> LoadedVariant:
+            nonlocal made
+            with self._locked():
+                self._check_open()
+                held = self._held(key)
+            if held is not None:
+                return held
+            made = True
+            loaded = builder.load(key.variant, counter)
+            with self._locked():
+                self._check_open()
+                kept_as = self._kept_as[key] = Key(key.variant, loaded.part.choice)
+                return self._loaded.setdefault(kept_as, loaded)
+
+        loaded = self._once.get(key, make)
+        if not made:
+            counter.spare(key.variant)
+        return loaded
+
+    def _held(self, key: Key) -> LoadedVariant | None:
+        return self._loaded.get(self._kept_as.setdefault(key, key))
+
+    def _builder(self, choice: str) -> Builder:
+        with self._locked():
+            if choice not in self._builders:
+                self._builders[choice] = Builder(self._bundle, choice=choice, **self._options)
+            return self._builders[choice]
+
+    def _counter(self, keys: Iterable[Key], builder: Builder) -> Counter:
+        """For a progress bar over everything that must be built."""
+        counter = Counter(self._progress)
+        with self._locked():
+            missing = [key.variant for key in keys if self._held(key) is None]
+        for variant in missing:
+            if not builder.is_kept(variant):
+                counter.expect(variant, builder.count(variant))
+        return counter
+
+    def _end(self, variants: tuple[Variant, ...]) -> None:
+        """A program of these variants is gone."""
+        self._ended.append(variants)
+        self._settle()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Counts programs that are gone, and evicts. Where the lock is taken its holder does so, on letting go of it."""
+        while self._ended and self._lock.acquire(blocking=False):
+            dropped = []
+            try:
+                while self._ended:
+                    self._uses.subtract(self._ended.popleft())
+                over = self._over_budget()
+                for key in list(self._loaded) if over else ():
+                    if self._uses[key.variant] <= 0 and self._over_budget():
+                        dropped.append(self._loaded.pop(key))
+                over = over and self._over_budget()
+            finally:
+                self._lock.release()
+            del dropped  # outside the lock, since it takes time to free engines
+            if over and self._relieve is not None:
+                self._relieve()
+
+    def _over_budget(self) -> bool:
+        return self._budget is not None and self._nbytes() > self._budget
+
+    def _nbytes(self) -> int:
+        programs = [known() for known in self._programs]
+        buffers = sum(program.buffer_bytes for program in programs if program is not None)
+        return buffers + sum(loaded.nbytes for loaded in self._loaded.values())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosed("the engine is closed; load another with pyengine.load(...)")

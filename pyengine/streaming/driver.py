@@ -1,0 +1,305 @@
+"""The one driver: does what schedules say, one call of one network at a time, for any number of streams at once.
+
+It knows no method. A call gathers the rows of every lane where the network reads them, writes levels, positions, slots and
+texts, runs the network, and updates the latents by what it predicts; clean latents then go to each stream's own decoder.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.variant import Variant
+from pyengine.runtime.executor import Executor
+from pyengine.runtime.host.decoder import Clip, Decoder
+from pyengine.runtime.latents import CallBuffers, LatentStore
+from pyengine.schedule.call import Call, Key, Lane, Row, Schedule
+from pyengine.schedule.positions import PositionPolicy, positions
+from pyengine.schedule.samplers import Coefficients, Sampler, frame_noise
+
+__all__ = ["Driver", "StreamState", "sized"]
+
+RENOISED = 1 << 40  # noise of re-noised rows is drawn under numbers from here on, never those of a sampler
+
+
+@dataclass(eq=False)
+class StreamState:
+    """All that one stream is, beside what callers see: its schedule, its latents, rings and decoder, and where it stands."""
+
+    schedule: Schedule
+    sampler: Sampler
+    positions: tuple[PositionPolicy, int]
+    seed: int
+    weights: tuple[float, ...]
+    store: LatentStore
+    rings: Mapping[str, Any]
+    decoder: Decoder
+    call: int
+    text: dict[str, np.ndarray] = field(default_factory=dict)
+    text_version: int = 0
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
+    clips: deque[Clip] = field(default_factory=deque)
+    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every call of the schedule has been made."""
+        calls = self.schedule.calls
+        return calls is not None and self.call >= calls
+
+
+def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
+    """A denoiser variant of a schedule, as it is compiled for a number of streams."""
+    return variant.sized(branches=branches, streams=lanes * streams)
+
+
+class Driver:
+    """Runs calls on one executor. `sizes` are the prepared numbers of streams in a call, smallest first."""
+
+    def __init__(self, executor: Executor, bundle: Bundle, sizes: tuple[int, ...] = (1,)) -> None:
+        assert bundle.latent is not None
+        self.executor, self.sizes = executor, sizes
+        self._components = bundle.components
+        self._frame_shape = (bundle.latent.channels, bundle.latent.height, bundle.latent.width)
+        self._buffers: dict[Variant, CallBuffers] = {}
+        self._texts: dict[Variant, list[tuple[StreamState, int] | None]] = {}
+
+    def step(self, streams: Sequence[StreamState]) -> None:
+        """One call of each stream; those whose calls run the same network at the same sizes share a run."""
+        calls = [(state, state.schedule.call(state.call)) for state in streams]
+        for group in _groups(calls, self.sizes[-1]):
+            self._run(group)
+        for state, call in calls:
+            state.call += 1
+            for emit in call.emit:
+                state.clips.append(state.decoder.submit(state.store.window(emit.frames), emit.keep))
+            if call.keeps is not None:
+                state.store.forget(*call.keeps)
+
+    def prepare(self, state: StreamState) -> None:
+        """What the stream's calls read and no call of theirs makes."""
+        for call in state.schedule.prepare():
+            self._run([(state, call)])
+
+    def recache(self, state: StreamState) -> None:
+        """Rewrites keys and values of every clean frame in the ring under the text that is set now."""
+        for call in state.schedule.recache(state.call):
+            self._run([(state, call)])
+
+    def forget(self, state: StreamState) -> None:
+        """Lets go of a stream that has left."""
+        for texts in self._texts.values():
+            texts[:] = [None if known is not None and known[0] is state else known for known in texts]
+
+    def _run(self, group: Sequence[tuple[StreamState, Call]]) -> None:
+        state, call = group[0]
+        if call.variant is None:
+            return
+        if not call.lanes:
+            self._transform(state, call)
+            return
+        branches, per_stream = len(state.weights), len(call.lanes)
+        streams = next(size for size in self.sizes if size >= len(group))
+        variant = sized(call.variant, per_stream, branches, streams)
+        buffers = self._buffers_of(variant)
+        lanes = [(state, call, lane) for state, call in group for lane in call.lanes]
+        for place, (state, call, lane) in enumerate(lanes):
+            self._gather(buffers, place, state, call, lane)
+            buffers.attach(place, state.rings)
+        self._feed(variant, buffers, lanes)
+        if not call.update:
+            buffers.run()
+            return
+        self._update(buffers, lanes, branches)
+
+    def _transform(self, state: StreamState, call: Call) -> None:
+        """A network that turns numbers, kept values or clean latents into values that are kept."""
+        variant = call.variant
+        assert variant is not None
+        window = state.store.window(call.latents) if call.latents else None
+        if variant.component == "decoder":
+            frames = np.asarray(state.decoder.submit(window).result())
+            state.kept |= dict.fromkeys(call.writes.values(), frames)
+            return
+        inputs = self.executor.inputs(variant)
+        for name, numbers in call.values.items():
+            if name in inputs:
+                inputs[name][...] = numbers
+        for name, key in call.reads.items():
+            inputs[name][...] = _part(state.kept, key, 0).reshape(inputs[name].shape)
+        if window is not None:
+            inputs["latents"][...] = window
+        self.executor.run(variant)
+        for name, kept in call.writes.items():
+            state.kept[kept] = self.executor.output(variant, name).copy()
+
+    def _gather(self, buffers: CallBuffers, place: int, state: StreamState, call: Call, lane: Lane) -> None:
+        """The rows of a lane where the network reads them. Latents are born where they will lie in flight."""
+        store = state.store
+        buffers.claim(store)
+        for row in lane.rows:
+            if row.place < 0 or row.origin in ("absent", "carried"):
+                continue
+            if row.origin == "noise":
+                store.draw(row.place, self._noise(state, row.frame))
+            elif row.origin == "given":
+                store.put(row.place, row.frame)
+            else:
+                keep, share = state.sampler.noised(row.level)
+                store.mix(row.place, row.frame, keep, share, self._noise(state, row.frame, call.noised_draw))
+        for first, row, count in _runs(lane.rows):
+            if row.frame < 0:
+                buffers.clear(place, first, count)
+            elif row.place < 0:
+                buffers.give(place, first, store, row.frame)
+            else:
+                buffers.load(place, first, store, row.place, count)
+        for index, row in enumerate(lane.rows):
+            if row.renoised:
+                keep, share = state.sampler.noised(row.level)
+                buffers.renoise(
+                    place, index, keep, share, self._noise(state, row.frame, RENOISED + call.draw)
+                )
+
+    def _feed(
+        self, variant: Variant, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]
+    ) -> None:
+        """Numbers and texts. Lanes that no stream fills have no frames, see nothing and write nothing."""
+        level, frame_index, mask = (buffers.input(name) for name in ("level", "frame_index", "mask"))
+        ring_index, append_slot = buffers.input("ring_index"), buffers.input("append_slot")
+        for place, (state, _, lane) in enumerate(lanes):
+            rows, (policy, pinned) = lane.rows, state.positions
+            if level is not None:
+                level[place] = [row.level for row in rows]
+            if frame_index is not None:
+                seen, in_ring = positions(policy, [row.frame for row in rows], lane.ring, pinned)
+                frame_index[place] = seen
+                if ring_index is not None:
+                    ring_index[place] = in_ring
+            if append_slot is not None:
+                append_slot[place] = [row.slot for row in rows]
+            if mask is not None:
+                mask[0, place] = [row.mask for row in rows]
+                mask[1:, place] = 0
+        for array in (frame_index, ring_index, append_slot):
+            if array is not None:
+                array[len(lanes) :] = -1
+        self._write_texts(variant, buffers, lanes)
+        for place, (state, call, _) in enumerate(lanes):
+            for name, key in call.reads.items():
+                target = buffers.input(name)
+                if target is not None:
+                    for branch in range(len(target)):
+                        target[branch, place] = _part(state.kept, key, branch)
+
+    def _write_texts(
+        self, variant: Variant, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]
+    ) -> None:
+        """Texts stay where they are until a lane has another stream or a stream another prompt."""
+        known = self._texts.setdefault(variant, [None] * buffers.lanes)
+        for place, (state, _, _) in enumerate(lanes):
+            if known[place] is not None and known[place] == (state, state.text_version):
+                continue
+            known[place] = (state, state.text_version)
+            specs = self._components[variant.component].inputs
+            for name, value in state.text.items():
+                target = buffers.input(name)
+                if target is None:
+                    continue
+                shape = specs[name].shape
+                axis = shape.index("branches")
+                np.moveaxis(target, (axis, axis + 1), (0, 1))[:, place] = np.moveaxis(value, axis, 0)[
+                    : len(state.weights)
+                ]
+
+    def _update(
+        self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]], branches: int
+    ) -> None:
+        """Runs the network, updates every row that is not a condition, and keeps what became clean."""
+        rows = len(lanes[0][2].rows)
+        weights = np.zeros((branches, buffers.lanes), np.float32)
+        scales = np.zeros((3, buffers.lanes, rows), np.float32)
+        scales[0] = 1  # a lane that no stream fills is copied
+        noise = False
+        for place, (state, call, lane) in enumerate(lanes):
+            weights[:, place] = state.weights
+            affine = _scales(state, lane)
+            for kind, values in enumerate(affine):
+                scales[kind, place] = values
+            if affine.needs_noise:
+                noise = True
+                for index, row in enumerate(lane.rows):
+                    if affine.noise[index]:
+                        buffers.draw(place, index, self._noise(state, row.frame, call.draw))
+        buffers.run(weights, (scales[0], scales[1], scales[2]), noise)
+        for place, (state, _, lane) in enumerate(lanes):
+            for first, row, count in _runs(lane.rows):
+                if row.level != row.level_next:
+                    buffers.save(place, first, state.store, row.place, count)
+            for row in lane.rows:
+                if row.done:
+                    state.store.finish(row.place, row.frame)
+
+    def _noise(
+        self, state: StreamState, frame: int, draw: int | None = None
+    ) -> Callable[[np.ndarray], object]:
+        """What fills a latent with the noise of a frame: of its birth, or drawn under a number."""
+        return lambda out: frame_noise(state.seed, frame, self._frame_shape, draw, out)
+
+    def _buffers_of(self, variant: Variant) -> CallBuffers:
+        if variant not in self._buffers:
+            self._buffers[variant] = self.executor.call_buffers(variant)
+        return self._buffers[variant]
+
+
+def _groups(calls: Sequence[tuple[StreamState, Call]], most: int) -> list[list[tuple[StreamState, Call]]]:
+    """Calls that can share a run, at most so many together; the order of streams is kept."""
+    groups: dict[Any, list[list[tuple[StreamState, Call]]]] = {}
+    for state, call in calls:
+        shares = (call.variant, len(call.lanes), len(state.weights), call.update) if call.lanes else id(state)
+        runs = groups.setdefault(shares, [[]])
+        if len(runs[-1]) == most:
+            runs.append([])
+        runs[-1].append((state, call))
+    return [run for runs in groups.values() for run in runs]
+
+
+def _runs(rows: Sequence[Row]) -> list[tuple[int, Row, int]]:
+    """(index, first row, rows) of neighbours that lie next to each other and are treated alike. One copy for many: numpy lets go
+    of the interpreter in each, and a thread that decodes may be slow to give it back.
+    """
+    runs = []
+    numbered = enumerate(rows)
+    for _, same in groupby(numbered, lambda entry: _kind(*entry)):
+        part = list(same)
+        runs.append((part[0][0], part[0][1], len(part)))
+    return runs
+
+
+def _kind(index: int, row: Row) -> tuple[Any, ...]:
+    if row.frame < 0:
+        return ("absent",)
+    if row.place < 0:
+        return ("given", index)
+    return row.place - index, row.level == row.level_next
+
+
+def _scales(state: StreamState, lane: Lane) -> Coefficients:
+    """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
+    levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
+    if levels not in state.scales:
+        if len(state.scales) > 256:
+            state.scales.clear()
+        state.scales[levels] = state.sampler(*levels)
+    return state.scales[levels]
+
+
+def _part(kept: Mapping[str, np.ndarray], key: Key, branch: int) -> np.ndarray:
+    value = kept[key.name]
+    return value[key.places[branch]] if key.places else value
