@@ -50,9 +50,8 @@ def random_model(depth: int, seed: int = 0, **config: Any) -> STDiT3:
         *(b.scale_shift_table for p in model.pairs() for b in p),
     ]:
         table.normal_(std=0.3)
-    model.final_layer.linear.weight.mul_(
-        VELOCITY / 0.577
-    )  # PyTorch's own init leaves a third of the variance
+    # PyTorch's own init leaves a third of the variance.
+    model.final_layer.linear.weight.mul_(VELOCITY / 0.577)
     return model.bfloat16()
 
 

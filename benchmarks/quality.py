@@ -226,9 +226,8 @@ def run(make_source: Callable[[], Any], jobs: list[Job], work: Path, processes: 
     if left:
         source.prepare(list(dict.fromkeys(job.variant for job in left)))
         del source
-        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
-            "1"  # read when a worker imports numpy
-        )
+        # Read when a worker imports numpy.
+        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, context, _start, (make_source,)) as pool, lines.open("a") as file:
             running = [pool.submit(_work, job, keys[job], work) for job in left]

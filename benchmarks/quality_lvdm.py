@@ -71,9 +71,8 @@ class EngineSource:
                 next(stream)
 
     def stream(self, job: Job) -> Any:
-        prompt = (
-            job.prompt if job.variant == PROGRESSIVE else ""
-        )  # the others take none: it only numbers them
+        # The others take none: it only numbers them.
+        prompt = job.prompt if job.variant == PROGRESSIVE else ""
         seed = job.seed if job.variant == PROGRESSIVE else job.seed * len(PROMPTS) + PROMPTS.index(job.prompt)
         settings = self.settings(job.variant)
         return self.engine(job.variant).stream(prompt, seed=seed, frames=job.frames, **settings)

@@ -109,9 +109,8 @@ def benchmark(config: WideConfig, frames: int, rounds: int, compiled: bool, int8
             lean = quantise(bundle, "denoiser", small, calls, folder / "int8", cache_dir=cache)
             runners["pyengine_int8"] = PlanRunner(case, lean, cache, precision="bf16", choice="cut")
         print("PyTorch", flush=True)
-        runners["torch_eager_bf16"] = TorchRunner(
-            case, None
-        )  # the module becomes bf16, and is shared by both
+        # The module becomes bf16, and is shared by both.
+        runners["torch_eager_bf16"] = TorchRunner(case, None)
         if compiled:
             runners["torch_compile_bf16"] = TorchRunner(case, "frozen")
         shapes = case.products()[: len(case.products()) // config.depth]

@@ -14,6 +14,16 @@ import pyengine
 sys.path.append(str(Path(__file__).parents[1]))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread: for tensors so small, threads that wait for each other cost more than they save."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def plan_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where this run keeps its plans."""

@@ -76,9 +76,8 @@ class FakeCuda:
         self._events: dict[int, _Event] = {}
         self._graphs: dict[int, list[Work]] = {}
         self.allocations = self.launches = self.graphs_made = 0
-        self.to_host = self.from_pageable = (
-            0  # bytes that left the card, and that the host waited for on their way there
-        )
+        # Bytes that left the card, and that the host waited for on their way there.
+        self.to_host = self.from_pageable = 0
         self.capability = (9, 0)
 
     def __getattribute__(self, name: str) -> Any:

@@ -68,6 +68,7 @@ def clips(iterator: Iterator[np.ndarray], count: int) -> np.ndarray:
     return np.stack(list(itertools.islice(iterator, count))).astype(int)
 
 
+@pytest.mark.slow
 def test_command_needs_no_torch_without_peers(bundle: Bundle, cache: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", WITHOUT_TORCH, str(bundle.folder)],
@@ -88,6 +89,7 @@ def test_command_needs_no_torch_without_peers(bundle: Bundle, cache: Path) -> No
     assert result["peers"] == {}
 
 
+@pytest.mark.slow
 def test_peers_stand_beside_the_engine(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyengine.measure.bench.WARM_STARTS", 1)
     monkeypatch.setattr("pyengine.measure.bench.WARM_CLIPS", 2)
@@ -146,6 +148,7 @@ def test_weights_come_back_from_the_bundle(bundle: Bundle, modules: Modules) -> 
         assert not exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if "compile" not in name])
 def test_peers_make_the_same_video(bundle: Bundle, cache: Path, name: str) -> None:
     """float32, past the first turn of the ring; a recomputed context reaches less far back from there on."""

@@ -337,7 +337,7 @@ def test_without_a_driver_there_is_one_clear_sentence() -> None:
         pytest.skip("this machine has a card")
     except BackendUnavailable as error:
         message = str(error)
-    assert re.fullmatch(r"device cuda needs (an NVIDIA card|the package cuda-python).*", message)
+    assert re.fullmatch(r"device cuda needs (an NVIDIA GPU|the package cuda-python).*", message)
 
 
 def test_a_walk_that_cannot_be_captured_runs_call_by_call(

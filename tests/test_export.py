@@ -18,6 +18,7 @@ from pyengine.export.partition import partition
 from pyengine.export.weights import WeightStore
 
 
+@pytest.mark.slow
 def test_cut_inline_portable_and_torch_agree(tmp_path: Path) -> None:
     report = parity(toy.bundle(), toy.modules(), cache_dir=tmp_path)
     runners = {(row.runner, row.precision) for row in report.rows if row.component == "denoiser"}
@@ -43,6 +44,7 @@ def test_nan_is_past_tolerance() -> None:
     assert not Report((Row("c", "o", "r", "fp32", np.nan, np.nan, 0.0, 1.0),)).passed
 
 
+@pytest.mark.slow
 def test_a_second_export_is_bit_identical(tmp_path: Path) -> None:
     toy.export(tmp_path)
     names = os.listdir(tmp_path)
@@ -63,9 +65,8 @@ def test_weights_are_stored_once_and_in_half_precision() -> None:
     module = toy.modules()["denoiser"][0]
     numbers = sum(p.numel() for part, _ in toy.modules().values() for p in part.parameters())
     size = (toy.bundle().folder / "weights.bin").stat().st_size
-    assert (
-        size < 2.6 * numbers
-    )  # two bytes each, alignment, and the transposed copies an exporter makes of none
+    # Two bytes each, alignment, and the transposed copies an exporter makes of none.
+    assert size < 2.6 * numbers
     portable = onnx.load(toy.bundle().path("denoiser.onnx"), load_external_data=False)
     kinds = {tensor.data_type for tensor in portable.graph.initializer if tensor.external_data}
     assert onnx.TensorProto.FLOAT16 in kinds

@@ -23,9 +23,10 @@ from pyengine.device import cuda as runtime
 
 GPU = Path(__file__).parents[1] / "benchmarks" / "gpu"
 sys.path.insert(0, str(GPU))
-import report  # noqa: E402
 import run  # noqa: E402
 import stream  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 SHAPES = Bundle.load("shapes")
 
@@ -169,9 +170,7 @@ def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
     record = json.loads((tmp_path / "gpu-nvidia-example-9000.json").read_text())
     assert record["steps"]["build"]["reason"] == "no nvcc on PATH"
     assert {step["status"] for step in record["steps"].values()} == {"skipped"}
-    assert (
-        "| check:torch | skipped | 0 | needs the step import, which was skipped |" in capsys.readouterr().out
-    )
+    assert record["steps"]["check:torch"]["reason"] == "needs the step import, which was skipped"
     # A later run of one step adds to the others.
     record["steps"]["roofline"] |= {"reason": "of the first run"}
     (tmp_path / "gpu-nvidia-example-9000.json").write_text(json.dumps(record))
@@ -199,75 +198,6 @@ sys.path.insert(0, {str(GPU)!r})
 import {file}
 """
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
-
-
-def test_the_table_has_every_figure_beside_its_bound() -> None:
-    stream_result = {"backend": "torch", "precision": "bf16", "choice": "cut", "good": True, "error": 0.3, "allowed": 0.9,
-                     "graphs": ["a"], "resumes": True}  # fmt: skip
-    share = {"busy_ms": 1.0, "span_ms": 1.02, "pieces": 9, "gap_share": 0.02}
-    bench = {"precision": "bf16", "frames_per_second": 3000.0, "call_ms": 1.3, "stream_on_card": share, "network_ms": 0.5,
-             "network_bound": {"ms": 0.02}, "network_on_card": share}  # fmt: skip
-    eager = {"precision": "bf16", "frames_per_second": 1000.0, "call_ms": 4.0, "stream_on_card": None}
-    timing = {"case": "temporal_35_72", "contender": "pyengine", "milliseconds": 0.1, "bytes": 3e8, "operations": 1e9,
-              "of_roof": 0.8}  # fmt: skip
-    results = {
-        "roofline": {"driver": "580", "copy_bytes_per_second": 4e12, "matrix_bf16_per_second": 8e14},
-        "ops": {"checks": [{"good": True}, {"good": False}]},
-        "check:torch": {"streams": [stream_result]},
-        "op timings": {"timings": [timing]},
-        "bench:torch": bench,
-        "bench:torch_eager": eager,
-        "first:torch": {"warm_seconds": 0.9, "warm_after_import_seconds": 0.5, "cold_seconds": 5.0},
-        "first:tensorrt": {"warm_seconds": 0.7, "warm_after_import_seconds": 0.5},
-        "wide:tensorrt": {
-            "precision": "bf16",
-            "depth": 2,
-            "ms": 2.0,
-            "operations": 8e11,
-            "bound_ms": 1.0,
-            "of_roof": 0.5,
-            "of_matrix_rate": 0.4,
-            "on_card": share,
-            "error": 0.004,
-            "allowed": 0.009,
-            "good": True,
-        },
-        "wide:torch_eager": {
-            "precision": "bf16",
-            "depth": 2,
-            "ms": 4.0,
-            "operations": 8e11,
-            "on_card": None,
-            "error": 0.004,
-            "allowed": 0.009,
-            "good": True,
-        },
-    }
-    results |= {
-        f"opensora:{contender}": results["wide:tensorrt"] | {"ms": ms, "depth": 28}
-        for contender, ms in (("tensorrt", 8.0), ("torch_eager", 24.0), ("torch_compile", 16.0))
-    }
-    steps = {name: {"status": "ok", "seconds": 1.0, "reason": "", "result": r} for name, r in results.items()}
-    steps["sanitizer"] = {"status": "skipped", "seconds": 0.0, "reason": "no tool", "result": None}
-    text = report.table({"card": {"name": "X", "capability": [9, 0], "driver_cuda": "13.0"}, "versions": {"torch": "2"},
-                         "seconds": 400.0, "steps": steps})  # fmt: skip
-    for part in (
-        "copy 4000 GB/s (read plus written), bf16 products 800 TFLOP/s",
-        "| op cases against float64 | 1 of 2 within",
-        "good: error 0.300 levels, allowed 0.900; 1 graphs; resumed to the bit",
-        "| temporal_35_72 | pyengine | 0.1000 | 3000 | 10.0 | 80 % |",
-        "| torch, bf16 | 3000 | 1.300 | 2.0 % | 0.500 | 0.0200 | 2.0 % |",
-        "torch makes 3.00x the frames of torch_eager",
-        "from a cached plan: 0.90 s",
-        "First frame on tensorrt from a cached plan: 0.70 s, 0.50 s without imports of the benchmark; goal 1 s. Without a plan: not",
-        "| tensorrt, bf16 | 2 | 2.000 | 400.0 | 40 % | 1.000 | 50 % | 2.0 % | 0.004 (0.009) |",
-        "| torch_eager, bf16 | 2 | 4.000 | 200.0 |  |  |  |  | 0.004 (0.009) |",
-        "| tensorrt, bf16 | 28 | 8.000 | 100.0 | 40 % |",
-        "tensorrt makes 2.00x the calls of torch_compile; goal 1.5x of the best peer.\n",
-        "tensorrt makes 2.00x the calls of torch_eager; goal 1.5x of the best peer. Without torch_compile, which was not measured.",
-        "| sanitizer | skipped: no tool |",
-    ):
-        assert part in text, part
 
 
 def test_a_machine_with_onnxruntime_alone_runs_the_engine(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ import torch_segments
 import wide
 import wide_case
 
+pytestmark = pytest.mark.slow
+
 SHAPES = Bundle.load("shapes")
 ROOF = {"matrix_bf16_per_second": 1e12, "copy_bytes_per_second": 1e11}
 

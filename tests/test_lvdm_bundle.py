@@ -25,6 +25,7 @@ def tiny(plan_cache: Path) -> Iterator[pyengine.Engine]:
     engine.close()
 
 
+@pytest.mark.slow
 def test_parity_in_every_runtime() -> None:
     bundle = family.bundle()
     for name in ("prediction", "interpolation", "decoder"):

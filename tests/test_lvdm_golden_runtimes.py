@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,10 @@ from pyengine.export.families.lvdm.export import Modules, clip_method, export_bu
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.program import Program
 
-slow = pytest.mark.skipif(
-    "PYENGINE_SLOW_TESTS" not in os.environ, reason="takes half a minute: set PYENGINE_SLOW_TESTS=1"
-)
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["unet_a_pred_cond", pytest.param("unet_t2v_base", marks=slow)])
+@pytest.mark.parametrize("name", ["unet_a_pred_cond", "unet_t2v_base"])
 @torch.no_grad()
 def test_a_bundle_predicts_what_the_original_predicts(name: str, tmp_path: Path) -> None:
     case, given = CASES[name], tensors(name)

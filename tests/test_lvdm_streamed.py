@@ -16,6 +16,8 @@ from pyengine.export.families.lvdm.export import Modules, components, export_bun
 from pyengine.export.families.shapes.autoencoder import Decoder
 from pyengine.export.parity import parity
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION = {
     "in_channels": 9, "out_channels": 8, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1,
     "attention_resolutions": [], "num_heads": 2, "num_classes": 251, "use_scale_shift_norm": True, "padding_t": 0,
@@ -82,9 +84,8 @@ def test_a_short_stream_is_the_head_of_a_longer_one_and_snapshots_go_on(engine: 
 def test_1024_frames_in_bounded_memory(engine: pyengine.Engine) -> None:
     # Denoising runs ahead of the reader, so a reading catches any moment of a round: what a round ever holds is the bound.
     fresh = CLIP - 1  # keys that a round adds, and intervals that it fills
-    most = (
-        (CLIP + fresh) + fresh * (STRIDE + 1) + fresh * 2 + 1
-    )  # keys, samples, their known ends, the decoder's tail
+    # Keys, samples, their known ends, the decoder's tail.
+    most = (CLIP + fresh) + fresh * (STRIDE + 1) + fresh * 2 + 1
     with engine.stream(frames=1024, seed=4) as stream:
         states = [stream._state.store.state() for _ in stream.clips()]
     assert len(states) == 1024 // INTERVAL

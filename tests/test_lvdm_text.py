@@ -53,6 +53,7 @@ def clip_folder(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_prompt_becomes_the_frames_of_a_torch_loop(
     tmp_path: Path, plan_cache: Path, capsys: pytest.CaptureFixture[str]

@@ -56,6 +56,8 @@ def test_known_latents_are_those_that_sampling_knows(network: str, frames: int) 
         assert kinds == {(0, 0, 0, 0, 0), (1, 0, 0, 0, 1)}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_it_learns_and_resumes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_shapes, "BATCH", {"prediction": 4, "interpolation": 4})
     monkeypatch.setattr(train_shapes, "clock", lambda folder, minutes: iter([0.5] * 20))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,11 +23,10 @@ from pyengine.export.graph import export_component
 from pyengine.export.weights import WeightStore
 from pyengine.runtime.open import load_program
 
+pytestmark = pytest.mark.slow
+
 Arrays = dict[str, np.ndarray]
 Network = Callable[[Arrays], Arrays]
-slow = pytest.mark.skipif(
-    "PYENGINE_SLOW_TESTS" not in os.environ, reason="takes half a minute: set PYENGINE_SLOW_TESTS=1"
-)
 
 
 def exported(plans: dict[str, Plan], folder: Path) -> Bundle:
@@ -115,7 +113,6 @@ def test_velocities_are_the_originals(tmp_path: Path) -> None:
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4, err_msg=f"{name}, sample {branch}")
 
 
-@slow
 def test_a_generated_video_is_the_originals(tmp_path: Path) -> None:
     """60 calls of the compiled network inside the window: what the original code generated with the same noise."""
     case = golden.case("pa_e2e")
@@ -139,7 +136,6 @@ def test_a_generated_video_is_the_originals(tmp_path: Path) -> None:
         np.testing.assert_allclose(out, case["out"][0], rtol=0, atol=1e-4, err_msg=name)
 
 
-@slow
 def test_decoded_and_encoded_chunks_are_the_originals(tmp_path: Path) -> None:
     decoding, encoding, vae = (
         golden.case("vae_decode_17f"),

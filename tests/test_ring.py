@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from pyengine.schedule.ring import EMPTY, frames_after, slot_of
 
+# Chunk, sink frames, recent frames.
 sizes = st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(1, 4)).map(
     lambda size: (size[0], size[0] * size[1], size[0] * size[2])
-)  # chunk, sink frames, recent frames
+)
 
 
 @given(sizes, st.integers(0, 60))

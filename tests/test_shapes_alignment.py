@@ -17,6 +17,8 @@ from training.shapes import train_autoencoder
 from training.shapes.alignment import Alignment, CellLabels, label_cells
 from training.shapes.world import MovingShape, Scene, coverage, sample_scene
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def cell_of(shape: MovingShape, frame: float) -> tuple[int, int]:
     """Row and column of the cell under the shape's centre."""
@@ -33,9 +35,8 @@ def test_the_cell_under_a_shape_names_it(kind: str) -> None:
     for latent in range(10):
         row, column = cell_of(shape, 40 + 4 * latent + 1.5)
         assert labels.kind[latent, row, column] == 1 + SHAPES.index(kind)
-        np.testing.assert_allclose(
-            labels.pose[latent, :, row, column], [1, 0, 0], atol=1e-6
-        )  # upright, at rest
+        # Upright, at rest.
+        np.testing.assert_allclose(labels.pose[latent, :, row, column], [1, 0, 0], atol=1e-6)
 
 
 def test_shares_are_what_the_renderer_covers() -> None:

@@ -26,6 +26,8 @@ from training.shapes.train_autoencoder import decode_clip
 from training.shapes.train_denoiser import CHUNK, CLIP_LATENTS, Window, sample_windows
 from training.shapes.world import MovingShape, Scene, coverage, render, sample_scene
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = DenoiserConfig(width=64, depth=3, heads=2)
 
 
@@ -105,9 +107,8 @@ def test_windows_are_what_inference_will_ask_for() -> None:
     assert (rising >= 0).all()  # never cleaner behind than in front
     noisy = (level > 0) & present
     assert noisy.any(1).all()
-    assert (
-        0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.5
-    )  # some start from text alone
+    # Some start from text alone.
+    assert 0.1 < ((level == 0) & present).any(1).logical_not().float().mean() < 0.5
     seen = window.allowed
     apart = window.part[:, :, None] != window.part[:, None, :]
     assert apart.any()
@@ -167,9 +168,8 @@ def test_the_ring_equals_recomputing_the_whole_clip(modules: Modules) -> None:
 
     for start in range(0, clean - CHUNK, CHUNK):
         call(slice(start, start + CHUNK))
-    streamed = call(
-        slice(clean - CHUNK, clean + active)
-    )  # the last clean chunk rides along with the active ones
+    # The last clean chunk rides along with the active ones.
+    streamed = call(slice(clean - CHUNK, clean + active))
     # float64 but for the rotary angles and the level embedding, which both sides take in float32
     assert torch.allclose(streamed[:, CHUNK:], whole[:, clean:], rtol=0, atol=1e-6)
 

@@ -176,6 +176,7 @@ def test_threads_do_not_disturb_each_other(engine: Engine) -> None:
     assert all(np.array_equal(serial[seed], parallel[seed]) for seed in range(3))
 
 
+@pytest.mark.slow
 def test_python_memory_is_flat(engine: Engine) -> None:
     """Invariant 6 for what Python allocates; benchmarks/memory.py watches the whole process for 20,000 frames."""
     with engine.stream(PROMPT) as stream:

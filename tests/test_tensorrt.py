@@ -209,9 +209,8 @@ def _loads_on_such_a_card(cache: Path, folders: set[str], monkeypatch: pytest.Mo
     card = fake_cuda.FakeCuda()
     card.capability = (8, 9)
     monkeypatch.setattr(runtime, "_api", lambda: card)
-    monkeypatch.setattr(
-        "pyengine.build.builder._has_kernels", lambda: True
-    )  # without them a cut plan could not run
+    # Without them a cut plan could not run.
+    monkeypatch.setattr("pyengine.build.builder._has_kernels", lambda: True)
     runtime.runtime.cache_clear()
     try:
         monkeypatch.setattr(TensorRT, "_build", lambda *_: pytest.fail("compiled again"))
@@ -367,7 +366,7 @@ def test_progress_is_told_inside_a_compilation(tmp_path: Path) -> None:
 def test_bad_targets_and_options_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"builds for sm75, .* but got target 'sm42'"):
         backends.get("tensorrt", target="sm42")
-    with pytest.raises(ConfigError, match="can only be built beside their card"):
+    with pytest.raises(ConfigError, match="can only be built beside their GPU"):
         backends.get("tensorrt", target="sm89", refit=True)
     with pytest.raises(ConfigError, match="target need backend tensorrt but got openvino"):
         backends.get("openvino", target="sm89")
@@ -393,7 +392,7 @@ def test_without_a_card_loading_says_so() -> None:
         pytest.skip("this machine has a card")
     except BackendUnavailable as error:
         message = str(error)
-    assert message.startswith("device cuda needs an NVIDIA card")
+    assert message.startswith("device cuda needs an NVIDIA GPU")
 
 
 def test_onnxruntime_without_its_cuda_provider_says_so() -> None:

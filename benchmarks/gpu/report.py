@@ -158,9 +158,8 @@ def _compared(rates: dict[str, float], what: str) -> list[str]:
     """The best of ours beside the best peer, and which peer is missing."""
     peers = {name: rate for name, rate in rates.items() if name in PEERS}
     ours = {name: rate for name, rate in rates.items() if name not in (*PEERS, "torch")}
-    ours = ours or {
-        name: rate for name, rate in rates.items() if name == "torch"
-    }  # nothing to ship was there
+    # Nothing to ship was there.
+    ours = ours or {name: rate for name, rate in rates.items() if name == "torch"}
     if not peers or not ours:
         return []
     best, peer = max(ours, key=lambda n: ours[n]), max(peers, key=lambda n: peers[n])

@@ -71,9 +71,8 @@ class RingDenoiser(nn.Module):
             F.rms_norm(q, q.shape[-1:], layer.q_gain, 1e-6),
             F.rms_norm(k, k.shape[-1:], layer.k_gain, 1e-6),
         )
-        q, k, v = (
-            part.permute(0, 2, 3, 1, 4) for part in (q, k, v)
-        )  # each [branches, tokens, heads, frames, head size]
+        # Each [branches, tokens, heads, frames, head size]
+        q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))
         q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
         if self.ring:
             end = self.ring + frames

@@ -32,7 +32,7 @@ class Port:
     """A named input or output of a graph: its static shape, and the dtype of the array that will be bound to
     it.
 
-    dtype is numpy's name, or `bf16`: a uint16 array of bit patterns. A ring on a card may be `float8_e4m3`.
+    dtype is numpy's name, or `bf16`: a uint16 array of bit patterns. A ring on a GPU may be `float8_e4m3`.
     """
 
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
 
 class CudaEngine(Protocol):
-    """A compiled graph for a card. `bind` gives a call that only enqueues."""
+    """A compiled graph for a GPU. `bind` gives a call that only enqueues."""
 
     arena_bytes: int  # of device memory for its activations while it runs; lent by the executor
     capturable: bool  # whether its call may be recorded in a CUDA graph
@@ -76,8 +76,8 @@ class Backend(Protocol):
     name: str
     version: str
     kind: str  # "cpu" or "cuda": which executor runs its engines
-    device: str  # what a plan depends on: the model and features of the processor, or the card
-    remote: bool  # whether it compiles for a card that is not here, so that nothing can be timed
+    device: str  # what a plan depends on: the model and features of the processor, or the GPU
+    remote: bool  # whether it compiles for a GPU that is not here, so that nothing can be timed
 
     def prepare(self, cache: Path, report: Callable[[str], object]) -> None:
         """Before compilations: a folder for what speeds up later ones, and who hears of their progress."""

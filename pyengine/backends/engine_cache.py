@@ -1,7 +1,7 @@
-"""Engines on disk, found again by what went into them: graph, weights, version, card.
+"""Engines on disk, found again by what went into them: graph, weights, version, GPU.
 
-<cache>/tensorrt/<version>/<card>/timing                  what tactics took
-<cache>/tensorrt/<version>/<card>/<graph>/<weights>.engine
+<cache>/tensorrt/<version>/<gpu>/timing                  what tactics took
+<cache>/tensorrt/<version>/<gpu>/<graph>/<weights>.engine
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ONNX Runtime with its CUDA provider: the whole engine on a card without TensorRT.
+"""ONNX Runtime with its CUDA provider: the whole engine on a GPU without TensorRT.
 
 Sessions read and write the executor's own device memory and run on one stream that we give them, so nothing crosses
 to the host. They allocate and look things up as they run, so their calls are not captured in CUDA graphs.

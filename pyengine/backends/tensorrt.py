@@ -1,7 +1,7 @@
 """TensorRT 10.14 and later, 11.x, and TensorRT for RTX, through one set of calls.
 
 Networks are strongly typed: precision is written into the graph before it is parsed (`typed_graph.py`, needs onnx, at
-build only). TensorRT for RTX compiles for a card that is not here: `backend(target="sm89")`. Activations live in memory
+build only). TensorRT for RTX compiles for a GPU that is not here: `backend(target="sm89")`. Activations live in memory
 that the executor lends; weights can be exchanged without a rebuild where engines were built for that (`refit=True`).
 """
 
@@ -25,10 +25,11 @@ from pyengine.backends.engine_cache import EngineCache, describe, link, read_des
 from pyengine.device.array import DeviceArray
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 
+# In the order of preference, and the least version.
 LIBRARIES = {
     "tensorrt": (10, 14),
     "tensorrt_rtx": (1, 0),
-}  # in the order of preference, and the least version
+}
 INSTALL = "pip install 'pyengine-video[tensorrt]'"
 # Tactics are chosen by their times on the GPU, so one build at a time in this process; for RTX nothing is timed.
 TIMING = threading.Lock()
@@ -57,7 +58,7 @@ def library(name: str | None = None) -> ModuleType:
 
 
 def backend(target: str | None = None, refit: bool = False) -> TensorRT:
-    """For the card of this machine, or for another: `sm89`."""
+    """For the GPU of this machine, or for another: `sm89`."""
     return TensorRT(target, refit)
 
 
@@ -67,7 +68,7 @@ class TensorRT:
     def __init__(self, target: str | None, refit: bool) -> None:
         if target and refit:
             raise ConfigError(
-                "engines that take new weights can only be built beside their card, since the compiler needs its driver "
+                "engines that take new weights can only be built beside their GPU, since the compiler needs its driver "
                 "for them: leave out target or refit"
             )
         self.trt = trt = library("tensorrt_rtx" if target else None)
@@ -80,7 +81,7 @@ class TensorRT:
             from pyengine.device.cuda import runtime
 
             card = runtime()
-            # Engines for RTX are finished on the card that runs them; others belong to the model they were timed on.
+            # Engines for RTX are finished on the GPU that runs them; others belong to the model they were timed on.
             self.device = card.capability if self.for_rtx else f"{card.capability} {card.name}"
         self._log = _logger(trt)
         self._cache: EngineCache | None = None
@@ -197,7 +198,7 @@ class TensorRT:
         return bytes(engine)
 
     def _use_timing_cache(self, config: Any) -> None:
-        """One for all builds of this version on this card: what was timed once is not timed again."""
+        """One for all builds of this version on this GPU: what was timed once is not timed again."""
         if self._cache is None:
             return
         with self._lock:
@@ -212,7 +213,7 @@ class TensorRT:
 
 
 class TensorRTEngine:
-    """A serialised engine, loaded when it is first needed: a plan for another card is never loaded here. What is on disk is not
+    """A serialised engine, loaded when it is first needed: a plan for another GPU is never loaded here. What is on disk is not
     kept in memory as well: the engines of one large model together are as large as the model.
     """
 

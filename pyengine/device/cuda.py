@@ -1,12 +1,12 @@
 """The CUDA runtime as the engine uses it: a dozen checked calls over cuda-python, or over libcudart itself.
 
-    cuda = runtime()                       # BackendUnavailable, in one sentence, where there is no card or driver
+    cuda = runtime()                       # BackendUnavailable, in one sentence, where there is no GPU or driver
     stream = cuda.stream()
     graph = stream.capture(enqueue_work)   # recorded once ...
     graph.launch(stream)                   # ... and replayed
 
 cuda-python is used where it is installed. A machine with the CUDA toolkit or PyTorch alone has libcudart, whose
-same functions `libcudart.py` calls. Errors of the card surface here as PlanError, at the latest when something waits.
+same functions `libcudart.py` calls. Errors of the GPU surface here as PlanError, at the latest when something waits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOT_READY = 600
 
 @cache
 def runtime() -> Runtime:
-    """The runtime of this process on its first card (choose another with CUDA_VISIBLE_DEVICES)."""
+    """The runtime of this process on its first GPU (choose another with CUDA_VISIBLE_DEVICES)."""
     return Runtime(_api())
 
 
@@ -61,12 +61,12 @@ class Runtime:
             (count,) = self.call("cudaGetDeviceCount")
         except PlanError as error:
             raise BackendUnavailable(
-                f"device cuda needs an NVIDIA card and its driver, but here {error}; use backend openvino, or "
+                f"device cuda needs an NVIDIA GPU and its driver, but here {error}; use backend openvino, or "
                 "install the driver"
             ) from error
         if count == 0:
             raise BackendUnavailable(
-                "device cuda needs an NVIDIA card but this machine shows none; use backend openvino, or look at "
+                "device cuda needs an NVIDIA GPU but this machine shows none; use backend openvino, or look at "
                 "CUDA_VISIBLE_DEVICES"
             )
         self.call("cudaSetDevice", 0)
@@ -87,7 +87,7 @@ class Runtime:
         return int(self.call("cudaDriverGetVersion")[0]), int(self.call("cudaRuntimeGetVersion")[0])
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the card."""
+        """Free and total bytes of the GPU."""
         free, total = self.call("cudaMemGetInfo")
         return int(free), int(total)
 
@@ -98,7 +98,7 @@ class Runtime:
         return Event(self, timing)
 
     def allocate(self, nbytes: int, *, pinned: bool = False) -> Allocation:
-        """Device memory, or page-locked host memory that a card reads and writes while the host goes on."""
+        """Device memory, or page-locked host memory that a GPU reads and writes while the host goes on."""
         return Allocation(self, nbytes, pinned)
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
@@ -189,12 +189,12 @@ class Event:
         return error == 0
 
     def since(self, earlier: Event) -> float:
-        """Seconds of the card between two marks that were made with timing."""
+        """Seconds of the GPU between two marks that were made with timing."""
         return float(self._cuda.call("cudaEventElapsedTime", earlier.handle, self.handle)[0]) / 1e3
 
 
 class Stream:
-    """A queue of work on the card."""
+    """A queue of work on the GPU."""
 
     def __init__(self, cuda: Runtime) -> None:
         self.cuda = cuda

@@ -10,6 +10,14 @@ from cuda_arrays import CudaOps
 from pyengine import _C
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs on the emulator is slow: compiling it takes 20 seconds."""
+    for item in items:
+        if "emulated_ops" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=_C.supported_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this CPU can run, chosen for the length of one test."""
@@ -27,7 +35,7 @@ def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> CudaOps:
     return CudaOps(made, "cpu")
 
 
-@pytest.fixture(params=["emulated", "gpu"])
+@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.slow), "gpu"])
 def cuda_ops(request: pytest.FixtureRequest) -> CudaOps:
     """The CUDA module on the emulator, and on a GPU where there is one that it was built for."""
     if request.param == "emulated":

@@ -25,6 +25,8 @@ from pyengine.bundle.bundle import BUNDLED, MANIFEST
 from pyengine.device import cuda as runtime
 from pyengine.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a red circle bounces over a blue background"
 # The window fills, is full, and its first frames enter the ring.
 METHOD = {"steps": 4, "cadence": 2, "context": {"kind": "ring", "sink_frames": 0, "recent_frames": 4}}

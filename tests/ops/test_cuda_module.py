@@ -40,9 +40,8 @@ def test_temporal_launch_fits_and_overlaps(
     assert got["team"] == min(4, 1 << max(0, (-(-frames // 16) - 1).bit_length()))
     blocks = min(2 if head_dim == 128 else 3, device["processor_bytes"] // (got["shared_bytes"] + 1024))
     assert blocks >= 1
-    assert (
-        got["grid"][0] * got["grid"][1] <= device["processors"] * blocks + 1
-    )  # one wave: blocks are persistent
+    # One wave: blocks are persistent.
+    assert got["grid"][0] * got["grid"][1] <= device["processors"] * blocks + 1
     if device is H200 and head_dim < 128:
         assert got["stages"] == 2
         assert blocks >= 2

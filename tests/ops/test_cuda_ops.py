@@ -17,19 +17,14 @@ from pyengine.export.ops.frame_window_attention import CASES, reference
 from pyengine.export.ops.frame_window_attention_cases import GROUP_CASES, AttentionCase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Half a unit in the last place of values around 1.
 FLOOR = {
     "float32": 1e-6,
     "bfloat16": 4e-3,
     "float16": 5e-4,
-}  # half a unit in the last place of values around 1
-SLOW = (
-    "frame",
-    "frame_absent",
-    "frame_ranged",
-    "frame_halves",
-    "frame_streams_2",
-    "frame_streams_3",
-)  # under the emulator: in one 16-bit dtype
+}
+# Under the emulator: in one 16-bit dtype.
+SLOW = ("frame", "frame_absent", "frame_ranged", "frame_halves", "frame_streams_2", "frame_streams_3")
 
 
 def as_good_as_torch(got: torch.Tensor, torch_got: torch.Tensor, exact: torch.Tensor, dtype: str) -> None:

@@ -15,6 +15,8 @@ from cuda_arrays import CudaOps
 
 from pyengine.export.ops import OPS, spec_of
 
+pytestmark = pytest.mark.slow
+
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 

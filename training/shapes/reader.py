@@ -106,9 +106,8 @@ class Reading:
     background: np.ndarray  # [F] bool: the background is the captioned one
     moving: np.ndarray  # [W] bool: every shape moves
     jump: np.ndarray  # [F] bool: a teleport, a disappearance or a cut from the frame before
-    sharpness: (
-        np.ndarray
-    )  # [F] float32: edge width of the renderer over that of the frame; nan where it was not measured
+    # [F] float32: edge width of the renderer over that of the frame; nan where it was not measured.
+    sharpness: np.ndarray
     centre: np.ndarray  # [S, F, 2] float32 (x, y) in pixels; on the torus if the shape drifts
     angle: np.ndarray  # [S, F] float32 radians, within one turn of the shape's symmetry; 0 unless it spins
     visible: np.ndarray  # [S, F] float32: how much of the shape nothing covers; 0 where it was not found
@@ -238,9 +237,10 @@ def _see(wanted: Wanted, share: np.ndarray, weight: np.ndarray | None, frames: n
         np.einsum("fyx,fyxc->fc", core, pixels, optimize=True) / np.maximum(core.sum((1, 2)), 1e-6)[:, None]
     )
     names = list(COLOURS)
+    # [F, colours]
     distance = np.linalg.norm(
         mean[:, None] - np.array([COLOURS[name] for name in names], np.float32), axis=-1
-    )  # [F, colours]
+    )
     right = (distance.argmin(1) == names.index(wanted.colour)) & (distance.min(1) < COLOUR_DISTANCE)
     there = (area > LEAST_AREA) & (area < MOST_AREA) & right
     best = fit.overlap.max(1)
@@ -339,11 +339,12 @@ def _edge_width(kind: str, extent: float, fit: Fit, patch: np.ndarray) -> np.nda
     cos, sin = (function(fit.angle.astype(np.float32))[:, None, None] for function in (np.cos, np.sin))
     scale = fit.scale.astype(np.float32)[:, None, None]
     distance = signed_distance(kind, (x * cos + y * sin) / scale, (y * cos - x * sin) / scale, extent) * scale
+    # No finer than the pixels: an upright square's edge meets only every whole step.
     bins, step, reach = (
         10,
         1.0,
         5.0,
-    )  # no finer than the pixels: an upright square's edge meets only every whole step
+    )
     index = np.floor((distance + reach) / step).astype(int)
     inside = (index >= 0) & (index < bins)
     index += bins * np.arange(len(patch))[:, None, None]

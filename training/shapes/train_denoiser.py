@@ -51,9 +51,8 @@ class Window:
         earlier = self.chunk[:, None, :] <= self.chunk[:, :, None]
         seen = (column < row) | ((column == row) & ((row > 0) | earlier))
         seen &= self.present[:, None, :] & (self.part[:, None, :] == self.part[:, :, None])
-        return seen | torch.eye(
-            CLIP_LATENTS, dtype=torch.bool, device=seen.device
-        )  # an absent row must see something
+        # An absent row must see something.
+        return seen | torch.eye(CLIP_LATENTS, dtype=torch.bool, device=seen.device)
 
 
 def sample_windows(batch: int) -> Window:

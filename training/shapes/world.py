@@ -39,11 +39,12 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 GRADIENT_END = 0.4  # a gradient runs from the colour (top) to this fraction of it (bottom)
 
+# Nominal radius in pixels; "" is not said in the caption.
 SIZES: dict[str, float] = {
     "small": 7.0,
     "": 9.5,
     "large": 12.5,
-}  # nominal radius in pixels; "" is not said in the caption
+}
 
 # Each shape's circumscribed radius over its nominal radius, so that all four look about equally large.
 _EXTENT = {"circle": 1.0, "square": 1.25, "triangle": 1.45, "star": 1.45}
