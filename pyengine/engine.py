@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pyengine.arguments import check_guidance, check_length, check_seed
 from pyengine.build.builder import Progress, build
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import BundleError, ConfigError, InputError, PromptError, ShapeError
@@ -18,7 +19,7 @@ from pyengine.plans.plan import Plan, Variant
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.executor import Executor, Program
 from pyengine.runtime.open import load_program
-from pyengine.streaming.stream import Stream, check_length
+from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
 
@@ -139,11 +140,11 @@ class Engine:
         video_frames = self.bundle.video.frames(chunk_frames)  # type: ignore[union-attr]
         settings = {
             "prompt": prompt,
-            "seed": int(seed),
+            "seed": check_seed(seed),
             "frames": length,
             "chunks": None if length is None else -(-length // video_frames),
             "given_chunks": 0 if given is None else len(given) // chunk_frames,
-            "guidance": float(merged["guidance"] if guidance is None else guidance),
+            "guidance": check_guidance(merged["guidance"] if guidance is None else guidance),
             "method": merged,
             "device_frames": device_frames,
         }

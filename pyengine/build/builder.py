@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from pyengine import _C
 from pyengine.backends import base as backends
 from pyengine.plans import plan
 from pyengine.backends.base import Backend, Engine, Precision
 from pyengine.bundle.bundle import Bundle, Step
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
+from pyengine.processor import instruction_set
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.open import load_program
 from pyengine.plans.plan import Choice, Part, Plan, Variant
@@ -127,7 +127,7 @@ class _Builder:
 
     def _facts(self, variant: Variant) -> dict[str, Any]:
         processor = {
-            "isa": _C.cpu_isa(),
+            "isa": instruction_set(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         }
         return {

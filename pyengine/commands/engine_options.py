@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
+from rich.text import Text
 
 import pyengine
 from pyengine.build.builder import Progress
@@ -50,6 +51,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where plans are kept (default: PYENGINE_CACHE or the user's cache)",
     )
+
+
+def say(text: str) -> None:
+    """A line on stderr, as it is: names of files hold brackets, colons and spaces, which rich would read as markup."""
+    console.print(Text(text), soft_wrap=True)
 
 
 def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False) -> pyengine.Engine:

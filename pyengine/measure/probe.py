@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pyengine import _C
 from pyengine.plans.plan import Variant
+from pyengine.processor import instruction_set
 from pyengine.streaming.stream import Stream
 
 __all__ = ["Probe", "cores", "machine", "memory_mb", "peak_memory_mb"]
@@ -94,7 +94,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
-        "isa": _C.cpu_isa(),
+        "isa": instruction_set(),
         "system": platform.platform(),
         "versions": versions,
     }

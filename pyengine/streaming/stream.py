@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyengine.arguments import check_length
 from pyengine.bundle.bundle import Latent
 from pyengine.device.array import joined
-from pyengine.errors import ConfigError, InputError, OutputError, StreamClosed
+from pyengine.errors import InputError, OutputError, StreamClosed
 from pyengine.methods import Hierarchical, Method, make_method
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Clip
@@ -25,7 +26,7 @@ from pyengine.streaming.window import Window
 if TYPE_CHECKING:
     from pyengine.engine import Engine
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "check_length"]
 
 SNAPSHOT_FORMAT = 1
 # Calls of the next chunk that run while a finished chunk is decoded. A fixed number, so that what a prompt set between two clips
@@ -260,14 +261,3 @@ def _open_window(
         return Clips(executor, latent, method, guidance=guidance, seed=seed)
     sampler = make_sampler(settings["method"]["sampler"])
     return Window(executor, latent, method, sampler, guidance=guidance, seed=seed)
-
-
-def check_length(frames: int | None, seconds: float | None, fps: float) -> int | None:
-    """Frames to make, None = endless. Raises ConfigError for both at once or a length that is not positive."""
-    if frames is not None and seconds is not None:
-        raise ConfigError(f"expected frames or seconds but got both, {frames} and {seconds}")
-    if seconds is not None:
-        frames = round(seconds * fps)
-    if frames is not None and frames < 1:
-        raise ConfigError(f"expected a length of at least one frame but got {frames}")
-    return frames

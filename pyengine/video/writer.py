@@ -21,7 +21,7 @@ from pyengine.arguments import finite, whole
 from pyengine.errors import ConfigError, OutputError, ShapeError
 from pyengine.video.target import Target
 
-__all__ = ["VideoWriter"]
+__all__ = ["ENCODERS", "VideoWriter", "can_encode"]
 
 # Encoders by suffix, best first; which exist depends on how PyAV was built. Small pictures want quality.
 ENCODERS: dict[str, dict[str, dict[str, str]]] = {
@@ -195,7 +195,7 @@ class _File:
     """One encoder and one muxer."""
 
     def __init__(self, path: Path, suffix: str, height: int, width: int, fps: float) -> None:
-        name = next(filter(_can_encode, ENCODERS[suffix]), None)
+        name = next(filter(can_encode, ENCODERS[suffix]), None)
         if name is None:
             raise OSError(errno.ENOSYS, f"this build of PyAV has no encoder for {suffix}")
         self._is_gif = suffix == ".gif"
@@ -279,7 +279,8 @@ class _File:
         self._tap.check()
 
 
-def _can_encode(name: str) -> bool:
+def can_encode(name: str) -> bool:
+    """Whether this build of PyAV has the encoder."""
     try:
         return bool(av.Codec(name, "w"))
     except ValueError:  # av.codec.codec.UnknownCodecError
