@@ -26,6 +26,7 @@ from pyengine.bundle.manifest import (
     describe_component,
     parse_component,
 )
+from pyengine.bundle.schema import check_constants, check_manifest
 from pyengine.errors import BundleError
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MOST_MANIFEST = 64 * 2**20  # bytes
 BUNDLED = Path(__file__).parents[1] / "bundles"
 
 
@@ -77,6 +79,7 @@ class Bundle:
                 "install the pyengine that made it"
             )
         try:
+            check_manifest(manifest)
             bundle = _parse(folder, manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -85,6 +88,12 @@ class Bundle:
             ) from error
         if verify:
             bundle.verify()
+        try:
+            check_constants(folder, bundle.components)
+        except ValueError as error:
+            raise BundleError(
+                f"{folder / MANIFEST} is not a valid manifest ({error}); export the bundle again"
+            ) from error
         return bundle
 
     def path(self, name: str) -> Path:
@@ -177,7 +186,13 @@ def _locate(source: str | Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text())
+        if (size := path.stat().st_size) > MOST_MANIFEST:
+            raise ValueError(f"it must have at most {MOST_MANIFEST} bytes but has {size}")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise BundleError(
+            f"{path} cannot be read as JSON (nested too deep); copy or export the bundle again"
+        ) from error
     except (OSError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be read as JSON ({error}); copy or export the bundle again"
