@@ -177,7 +177,10 @@ VIDEO = (
     {"height": SIDE, "width": SIDE, "fps": _number(0, 1000), "frames_per_latent": PER_LATENT},
     {"first_frames": _or_none(PER_LATENT)},
 )
-LATENT = ({"channels": _whole(1, 65536), "height": SIDE, "width": SIDE}, {})
+LATENT: tuple[dict[str, Check], dict[str, Check]] = (
+    {"channels": _whole(1, 65536), "height": SIDE, "width": SIDE},
+    {},
+)
 TEXT = (
     {"tokenizer": _text, "max_tokens": _whole(1, 65536)},
     {
