@@ -96,7 +96,8 @@ class Engine:
 
     def check_prompt(self, prompt: str) -> None:
         """Raises PromptError for a prompt that this model cannot follow."""
-        if prompt or self._tokenizer is not None:
+        # A model without text takes the empty prompt alone.
+        if self._tokenizer is not None or not isinstance(prompt, str) or prompt:
             self.tokenizer.encode(prompt)
 
     @property
