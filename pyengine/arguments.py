@@ -8,7 +8,7 @@ from typing import Any
 
 from pyengine.errors import ConfigError
 
-__all__ = ["check_guidance", "check_length", "check_seed", "finite", "whole"]
+__all__ = ["check_guidance", "check_length", "check_seed", "finite", "printable", "whole"]
 
 MOST_FRAMES = 2**53  # above it a float no longer tells two frames apart: 12 million years at 24 frames/s
 SEEDS = (-(2**63), 2**64 - 1)  # what fits the generator's key
@@ -69,6 +69,11 @@ def check_guidance(guidance: Any) -> float:
     """A guidance as a Python float. Raises ConfigError unless it is a finite number."""
     # Kernels compute in float32, where more becomes infinite and the video black.
     return finite("guidance", guidance, -1e6, 1e6)
+
+
+def printable(name: str) -> str:
+    """A file's name in one line: as it is, unless it holds line ends or bytes that are no text."""
+    return name if name.isprintable() else name.encode("unicode_escape", "surrogatepass").decode()
 
 
 def _check_range(name: str, number: float, least: float | None, most: float | None) -> None:

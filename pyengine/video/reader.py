@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pyengine.arguments import finite, whole
+from pyengine.arguments import finite, printable, whole
 from pyengine.errors import ConfigError, InputError, PyEngineError
 from pyengine.video.containers import video_frames
 from pyengine.video.pacing import at_rate, every
@@ -135,7 +135,9 @@ def _size(size: Any) -> tuple[int, int]:
 
 
 def _named(path: Any) -> str:
-    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else repr(path)
+    return (
+        printable(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else type(path).__name__
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace
 
-from pyengine.arguments import finite, whole
+from pyengine.arguments import finite, printable, whole
 from pyengine.errors import ConfigError, OutputError, ShapeError
 from pyengine.video.target import Target
 
@@ -78,7 +78,7 @@ class VideoWriter:
             is_folder = name.endswith(("/", os.sep)) or not suffix or self.path.is_dir()
             if not is_folder and suffix not in ENCODERS:
                 raise OutputError(
-                    f"output must end in {', '.join(ENCODERS)} or, for a folder of PNGs, a slash but is '{name}'"
+                    f"output must end in {', '.join(ENCODERS)} or, for a folder of PNGs, a slash but is '{printable(name)}'"
                 )
             self._sink: _Sink = (
                 _Folder(self.path)
@@ -91,7 +91,7 @@ class VideoWriter:
     def write(self, frame: np.ndarray) -> None:
         """Append one frame, uint8 [height, width, 3]."""
         if self._closed:
-            raise OutputError(f"'{self.path}' is closed after {self.frames_written} frames")
+            raise OutputError(f"'{printable(str(self.path))}' is closed after {self.frames_written} frames")
         if self._failure is not None:
             raise self._failure
         frame = np.asarray(frame)
@@ -136,7 +136,7 @@ class VideoWriter:
         remedy = (
             "free some space or choose another place" if number == errno.ENOSPC else "choose another place"
         )
-        self._failure = OutputError(f"cannot write '{self.path}'{kept}: {reason}; {remedy}")
+        self._failure = OutputError(f"cannot write '{printable(str(self.path))}'{kept}: {reason}; {remedy}")
         return self._failure
 
 
