@@ -49,7 +49,7 @@ def check_length(frames: Any, seconds: Any, fps: float) -> int | None:
     if frames is not None and seconds is not None:
         raise ConfigError(f"expected frames or seconds but got both, {_shown(frames)} and {_shown(seconds)}")
     if seconds is not None:
-        frames = round(finite("seconds", seconds) * fps)
+        frames = round(finite("seconds", seconds, most=MOST_FRAMES) * fps)
     if frames is None:
         return None
     count = whole("frames", frames)
