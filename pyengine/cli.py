@@ -1,4 +1,7 @@
-"""The command `pyengine`: generate, export, build, bench, info. Exit codes: 0 done, 2 bad input, 130 interrupted."""
+"""The command `pyengine`: generate, export, build, bench, info, doctor.
+
+Exit codes: 0 done, 1 something is missing (doctor), 2 bad input, 130, 143 and 129 interrupted by INT, TERM and HUP.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 
 from pyengine.errors import PyEngineError
+from pyengine.signals import exit_code
 
 __all__ = ["main"]
 
@@ -20,6 +24,12 @@ examples:
   pyengine bench shapes --json --no-peers
   pyengine info shapes
 """
+WELCOME = """\
+pyengine streams long videos from compiled diffusion models. To try:
+  pyengine generate "a red circle bounces over a blue background" --output video.mp4
+  pyengine doctor    # what this machine can run
+  pyengine --help    # every command
+"""
 # name -> (module, one line). A command's module is imported only when it runs, so that --help is instant.
 COMMANDS = {
     "generate": ("pyengine.commands.generate", "make a video that follows a prompt"),
@@ -28,6 +38,7 @@ COMMANDS = {
         "pyengine.commands.info",
         "say what a bundle holds, how it is compiled, and what this machine can run",
     ),
+    "doctor": ("pyengine.commands.doctor", "check what this machine can run and say what is missing"),
     "parity": (
         "pyengine.commands.parity",
         "compare torch, portable ONNX and every plan (needs the extra 'export')",
@@ -43,16 +54,37 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = argparse.Namespace()
+    try:
+        if not words:
+            print(WELCOME, end="")
+            return 0
+        if words[0] in ("--version", "-V"):
+            print(f"pyengine {metadata.version('pyengine-video')}")
+            return 0
+        parsed = _parser(words).parse_args(words)
+        run: Callable[[argparse.Namespace], int] = parsed.run
+        return run(parsed)
+    except PyEngineError as error:
+        return _fail(parsed, str(error), 2)
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt as interrupt:
+        return _fail(parsed, "interrupted", exit_code(interrupt))
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the command that the first word names; the others only have a line."""
     parser = argparse.ArgumentParser(
         prog="pyengine",
         description="Stream long videos from compiled diffusion models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", "-V", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
-        known = name in words[:1]
-        loaded = import_module(module) if known else None
+        loaded = import_module(module) if name in words[:1] else None
         description = loaded.__doc__ if loaded else line
         command = commands.add_parser(
             name, help=line, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -60,16 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if loaded:
             loaded.add_arguments(command)
             command.set_defaults(run=loaded.run)
-    parsed = parser.parse_args(words)
-    run: Callable[[argparse.Namespace], int] = parsed.run
-    try:
-        return run(parsed)
-    except PyEngineError as error:
-        return _fail(parsed, str(error), 2)
-    except BrokenPipeError:
-        return 0
-    except KeyboardInterrupt:
-        return _fail(parsed, "interrupted", 130)
+    return parser
 
 
 def _fail(parsed: argparse.Namespace, message: str, code: int) -> int:
@@ -77,7 +100,3 @@ def _fail(parsed: argparse.Namespace, message: str, code: int) -> int:
         print(json.dumps({"error": message}))
     print(f"pyengine: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pyengine.arguments import check_guidance, check_length, check_seed
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
 from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
@@ -33,9 +34,8 @@ from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.schedule.call import Schedule
-from pyengine.settings import read_value
 from pyengine.streaming.batch import Batch
-from pyengine.streaming.stream import Stream, check_length
+from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
 
@@ -134,7 +134,8 @@ class Engine:
 
     def check_prompt(self, prompt: str) -> None:
         """Raises PromptError for a prompt that this model cannot follow."""
-        if prompt or self._tokenizer is not None:
+        # A model without text takes the empty prompt alone.
+        if self._tokenizer is not None or not isinstance(prompt, str) or prompt:
             self.tokenizer.encode(prompt)
 
     @property
@@ -192,7 +193,7 @@ class Engine:
         Sizes of 1, 2, 4, 8, ... streams are prepared here, so that joining and leaving compiles nothing. Raises ConfigError.
         """
         how = method_settings(self.bundle.method, method)
-        scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
+        scale = check_guidance(how.guidance if guidance is None else guidance)
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
         return self._started(Batch(self, settings, max_streams))
@@ -212,9 +213,8 @@ class Engine:
         """What a stream keeps of the arguments of `stream`, and the latents of its start. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
-        seed = read_value(int, seed, "seed")
         how = method_settings(self.bundle.method, method)
-        scale = how.guidance if guidance is None else read_value(float, guidance, "guidance")
+        scale = check_guidance(how.guidance if guidance is None else guidance)
         given = self._encode_start(start, how) if start is not None else None
         given_latents = 0 if given is None else len(given)
         video = self.bundle.video
@@ -223,7 +223,7 @@ class Engine:
             length = video.frames(how.clip_latents - given_latents)
         settings = {
             "prompt": prompt,
-            "seed": seed,
+            "seed": check_seed(seed),
             "frames": length,
             "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
             "given_chunks": given_latents // how.chunk_frames,

@@ -49,10 +49,10 @@ class Range(NamedTuple):
         return self.least <= number <= self.most and not (self.above and number == self.least)
 
     def __str__(self) -> str:
+        least, most = (str(end) if isinstance(end, int) else f"{end:.10g}" for end in (self.least, self.most))
         if math.isinf(self.most):
-            return f"above {self.least:g}" if self.above else f"of at least {self.least:g}"
-        low = f"above {self.least:g} and up to" if self.above else f"from {self.least:g} to"
-        return f"{low} {self.most:.10g}"
+            return f"above {least}" if self.above else f"of at least {least}"
+        return f"above {least} and up to {most}" if self.above else f"from {least} to {most}"
 
 
 def read(kind: type[T], values: Any, where: str) -> T:
@@ -217,9 +217,8 @@ def _expected(kind: Any, plural: bool = False) -> str:
     """What a type is called in a message."""
     origin, members = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return " ".join(
-            [_expected(members[0], plural), *(str(n) for n in members[1:] if isinstance(n, Range))]
-        )
+        limits = [str(note) for note in members[1:] if isinstance(note, Range) and note != Range()]
+        return " ".join([_expected(members[0], plural), *limits])
     if origin is Literal:
         return f"one of {', '.join(members)}" if len(members) > 1 else repr(members[0])
     if origin in (Union, UnionType):

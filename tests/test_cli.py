@@ -80,6 +80,20 @@ REFUSED = [
     (["generate", PROMPT, "--seconds", "-1"], "at least one frame"),
     (["generate", PROMPT, "--output", "/proc/no/video.mp4"], "/proc/no/video.mp4"),
     (["generate", PROMPT, "--output", "video.xyz"], ".mp4"),
+    (["generate", PROMPT, "--output", ""], "must be the name of a file"),
+    (["generate", PROMPT, "--output", "-"], "standard output"),
+    (["generate", PROMPT, "--output", "a" * 300 + ".mp4"], "File name too long"),
+    (["generate", PROMPT, "--seconds", "nan"], "seconds must be a finite number"),
+    (["generate", PROMPT, "--seconds", "inf"], "seconds must be a finite number"),
+    (["generate", PROMPT, "--seconds", "1e300"], "at most"),
+    (["generate", PROMPT, "--guidance", "nan"], "guidance must be a finite number"),
+    (["generate", PROMPT, "--guidance", "1e39"], "guidance must be at most"),
+    (["generate", PROMPT, "--seed", str(2**64)], "seed must be at most"),
+    (["generate", PROMPT, "--preset", "nope"], "expected a preset"),
+    (["generate", "[pad]"], "[pad]"),
+    (["generate", "..."], "expected a prompt with words"),
+    (["generate", "a red \udcff circle"], "no character"),
+    (["generate", PROMPT, "--bundle", "shapes-lvdm"], "takes no prompt"),
     (["generate", PROMPT, "--backend", "abacus"], "abacus"),
     (["generate", PROMPT, "--precision", "int3"], "int3"),
     (["generate", PROMPT, "--bundle", "nothing-here"], "nothing-here"),
@@ -139,6 +153,88 @@ def test_ctrl_c_closes_the_file_and_exits_130(tmp_path: Path, plan_cache: Path) 
     assert process.returncode == 130, said
     assert "made so far" in said
     assert len(pyengine.read_video(path)) > 24
+
+
+def test_refusals_come_before_a_build_and_keep_the_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*arguments: object, **options: object) -> None:
+        raise AssertionError("something was built")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pyengine.engine.build", built)
+    Path("mine.mp4").write_bytes(b"an earlier video")
+    for words, _ in REFUSED:
+        is_of_the_engine = {"--backend", "--precision"} & set(words)
+        if words[0] == "generate" and not is_of_the_engine and "--output" not in words:
+            assert main([*words, "--output", "mine.mp4"]) == 2
+    assert Path("mine.mp4").read_bytes() == b"an earlier video"
+    assert os.listdir() == ["mine.mp4"]
+
+
+def test_a_start_as_long_as_the_video_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pyengine.VideoWriter(tmp_path / "sixty.mp4", height=64, width=64, fps=60) as writer:
+        for _ in range(60):
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+    assert (
+        generate(
+            "--video", str(tmp_path / "sixty.mp4"), "--frames", "24", "--output", str(tmp_path / "a.mp4")
+        )
+        == 2
+    )
+    assert "24 frames or more, but got 24" in capsys.readouterr().err
+    words = ("--video", str(tmp_path / "sixty.mp4"), "--upscale", "1", "--output", str(tmp_path / "a.gif"))
+    assert generate("--frames", "26", *words) == 0
+    assert len(pyengine.read_video(tmp_path / "a.gif")) == 26
+
+
+@pytest.mark.parametrize("name", ["take [red].mp4", "a:star:b.gif", "two  spaces " * 8 + ".gif"])
+def test_names_are_told_as_they_are(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--frames", "2", "--output", str(tmp_path / name)) == 0
+    assert str(tmp_path / name) in capsys.readouterr().err
+    assert (tmp_path / name).is_file()
+
+
+def test_without_arguments_it_says_what_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["generate", "doctor", "--help"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("pyengine 0.")
+
+
+def test_doctor_names_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = {entry["what"]: entry for entry in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["backend openvino"]["state"] == found["bundle shapes"]["state"] == "ok"
+    assert "shapes-lvdm" in " ".join(found)
+    monkeypatch.setenv("PYENGINE_CACHE", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr("pyengine.commands.doctor.NEEDED_BYTES", 2**70)
+    monkeypatch.setattr("pyengine.commands.doctor.find_spec", lambda name: None)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "broken   backend openvino: pip install openvino" in said
+    assert "free some space or set PYENGINE_CACHE" in said
+    assert said.splitlines()[-1].startswith("not ready")
+
+
+def test_an_unknown_instruction_set_is_one_sentence(tmp_path: Path) -> None:
+    for words in (
+        ["info"],
+        ["doctor"],
+        ["generate", PROMPT, "--frames", "2", "--output", str(tmp_path / "a.mp4")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pyengine", *words],
+            env=os.environ | {"PYENGINE_CPU_ISA": "nope"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == (1 if words == ["doctor"] else 2)
+        assert "Traceback" not in done.stderr
+        assert "got 'nope'; unset PYENGINE_CPU_ISA" in done.stderr + done.stdout
 
 
 def test_info_and_build_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,7 +222,8 @@ def test_more_pixels_than_memory_should_hold_are_refused(
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"frames": 0}, "frames"), ({"frames": 1.5}, "frames"), ({"frames": "2"}, "frames"), ({"frames": True}, "frames"),
+        ({"frames": 0}, "frames"), ({"frames": 2**70, "tail": True}, "frames"), ({"tail": np.arange(2)}, "tail"),
+        ({"frames": 1.5}, "frames"), ({"frames": "2"}, "frames"), ({"frames": True}, "frames"),
         ({"at_most": -1}, "at_most"), ({"fps": float("nan")}, "fps"), ({"fps": 0}, "fps"), ({"fps": "24"}, "fps"),
         ({"size": 5}, "size"), ({"size": (0, 4)}, "size"), ({"size": (4, 1.5)}, "size"), ({"size": (10**6, 10**6)}, "size"),
     ],

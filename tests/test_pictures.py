@@ -205,6 +205,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         None,
         "http://127.0.0.1/a.png",
         "file:a.png",
+        "a\nb.png",
     ):
         refused(path, "cannot read")
     os.mkfifo(tmp_path / "pipe.png")

@@ -11,7 +11,8 @@ import pytest
 av = pytest.importorskip("av")
 
 from pyengine.errors import ConfigError, InputError, OutputError, ShapeError  # noqa: E402
-from pyengine.video.writer import VideoWriter, read_image, read_video  # noqa: E402
+from pyengine.video.reader import read_image, read_video  # noqa: E402
+from pyengine.video.writer import VideoWriter  # noqa: E402
 
 SIZE = 32
 NAMES = ["video.mp4", "video.webm", "video.gif", "frames/"]
@@ -171,7 +172,7 @@ def test_what_was_written_before_the_disk_was_full_stays_playable(tmp_path, name
     assert "File too large" in message
     assert 0 < os.path.getsize(tmp_path / name) <= 200_000
     readable = len(_readable(tmp_path / name))
-    assert int(written) - 13 <= readable <= int(written) + 1
+    assert readable == int(written)
     assert readable > 12
 
 
@@ -268,7 +269,7 @@ def test_bad_frames_and_settings_are_refused_and_lose_nothing(tmp_path):
     with pytest.raises(OutputError, match="is closed after 2 frames"):
         writer.write(clip(1)[0])
     for options in ({"height": 0}, {"upscale": 0}, {"fps": 0}, {"fps": float("nan")}):
-        with pytest.raises(ConfigError, match=r"must be (at least|above)"):
+        with pytest.raises(ConfigError, match=r"must be (at least|above|a finite)"):
             VideoWriter(path, **{"height": 8, "width": 8, **options})
     assert len(read_video(path)) == 2  # refused before the file was opened
 

@@ -19,6 +19,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from pyengine.backends.base import Port, Ports, Precision, Symbols
+from pyengine.bundle.graph_file import load_graph
 
 FLOAT = TensorProto.FLOAT
 WORKING = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "fp32": FLOAT}
@@ -60,7 +61,7 @@ def typed_graph(
     path: Path, symbols: Symbols, inputs: Ports, outputs: Ports, precision: Precision
 ) -> onnx.ModelProto:
     """The model with types, sizes and weights of its own. Raises ValueError for a graph that it cannot type."""
-    model = onnx.load(path)
+    model = load_graph(path)
     return _Typed(model, symbols, WORKING[precision]).run(inputs, outputs)
 
 

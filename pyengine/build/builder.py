@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pyengine import _C
 from pyengine.backends import base as backends
 from pyengine.backends.base import Engine
 from pyengine.build.progress import Counter, Progress, unheard
@@ -27,6 +26,7 @@ from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.options import EngineOptions
 from pyengine.plans.cache import PlanCache, cache_folder, discard
 from pyengine.plans.plan import WORKERS, Choice, Part, Plan, Ring, compile_segment, segments
+from pyengine.processor import instruction_set
 from pyengine.runtime.open import load_variant
 from pyengine.runtime.program import LoadedVariant
 
@@ -208,7 +208,7 @@ class Builder:
     def _facts(self, variant: Variant) -> dict[str, Any]:
         """Everything that a part depends on."""
         processor = {
-            "isa": _C.cpu_isa(),
+            "isa": instruction_set(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         }
         return {

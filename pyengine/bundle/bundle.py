@@ -29,6 +29,7 @@ from pyengine.bundle.manifest import (
     parse_component,
     parse_text,
 )
+from pyengine.bundle.schema import check_constants, check_manifest
 from pyengine.errors import BundleError
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
 FORMAT = 2
 BRANCHES = ("prompt", "null")
 MANIFEST = "manifest.json"
+MOST_MANIFEST = 64 * 2**20  # bytes
 BUNDLED = Path(__file__).parents[1] / "bundles"
 
 
@@ -86,6 +88,7 @@ class Bundle:
                 "install the pyengine that made it"
             )
         try:
+            check_manifest(manifest)
             bundle = _parse(folder, manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -94,6 +97,12 @@ class Bundle:
             ) from error
         if verify:
             bundle.verify()
+        try:
+            check_constants(folder, bundle.components)
+        except ValueError as error:
+            raise BundleError(
+                f"{folder / MANIFEST} is not a valid manifest ({error}); export the bundle again"
+            ) from error
         return bundle
 
     def path(self, name: str) -> Path:
@@ -199,7 +208,13 @@ def _locate(source: str | Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text())
+        if (size := path.stat().st_size) > MOST_MANIFEST:
+            raise ValueError(f"it must have at most {MOST_MANIFEST} bytes but has {size}")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise BundleError(
+            f"{path} cannot be read as JSON (nested too deep); copy or export the bundle again"
+        ) from error
     except (OSError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be read as JSON ({error}); copy or export the bundle again"

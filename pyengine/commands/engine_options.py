@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
+from rich.text import Text
 
 from pyengine.build.progress import Progress
 from pyengine.bundle.bundle import Bundle
@@ -56,6 +57,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 def engine_options(arguments: argparse.Namespace) -> EngineOptions:
     """What the flags say. Raises ConfigError."""
     return EngineOptions(**{name: getattr(arguments, name) for name in HELP})
+
+
+def say(text: str) -> None:
+    """A line on stderr, as it is: names of files hold brackets, colons and spaces, which rich would read as markup."""
+    console.print(Text(text), soft_wrap=True)
 
 
 def load_engine(arguments: argparse.Namespace, bundle: str, quiet: bool = False) -> Engine:

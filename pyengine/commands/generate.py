@@ -7,6 +7,7 @@ written, playable. --image and --video start from given frames, which open the v
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -24,10 +25,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pyengine.commands.engine_options import add_engine_options, console, load_engine
-from pyengine.errors import ConfigError
-from pyengine.methods import method_settings
-from pyengine.streaming.stream import check_length
+from pyengine.arguments import check_guidance, check_length, check_seed
+from pyengine.bundle.bundle import Bundle
+from pyengine.commands.engine_options import add_engine_options, console, load_engine, say
+from pyengine.errors import BundleError, ConfigError, PromptError
+from pyengine.methods import MethodSettings, method_settings
+from pyengine.signals import exit_code, held
+from pyengine.text.prompts import prompts_of
 from pyengine.video.reader import read_image, read_video
 from pyengine.video.writer import VideoWriter
 
@@ -78,54 +82,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
-    seconds = DEFAULT_SECONDS if arguments.seconds is None and arguments.frames is None else arguments.seconds
-    check_length(arguments.frames, seconds, 24.0)  # refuse nonsense before anything is built
-    engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
-    video = engine.bundle.video
-    assert video is not None
+    # Whatever can be refused is refused before anything is built, and before an earlier file is touched.
+    bundle = Bundle.load(arguments.bundle)
     preset = {"preset": arguments.preset} if arguments.preset else None
-    clip = method_settings(engine.bundle.method, preset).clip_latents
-    if arguments.frames is None and arguments.seconds is None and clip is not None:
-        total: int | None = video.frames(clip)  # such a method makes that and no more
-    else:
-        total = check_length(arguments.frames, seconds, video.fps)
-    assert total is not None
-    engine.check_prompt(arguments.prompt)  # before a file is made
-    start = _start(arguments, (video.height, video.width))
-    if start is not None and len(start) >= total:
-        raise ConfigError(
-            f"expected a length beyond the {len(start)} frames it starts from but got {total}; raise --seconds"
-        )
+    total = _length(arguments, bundle, method_settings(bundle.method, preset))
+    _check(arguments, bundle)
+    start = _start(arguments, bundle, total)
     first_frame = None
-    upscale = arguments.upscale if arguments.upscale is not None else (4 if video.height <= SMALL else 1)
-    writer = VideoWriter(
-        arguments.output, height=video.height, width=video.width, fps=video.fps, upscale=upscale
-    )
-    with writer, _progress(arguments) as bar:
-        task = bar.add_task("", total=total)
-        for frame in start if start is not None else ():
-            writer.write(frame)
-            bar.advance(task)
-        left = total - writer.frames_written
-        options: dict[str, Any] = {
-            "seed": arguments.seed,
-            "frames": left,
-            "guidance": arguments.guidance,
-            "start": start,
-            "method": preset,
-        }
+    with contextlib.ExitStack() as stack:
+        with held():
+            writer = stack.enter_context(_writer(arguments, bundle))
         try:
+            engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
+            bar = stack.enter_context(_progress(arguments))
+            task = bar.add_task("", total=total)
+            for frame in start if start is not None else ():
+                with held():
+                    writer.write(frame)
+                bar.advance(task)
+            left = total - writer.frames_written
+            options: dict[str, Any] = {
+                "seed": arguments.seed,
+                "frames": left,
+                "guidance": arguments.guidance,
+                "start": start,
+                "method": preset,
+            }
             with engine.stream(arguments.prompt, **options) as stream:
                 for frame in stream:
-                    writer.write(frame)
+                    with held():
+                        writer.write(frame)
                     first_frame = first_frame or time.perf_counter() - started
                     bar.advance(task)
-        except KeyboardInterrupt:
-            writer.close()
-            console.print(
-                f"interrupted: {arguments.output} holds the {writer.frames_written} frames made so far"
-            )
-            return 130
+        except KeyboardInterrupt as interrupt:
+            with held():
+                stack.close()
+            return _interrupted(arguments, writer.frames_written, interrupt)
     took = time.perf_counter() - started
     made = {
         "output": str(arguments.output),
@@ -137,20 +129,76 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(made))
     else:
-        console.print(
+        say(
             f"{made['output']}: {made['frames']} frames in {made['seconds']} s "
             f"({made['frames_per_second']} frames/s, first after {made['first_frame_seconds']} s)"
         )
     return 0
 
 
-def _start(arguments: argparse.Namespace, size: tuple[int, int]) -> np.ndarray | None:
-    """Frames to open with, uint8 [frames, height, width, 3]."""
+def _length(arguments: argparse.Namespace, bundle: Bundle, method: MethodSettings) -> int:
+    """Frames to make. Raises ConfigError."""
+    video = bundle.video
+    is_open = arguments.frames is None and arguments.seconds is None
+    if is_open and method.clip_latents is not None and video is not None:
+        return video.frames(method.clip_latents)  # such a method makes that and no more
+    seconds = DEFAULT_SECONDS if is_open else arguments.seconds
+    total = check_length(arguments.frames, seconds, 24.0 if video is None else video.fps)
+    assert total is not None
+    return total
+
+
+def _check(arguments: argparse.Namespace, bundle: Bundle) -> None:
+    """Refuses what no engine could do: BundleError, PromptError or ConfigError."""
+    if bundle.video is None or bundle.latent is None:
+        raise BundleError(
+            f"bundle '{bundle.name}' describes no video or latent, so it cannot be streamed; export it again"
+        )
+    if bundle.text is not None:
+        prompts_of(bundle).encode(arguments.prompt)
+    elif arguments.prompt:
+        raise PromptError(f"the model '{bundle.name}' takes no prompt; leave it out")
+    check_seed(arguments.seed)
+    if arguments.guidance is not None:
+        check_guidance(arguments.guidance)
+
+
+def _start(arguments: argparse.Namespace, bundle: Bundle, total: int) -> np.ndarray | None:
+    """Frames to open with, at the model's rate, uint8 [frames, height, width, 3]. Raises InputError, ConfigError."""
+    video = bundle.video
+    assert video is not None
+    size = (video.height, video.width)
     if arguments.image is not None:
-        return read_image(arguments.image, size)
-    if arguments.video is not None:
-        return read_video(arguments.video, size=size)
-    return None
+        start = read_image(arguments.image, size)
+    elif arguments.video is not None:
+        start = read_video(arguments.video, size=size, fps=video.fps, at_most=total)
+    else:
+        return None
+    if len(start) >= total:
+        raise ConfigError(
+            f"expected a length beyond what it starts from, {len(start)} frames or more, but got {total}; raise --seconds"
+        )
+    return start
+
+
+def _writer(arguments: argparse.Namespace, bundle: Bundle) -> VideoWriter:
+    video = bundle.video
+    assert video is not None
+    upscale = arguments.upscale if arguments.upscale is not None else (4 if video.height <= SMALL else 1)
+    return VideoWriter(
+        arguments.output, height=video.height, width=video.width, fps=video.fps, upscale=upscale
+    )
+
+
+def _interrupted(arguments: argparse.Namespace, frames: int, interrupt: KeyboardInterrupt) -> int:
+    """Says what was kept, and returns the exit code."""
+    if arguments.json:
+        print(json.dumps({"error": "interrupted", "output": str(arguments.output), "frames": frames}))
+    elif frames:
+        say(f"interrupted: {arguments.output} holds the {frames} frames made so far")
+    else:
+        say("interrupted before the first frame: nothing was written")
+    return exit_code(interrupt)
 
 
 class _Speed(ProgressColumn):

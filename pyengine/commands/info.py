@@ -18,6 +18,7 @@ from pyengine import _C
 from pyengine.bundle.bundle import Bundle, bundled_names
 from pyengine.errors import BackendUnavailable
 from pyengine.plans.cache import cache_folder
+from pyengine.processor import instruction_set
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     facts: dict[str, Any] = {
         "version": _version("pyengine-video"),
-        "processor": {"isa": _C.cpu_isa(), "supported": _C.supported_isas(), "threads": _C.threads()},
+        "processor": {"isa": instruction_set(), "supported": _C.supported_isas(), "threads": _C.threads()},
         "backends": {
             name: _version(name.replace("_", "-")) if find_spec(name) else None
             for name in ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")

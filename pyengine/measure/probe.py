@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pyengine import _C
 from pyengine.bundle.variant import Variant
+from pyengine.processor import instruction_set
 from pyengine.streaming.driver import StreamState
 from pyengine.streaming.stream import Stream
 
@@ -117,7 +117,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
-        "isa": _C.cpu_isa(),
+        "isa": instruction_set(),
         "system": platform.platform(),
         "versions": versions,
     }

@@ -7,17 +7,16 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyengine.device.array import joined
-from pyengine.errors import ConfigError, PlanError, StreamClosed
+from pyengine.errors import PlanError, StreamClosed
 from pyengine.methods import MethodSettings, make_method, method_settings, positions_of, sampler_of
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
-from pyengine.settings import Range, read_value
 from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver, StreamState
 
@@ -25,12 +24,11 @@ if TYPE_CHECKING:
     from pyengine.engine import Engine
     from pyengine.streaming.batch import Batch
 
-__all__ = ["Stream", "check_length", "open_state"]
+__all__ = ["Stream", "open_state"]
 
 # Calls that are made beyond the one that finished a chunk, while it is decoded, before its frames are handed out. A fixed number,
 # so that what a prompt set between two chunks changes never depends on timing.
 LOOKAHEAD = 1
-Seconds = Annotated[float, Range(-1e9, 1e9)]  # whose number of frames is an int
 
 
 class Stream:
@@ -297,16 +295,3 @@ def open_state(
         decoder=codec.decoder(device_frames=settings.get("device_frames", False)),
         call=schedule.first_call,
     )
-
-
-def check_length(frames: int | None, seconds: float | None, fps: float) -> int | None:
-    """Frames to make, None = endless. Raises ConfigError for both at once or a length that is not positive."""
-    frames = read_value(int | None, frames, "frames")
-    seconds = read_value(Seconds | None, seconds, "seconds")
-    if frames is not None and seconds is not None:
-        raise ConfigError(f"expected frames or seconds but got both, {frames} and {seconds}")
-    if seconds is not None:
-        frames = round(seconds * fps)
-    if frames is not None and frames < 1:
-        raise ConfigError(f"expected a length of at least one frame but got {frames}")
-    return frames

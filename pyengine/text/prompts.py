@@ -9,11 +9,13 @@ from tokenizers import Tokenizer
 
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import BundleError, PromptError
+from pyengine.text.checks import check_text
 from pyengine.text.t5 import T5Prompts
 
 __all__ = ["PromptTokenizer", "prompts_of"]
 
 PAD_ID = 0
+NAMED = 10  # unknown words in one sentence
 
 
 def prompts_of(bundle: Bundle) -> PromptTokenizer | T5Prompts:
@@ -49,19 +51,20 @@ class PromptTokenizer:
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, padded. int64 [max_tokens]. Raises PromptError if it is empty, too long or has unknown words."""
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise PromptError(
-                'expected a prompt such as "a red circle bounces over a blue background" but got an empty one'
-            )
+        check_text(prompt, "a red circle bounces over a blue background")
         encoding = self._tokenizer.encode(prompt)
+        # Special tokens, such as the padding, are no words.
         unknown = [
-            prompt[start:end]
-            for (start, end), id in zip(encoding.offsets, encoding.ids, strict=True)
-            if id == self._unknown
+            prompt[start:end] if id == self._unknown else word
+            for word, (start, end), id in zip(encoding.tokens, encoding.offsets, encoding.ids, strict=True)
+            if id == self._unknown or word.startswith("[")
         ]
+        if not encoding.ids:
+            raise PromptError(f"expected a prompt with words but got {prompt.strip()[:40]!r}")
         if unknown:
+            unknown = [word if len(word) <= 40 else f"{word[:40]}..." for word in unknown]
             raise PromptError(
-                f"the prompt has words this model does not know: {', '.join(unknown)}; it knows {', '.join(self.words)}"
+                f"the prompt has words this model does not know: {', '.join(unknown[:NAMED])}; it knows {', '.join(self.words)}"
             )
         if len(encoding.ids) > self.max_tokens:
             raise PromptError(

@@ -16,6 +16,7 @@ import numpy as np
 from pyengine.bundle.manifest import Cleaning
 from pyengine.errors import BackendUnavailable, BundleError, PromptError
 from pyengine.text.captions import cleaned_prompt
+from pyengine.text.checks import check_text
 
 __all__ = ["T5Prompts"]
 
@@ -58,10 +59,7 @@ class T5Prompts:
             return dict(self._states[prompt])
 
     def _tokens(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise PromptError(
-                'expected a prompt such as "waves roll over a sandy beach" but got an empty one'
-            )
+        check_text(prompt, "waves roll over a sandy beach")
         if self._tokenizer is None:
             self._tokenizer = self._load("AutoTokenizer")
         found = self._tokenizer(

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pyengine.arguments import finite, whole
+from pyengine.arguments import finite, printable, whole
 from pyengine.errors import ConfigError, InputError, PyEngineError
 from pyengine.video.containers import video_frames
 from pyengine.video.pacing import at_rate, every
@@ -24,6 +24,7 @@ from pyengine.video.pictures import picture_kind, pictures
 __all__ = ["read_image", "read_video"]
 
 MOST_BYTES = 2**32  # of the frames that are returned
+MOST_FRAMES = 2**31 - 1
 
 
 def read_video(
@@ -45,8 +46,10 @@ def read_video(
     Frames are turned and stretched as the file's tags say, and what is transparent is white. Raises InputError for a file that cannot
     be read, is damaged where it is needed, or is too large, and ConfigError for arguments that cannot work.
     """
-    frames = None if frames is None else whole("frames", frames, 1)
+    frames = None if frames is None else whole("frames", frames, 1, MOST_FRAMES)
     at_most = None if at_most is None else whole("at_most", at_most, 1)
+    if not isinstance(tail, bool):
+        raise ConfigError(f"tail must be True or False but is of type {type(tail).__name__}")
     fps = None if fps is None else _rate(fps)
     size = None if size is None else _size(size)
     kept: deque[np.ndarray] = deque(maxlen=frames if tail else None)
@@ -132,7 +135,9 @@ def _size(size: Any) -> tuple[int, int]:
 
 
 def _named(path: Any) -> str:
-    return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else repr(path)
+    return (
+        printable(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else type(path).__name__
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
-"""Frames to and from files: MP4, WebM, GIF or a folder of PNGs, written as frames come. Needs PyAV.
+"""Frames to files: MP4, WebM, GIF or a folder of PNGs, written as frames come. Needs PyAV.
 
-Frames are uint8 [height, width, 3], RGB. A file is playable at every moment: MP4 is written in fragments of
-half a second and WebM in clusters, so a killed process or a full disk loses only the last moment.
+Frames are uint8 [height, width, 3], RGB. A file is playable from the moment that it is there: MP4 is written in fragments of
+half a second and WebM in clusters, the first of them under another name, so a killed process or a full disk loses only the
+last moment, and an earlier file of that name is kept until there is something to put in its place.
 """
 
 import contextlib
@@ -10,16 +11,17 @@ import os
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
 from av.video.reformatter import Colorspace
 
+from pyengine.arguments import finite, printable, whole
 from pyengine.errors import ConfigError, OutputError, ShapeError
-from pyengine.video.reader import read_image, read_video
+from pyengine.video.target import Target
 
-__all__ = ["VideoWriter", "read_image", "read_video"]
+__all__ = ["ENCODERS", "VideoWriter", "can_encode"]
 
 # Encoders by suffix, best first; which exist depends on how PyAV was built. Small pictures want quality.
 ENCODERS: dict[str, dict[str, dict[str, str]]] = {
@@ -39,11 +41,13 @@ FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
 HYBRID_SINCE = (61, 7)  # FFmpeg 7.1: on closing, makes a fragmented MP4 an ordinary, seekable one
 KEY_FRAMES_PER_SECOND = 2  # also the fragments per second
 BT709 = 1  # value of the colour fields in H.264 and VP9
+LIMITED = 1  # AVCOL_RANGE_MPEG: luma from 16 to 235
+LARGEST = 16384  # rows or columns that encoders take
 
 
 class VideoWriter:
     """Writes frames to `path`, whose suffix says how: .mp4 (H.264), .webm (VP9), .gif, or a folder of PNGs
-    where there is no suffix or a slash at the end.
+    where there is no suffix or a slash at the end. Without frames nothing is written, and an earlier file stays.
 
     height, width  of the frames that `write` will get
     upscale        integer factor, nearest neighbour
@@ -54,35 +58,43 @@ class VideoWriter:
     def __init__(
         self, path: str | os.PathLike[str], *, height: int, width: int, fps: float = 24, upscale: int = 1
     ) -> None:
-        for name, value in [("height", height), ("width", width), ("upscale", upscale)]:
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1 but is {value}")
+        height, width = whole("height", height, 1), whole("width", width, 1)
+        upscale, fps = whole("upscale", upscale, 1), finite("fps", fps)
         if not 0 < fps <= 1000:
             raise ConfigError(f"fps must be above 0 and at most 1000 but is {fps}")
-        self.path = Path(path)
+        if max(height, width) * upscale > LARGEST:
+            raise ConfigError(
+                f"frames must have at most {LARGEST} rows and columns but have {height * upscale} x {width * upscale}; lower upscale"
+            )
+        name = _name(path)
+        self.path = Path(name)
         self.frames_written = 0
         self._shape = (height, width, 3)
         self._upscale = upscale
         self._failure: OutputError | None = None
         self._closed = False
         suffix = self.path.suffix.lower()
-        is_folder = os.fspath(path).endswith(("/", os.sep)) or not suffix or self.path.is_dir()
-        if not is_folder and suffix not in ENCODERS:
-            raise OutputError(
-                f"output must end in {', '.join(ENCODERS)} or, for a folder of PNGs, a slash but is '{path}'"
-            )
-        size = (height * upscale, width * upscale)
         try:
-            self._sink: _Sink = _Folder(self.path) if is_folder else _File(self.path, suffix, *size, fps)
+            is_folder = name.endswith(("/", os.sep)) or not suffix or self.path.is_dir()
+            if not is_folder and suffix not in ENCODERS:
+                raise OutputError(
+                    f"output must end in {', '.join(ENCODERS)} or, for a folder of PNGs, a slash but is '{printable(name)}'"
+                )
+            self._sink: _Sink = (
+                _Folder(self.path)
+                if is_folder
+                else _File(self.path, suffix, height * upscale, width * upscale, fps)
+            )
         except (OSError, av.error.FFmpegError) as error:
-            raise self._failed(error) from error
+            raise self._failed(error, 0) from error
 
     def write(self, frame: np.ndarray) -> None:
         """Append one frame, uint8 [height, width, 3]."""
         if self._closed:
-            raise OutputError(f"'{self.path}' is closed after {self.frames_written} frames")
+            raise OutputError(f"'{printable(str(self.path))}' is closed after {self.frames_written} frames")
         if self._failure is not None:
             raise self._failure
+        frame = np.asarray(frame)
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise ShapeError(
                 f"[video] expected uint8 {list(self._shape)} but got {frame.dtype} {list(frame.shape)}"
@@ -91,7 +103,7 @@ class VideoWriter:
         try:
             self._sink.write(large)
         except (OSError, av.error.FFmpegError) as error:
-            raise self._failed(error) from error
+            raise self._failed(error, self._sink.playable) from error
         self.frames_written += 1
 
     def close(self) -> None:
@@ -102,7 +114,7 @@ class VideoWriter:
         try:
             self._sink.close(finish=self._failure is None)
         except (OSError, av.error.FFmpegError) as error:
-            raise self._failed(error) from error
+            raise self._failed(error, self._sink.playable) from error
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -116,18 +128,31 @@ class VideoWriter:
             if error is None:  # else the error that is already on its way says more
                 raise
 
-    def _failed(self, error: Exception) -> OutputError:
+    def _failed(self, error: Exception, playable: int) -> OutputError:
+        self.frames_written = playable
         number = getattr(error, "errno", None)
         reason = getattr(error, "strerror", None) or str(error)
         kept = f" after {self.frames_written} frames, which stay playable" if self.frames_written else ""
         remedy = (
             "free some space or choose another place" if number == errno.ENOSPC else "choose another place"
         )
-        self._failure = OutputError(f"cannot write '{self.path}'{kept}: {reason}; {remedy}")
+        self._failure = OutputError(f"cannot write '{printable(str(self.path))}'{kept}: {reason}; {remedy}")
         return self._failure
 
 
+def _name(path: str | os.PathLike[str]) -> str:
+    """The output's name, refused where it names nothing."""
+    name = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+    if not name.strip() or "\0" in name:
+        raise OutputError(f"output must be the name of a file or a folder but is {path!r}")
+    if name == "-":
+        raise OutputError("output cannot be standard output ('-'); name a file, such as video.mp4")
+    return name
+
+
 class _Sink(Protocol):
+    playable: int  # frames that can be played, whatever happens next
+
     def write(self, frame: np.ndarray) -> None: ...
     def close(self, finish: bool) -> None: ...
 
@@ -136,13 +161,14 @@ class _Folder:
     """frames as 000000.png, 000001.png, ..., each complete or absent."""
 
     def __init__(self, path: Path) -> None:
+        self._is_new = not path.exists()
         path.mkdir(exist_ok=True)
         if next(path.glob("*.png"), None) is not None:
             raise OSError(errno.EEXIST, "it already holds PNG files")
         if not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, "it is not writable")
         self._path = path
-        self._count = 0
+        self.playable = 0
 
     def write(self, frame: np.ndarray) -> None:
         codec = av.CodecContext.create("png", "w")
@@ -150,60 +176,30 @@ class _Folder:
         codec.time_base = Fraction(1, 1)
         picture = av.VideoFrame.from_ndarray(frame, "rgb24")
         data = b"".join(bytes(packet) for packet in [*codec.encode(picture), *codec.encode(None)])
-        part = self._path / f"{self._count:06d}.part"
+        part = self._path / f"{self.playable:06d}.part"
         try:
             part.write_bytes(data)
             part.replace(part.with_suffix(".png"))
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        self._count += 1
+        self.playable += 1
 
     def close(self, finish: bool) -> None:
-        pass
-
-
-class _Tap:
-    """The file under a muxer: unbuffered, and deaf after the first error, so that nothing good is spoilt."""
-
-    def __init__(self, path: Path) -> None:
-        self._raw: BinaryIO = open(path, "wb", buffering=0)  # noqa: SIM115
-        self.seek, self.tell = self._raw.seek, self._raw.tell
-        self.error: BaseException | None = None
-        self.good = 0  # bytes up to the end of the last whole fragment
-
-    def write(self, data: bytes) -> int:
-        # Errors are kept for `check`: PyAV calls this from C, where an interrupt would be dropped.
-        try:
-            rest = memoryview(data if self.error is None else b"")
-            while rest:
-                rest = rest[self._raw.write(rest) :]
-        except BaseException as error:
-            self.error = error
-        return len(data)
-
-    def check(self) -> None:
-        """To be called when the muxer has come back: raise what went wrong."""
-        if self.error is not None:
-            raise self.error
-        self.good = self._raw.tell()
-
-    def close(self) -> None:
-        if self.error is not None:
-            with contextlib.suppress(OSError):  # a device, not a file
-                self._raw.truncate(self.good)
-        self._raw.close()
+        if self._is_new and not self.playable:
+            with contextlib.suppress(OSError):  # somebody else's files are in it by now
+                self._path.rmdir()
 
 
 class _File:
     """One encoder and one muxer."""
 
     def __init__(self, path: Path, suffix: str, height: int, width: int, fps: float) -> None:
-        name = next(filter(_can_encode, ENCODERS[suffix]), None)
+        name = next(filter(can_encode, ENCODERS[suffix]), None)
         if name is None:
             raise OSError(errno.ENOSYS, f"this build of PyAV has no encoder for {suffix}")
         self._is_gif = suffix == ".gif"
-        self._tap = _Tap(path)
+        self._tap = Target(path)
         options = {"flush_packets": "1"}
         if suffix == ".webm":
             options["cluster_time_limit"] = "500"  # ms
@@ -226,12 +222,15 @@ class _File:
             else:
                 codec.gop_size = max(1, round(self._rate / KEY_FRAMES_PER_SECOND))
                 codec.color_primaries = codec.color_trc = codec.colorspace = BT709
+                codec.color_range = LIMITED
             self._container.start_encoding()
             self._tap.check()
         except BaseException:
             self._tap.close()
             raise
         self._count = 0
+        self._muxed = 0  # frames that the muxer has
+        self.playable = 0
 
     def write(self, frame: np.ndarray) -> None:
         codec: Any = self._stream.codec_context
@@ -262,18 +261,26 @@ class _File:
             except (OSError, av.error.FFmpegError):
                 if finish and self._count:  # a GIF without frames cannot be finished
                     raise
-            if finish:
+            if finish and self._count:
                 self._tap.check()
+                self._tap.publish()
+                self.playable = self._count
         finally:
             self._tap.close()
 
     def _mux(self, picture: Any) -> None:
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
+            if self._tap.check() and self._muxed:
+                # What the muxer writes before it takes a frame is whole: all frames but this one.
+                self._tap.publish()
+                self.playable = self._muxed
+            self._muxed += 1
         self._tap.check()
 
 
-def _can_encode(name: str) -> bool:
+def can_encode(name: str) -> bool:
+    """Whether this build of PyAV has the encoder."""
     try:
         return bool(av.Codec(name, "w"))
     except ValueError:  # av.codec.codec.UnknownCodecError

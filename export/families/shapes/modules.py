@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.graph_file import load_graph
 from pyengine.errors import BundleError, ConfigError
 
 from ...graph import round_weights
@@ -121,7 +122,7 @@ def denoiser_config(bundle: Bundle) -> DenoiserConfig:
     tokens, heads, head_size = (int(size) for size in component.inputs["ring_key.0"].shape[2:])
     steps = [step for step in component.cut.steps if step.op == OP]
     side = round(tokens**0.5)
-    hidden = _initializers(onnx.load(bundle.path(component.portable)))["blocks.0.mlp_in.bias"].size
+    hidden = _initializers(load_graph(bundle.path(component.portable)))["blocks.0.mlp_in.bias"].size
     return DenoiserConfig(
         latent_channels=latent.channels,
         latent_size=latent.height,

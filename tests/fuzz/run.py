@@ -1,0 +1,91 @@
+"""Feeds drawn inputs to the targets for some minutes, each target in turn, and prints what escaped.
+
+    python tests/fuzz/run.py --minutes 60
+    python tests/fuzz/run.py --minutes 5 pictures manifests
+
+Exit code 1 if anything but a result or a PyEngineError came out, or an input took longer than 30 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from types import FrameType
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from targets import TARGETS, fed
+
+LONGEST = 30  # seconds of one input
+EXAMPLES = 200  # of a target before the next one has its turn
+
+
+class Hangs(Exception):
+    """An input that takes too long."""
+
+
+def _alarm(number: int, frame: FrameType | None) -> None:
+    raise Hangs(f"an input took longer than {LONGEST} s")
+
+
+def turn(name: str, number: int) -> int:
+    """Inputs that one target was fed. Raises what escaped, for the smallest input that shows it."""
+    count = 0
+
+    @seed(number)
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def feed(data: st.DataObject) -> None:
+        nonlocal count
+        count += 1
+        signal.alarm(LONGEST)
+        try:
+            fed(name, data)
+        finally:
+            signal.alarm(0)
+
+    feed()
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], default=[], help="default: all")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=None, help="of the first turn (default: the time)")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGALRM, _alarm)
+    number = int(time.time()) if arguments.seed is None else arguments.seed
+    end = time.monotonic() + arguments.minutes * 60
+    counts = dict.fromkeys(arguments.targets or TARGETS, 0)
+    findings: dict[str, int] = {}
+    while time.monotonic() < end:
+        for name in counts:
+            try:
+                counts[name] += turn(name, number)
+            except Exception as error:
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                key = f"{name}: {type(error).__name__} at {place.filename}:{place.lineno}"
+                if key not in findings:
+                    print(f"--- {key} (--seed {number})")
+                    traceback.print_exception(error)
+                findings[key] = findings.get(key, 0) + 1
+            number += 1
+    print(", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(f"{sum(counts.values())} inputs in turns that found nothing, {len(findings)} findings")
+    return int(bool(findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
