@@ -212,7 +212,9 @@ def _component_rows(
     choices: list[Choice] = ["cut", "inline"] if component.cut else ["inline"]
     runs: list[tuple[str, str, Arrays, int]] = []
     if reference.torch_outputs is not None:
-        runs.append(("onnxruntime portable", "fp32", _run_portable(bundle, component, reference.inputs), count))
+        runs.append(
+            ("onnxruntime portable", "fp32", _run_portable(bundle, component, reference.inputs), count)
+        )
     for precision in precisions:
         for choice in choices:
             streams = 1 if component.ring and choice == "inline" else count

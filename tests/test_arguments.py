@@ -21,7 +21,9 @@ def test_whole_numbers_become_ints(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["3", 3.0, True, None, np.nan, np.array([1, 2]), b"3", 10**400])
 def test_what_is_no_whole_number_is_named(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^\[frames\] expected a whole number from 0 to 100 but got ") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^\[frames\] expected a whole number from 0 to 100 but got "
+    ) as caught:
         whole("frames", value, 0, 100)
     assert len(str(caught.value)) < 200
 
@@ -30,7 +32,9 @@ def test_what_is_no_whole_number_is_named(value: Any) -> None:
     "value", [np.nan, np.inf, "1", b"1", True, None, 10**400, 1j, [1.0], np.array([1.0, 2.0])]
 )
 def test_what_is_no_finite_number_is_named(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^\[guidance\] expected a finite number from -1000000 to 1000000 but got "):
+    with pytest.raises(
+        ConfigError, match=r"^\[guidance\] expected a finite number from -1000000 to 1000000 but got "
+    ):
         check_guidance(value)
     assert finite("x", np.float32(1.5)) == 1.5
 

@@ -202,7 +202,9 @@ def test_inline_plans_append_to_the_ring_on_the_card(
         build(toy.bundle(), variants=[toy.DENOISER], backend="tensorrt", choice="inline", cache_dir=tmp_path)
     )
     host = load_program(
-        build(toy.bundle(), variants=[toy.DENOISER], backend="onnxruntime", choice="inline", cache_dir=tmp_path)
+        build(
+            toy.bundle(), variants=[toy.DENOISER], backend="onnxruntime", choice="inline", cache_dir=tmp_path
+        )
     )
     states = []
     for executor in (program.executor(), host.executor()):
@@ -214,7 +216,9 @@ def test_inline_plans_append_to_the_ring_on_the_card(
         for _ in range(3):
             executor.run(toy.DENOISER)
         rings = {name: ring.copy() for name, ring in executor.rings.items()}
-        states.append(executor.state() | rings | {"prediction": executor.output(toy.DENOISER, "prediction").copy()})
+        states.append(
+            executor.state() | rings | {"prediction": executor.output(toy.DENOISER, "prediction").copy()}
+        )
         executor.close()
     assert states[0].keys() == states[1].keys()
     assert any(array.any() for name, array in states[0].items() if name.startswith("ring_"))

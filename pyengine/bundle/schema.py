@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyengine.bundle.manifest import Component
+from pyengine.bundle.manifest import CLEANING_RULES, Component
 
 __all__ = ["check_constants", "check_manifest", "is_inside"]
 
@@ -27,6 +27,7 @@ MOST_SIDE = 16384  # rows or columns of a frame
 MOST_SIZE = 2**31 - 1  # of one dim
 MOST_ELEMENTS = 2**36  # of one tensor, at the sizes of the example
 MOST_DIMS = 8
+MOST_BRANCHES = 16
 MOST_DEPTH = 8  # of settings within settings
 MOST_SETTING = 1e9
 BYTES = {"working": 4, "float32": 4, "float16": 2, "int64": 8, "uint8": 1, "bool": 1}
@@ -41,7 +42,7 @@ COUNTS = {
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Raises ValueError for the first entry that cannot be."""
-    for key in ("name", "family", "version", "method", "components", "files"):
+    for key in ("name", "family", "version", "branches", "method", "components", "files"):
         _present(manifest, key, "")
     _name(manifest["name"], "name")
     for key in ("family", "version"):
@@ -50,6 +51,9 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     _optional(manifest, "video", VIDEO)
     _optional(manifest, "latent", LATENT)
     _optional(manifest, "text", TEXT)
+    _list(manifest["branches"], "branches", _text)
+    if not 1 <= len(manifest["branches"]) <= MOST_BRANCHES:
+        _fail("branches", f"1 to {MOST_BRANCHES} names", manifest["branches"])
     _method(manifest["method"])
     _mapping(manifest["components"], "components", _component)
     text = manifest.get("text")
@@ -181,6 +185,15 @@ LATENT: tuple[dict[str, Check], dict[str, Check]] = (
     {"channels": _whole(1, 65536), "height": SIDE, "width": SIDE},
     {},
 )
+CLEANING: tuple[dict[str, Check], dict[str, Check]] = (
+    {},
+    {
+        "suffix": _text,
+        "unless": _text,
+        "rules": _one_of(*CLEANING_RULES),
+        "passes": _whole(1, 16),
+    },
+)
 TEXT = (
     {"tokenizer": _text, "max_tokens": _whole(1, 65536)},
     {
@@ -188,6 +201,8 @@ TEXT = (
         "source": _or_none(_text),
         "dtype": _one_of("float32", "float16", "bfloat16"),
         "words": _or_none(_whole(1, 65536)),
+        "cleaning": _or_none(lambda value, path: _record(value, path, *CLEANING)),
+        "example": _text,
     },
 )
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from pyengine.bundle.bundle import Bundle, bundled_names
 from pyengine.errors import PyEngineError
-from pyengine.plans.plan import cache_folder
+from pyengine.plans.cache import cache_folder
 
 NEEDED_BYTES = 200 * 2**20  # plans of the bundled models
 BACKENDS = {

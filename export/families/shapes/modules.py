@@ -141,7 +141,7 @@ def weights_of(bundle: Bundle, name: str) -> dict[str, np.ndarray]:
     The exporter keeps parameter names, but for the weight of a Linear, which it transposes under a new name:
     that is the matrix of the product to which the named bias is added.
     """
-    model = onnx.load(bundle.path(bundle.component(name).portable))
+    model = load_graph(bundle.path(bundle.component(name).portable))
     values = _initializers(model)
     producer = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
