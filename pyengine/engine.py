@@ -27,7 +27,7 @@ from pyengine.errors import (
     ShapeError,
     StreamClosed,
 )
-from pyengine.methods import MethodSettings, make_method, method_settings
+from pyengine.methods import MethodSettings, check_presets, make_method, method_settings
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Choice, Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
@@ -116,6 +116,7 @@ class Engine:
         self._closed = False
         try:
             method = make_method(bundle.method, None, 0)
+            check_presets(bundle.method)
         except ConfigError as error:
             raise BundleError(
                 f"the manifest of bundle '{bundle.name}' names no method that this pyengine can run ({error}); "

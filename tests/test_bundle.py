@@ -129,12 +129,12 @@ def _bad_pair(manifest: dict[str, Any]) -> None:
         (lambda manifest: manifest.update(format=1), "expected format 2 but got 1; export the bundle again"),
         (
             lambda manifest: manifest.update(branches="prompt"),
-            "expected branches to be a list of names but got 'prompt'",
+            "branches must be a list but is 'prompt'",
         ),
         (lambda manifest: manifest.update(branches=["null", "null"]), "branches with names of their own"),
         (
             lambda manifest: manifest["text"].update(cleaning={"rules": "all"}),
-            "rules none or captions but got 'all'",
+            "text.cleaning.rules must be one of none, captions but is 'all'",
         ),
         (_without("components"), "not a valid manifest \\(no 'components'\\)"),
         (_without("files"), "not a valid manifest \\(no 'files'\\)"),

@@ -67,7 +67,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def library(cache: Path, **options: Any) -> VariantLibrary:
-    return VariantLibrary(toy.bundle(), **{"cache_dir": cache, "choice": "cut", **options})
+    return VariantLibrary(toy.bundle(), EngineOptions(**{"cache_dir": cache, "choice": "cut", **options}))
 
 
 def engines(program: Program) -> dict[Variant, list[int]]:

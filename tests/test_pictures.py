@@ -251,7 +251,7 @@ def test_any_bytes_are_read_or_refused(
     changed = bytearray(data.draw(st.sampled_from(originals)))
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / "any"
+    path = tmp_path_factory.getbasetemp() / "any picture"
     path.write_bytes(
         changed[: data.draw(st.integers(0, len(changed)))] if data.draw(st.booleans()) else changed
     )

@@ -25,6 +25,7 @@ from pyengine.build.builder import build
 from pyengine.build.library import VariantLibrary
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
+from pyengine.options import EngineOptions
 from pyengine.plans.cache import KEPT_DAYS
 from pyengine.plans.plan import Plan
 from pyengine.runtime.executor import Executor
@@ -198,7 +199,7 @@ def test_an_engine_that_the_backend_refuses_is_built_again(
     (folder / "0.engine").write_bytes(b"no engine")
     record["engines"][0]["sha256"] = hashlib.sha256(b"no engine").hexdigest()
     (folder / "plan.json").write_text(json.dumps(record))
-    library = VariantLibrary(toy.bundle(), choice="cut", cache_dir=tmp_path)
+    library = VariantLibrary(toy.bundle(), EngineOptions(choice="cut", cache_dir=tmp_path))
     executor = library.program([toy.TEXT_ENCODER]).executor()
     executor.run(toy.TEXT_ENCODER)
     executor.close()
@@ -232,7 +233,7 @@ def test_a_build_that_fails_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path)
     assert not folders(tmp_path)
-    library = VariantLibrary(toy.bundle(), choice="cut", cache_dir=tmp_path)
+    library = VariantLibrary(toy.bundle(), EngineOptions(choice="cut", cache_dir=tmp_path))
     monkeypatch.setattr(OpenVINO, "save", full)
     assert library.program([toy.DENOISER]).engines(toy.DENOISER)  # kept nowhere, and yet it runs
 

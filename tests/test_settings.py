@@ -363,15 +363,31 @@ def test_a_clip_ends_after_its_length(engine: pyengine.Engine) -> None:
         assert len(list(stream)) == 16
 
 
-def test_a_manifest_that_cannot_be_read_is_a_bundle_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": "many"}, r"\[method.steps\] expected a whole number .*'many'"),
+        ({"steps": [1]}, r"\[method.steps\] expected a whole number"),
+        ({"steps": 0}, r"\[method.steps\] expected a whole number"),
+        (
+            {"context": {"kind": "ring", "sink_frames": 0, "recent_frames": -1}},
+            r"\[method.context.recent_frames\] expected a whole number",
+        ),
+        (
+            {"presets": {"fast": {"steps": "8"}}},
+            r"\[method.steps\] expected a whole number .*, in the preset fast",
+        ),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_a_bundle_error(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
     source = Bundle.load("shapes").folder
     for path in source.iterdir():
         (tmp_path / path.name).symlink_to(path)
     manifest = json.loads((source / "manifest.json").read_text())
-    manifest["method"]["steps"] = "many"
+    manifest["method"] |= changes
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        BundleError, match=r"\[method.steps\] expected a whole number .*'many'.*export it again"
-    ):
+    with pytest.raises(BundleError, match=f"{sentence}.*export it again"):
         pyengine.load(tmp_path)

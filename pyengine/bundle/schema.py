@@ -31,13 +31,7 @@ MOST_BRANCHES = 16
 MOST_DEPTH = 8  # of settings within settings
 MOST_SETTING = 1e9
 BYTES = {"working": 4, "float32": 4, "float16": 2, "int64": 8, "uint8": 1, "bool": 1}
-KINDS = ("segment", "op", "append", "copy")
-# Settings of every method that are numbers of something: (least, most). The method itself says which it takes.
-COUNTS = {
-    "steps": (1, 65536), "chunk_frames": (1, 65536), "clip_frames": (1, 65536), "frames_per_latent": (1, 1024),
-    "cadence": (0, 65536), "timesteps": (1, 10**6), "levels": (1, 10**6), "stride": (1, 65536), "known": (0, 65536),
-    "clips_per_round": (1, 65536), "left_context": (0, 65536), "sink_frames": (0, 65536), "recent_frames": (0, 65536),
-}  # fmt: skip
+KINDS = ("segment", "op", "append")
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:
@@ -208,10 +202,12 @@ TEXT = (
 
 
 def _method(method: Any) -> None:
+    """Bounded data; what its settings mean is checked by the method. A bundle that is not streamed has none."""
     if not isinstance(method, dict):
         _fail("method", "an object", method)
-    _present(method, "name", "method")
-    _text(method["name"], "method.name")
+    if method:
+        _present(method, "name", "method")
+        _text(method["name"], "method.name")
     _setting(method, "method", MOST_DEPTH)
     presets = method.get("presets", {})
     _mapping(presets, "method.presets", lambda value, path: _mapping(value, path, lambda _value, _path: None))
@@ -223,8 +219,6 @@ def _setting(value: Any, path: str, depth: int) -> None:
         raise ValueError(f"{path} is nested too deep")
     if isinstance(value, dict):
         for name, item in value.items():
-            if name in COUNTS and item is not None:
-                _whole(*COUNTS[name])(item, f"{path}.{name}")
             _setting(item, f"{path}.{name}", depth - 1)
     elif isinstance(value, list):
         _list(value, path, lambda item, where: _setting(item, where, depth - 1))

@@ -26,6 +26,7 @@ __all__ = [
     "Replacement",
     "ReplacementSettings",
     "RflowSettings",
+    "check_presets",
     "make_method",
     "method_settings",
     "positions_of",
@@ -67,6 +68,15 @@ def method_settings(own: Mapping[str, Any], changes: Mapping[str, Any] | None = 
     if "name" in settings and kind is not _kind(settings["name"]):
         settings = {name: value for name, value in settings.items() if name in names(kind)}
     return read(kind, settings | changed, "method")
+
+
+def check_presets(own: Mapping[str, Any]) -> None:
+    """Reads every preset of a manifest's `method`. Raises ConfigError that names the preset."""
+    for name in read_mapping(own.get("presets", {}), "method.presets"):
+        try:
+            method_settings(own, {"preset": name})
+        except ConfigError as error:
+            raise ConfigError(f"{error}, in the preset {name}") from error
 
 
 def make_method(

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from pyengine import _C
 from pyengine.backends.base import Engine, Port
 from pyengine.bundle.bundle import Component, Step
@@ -34,10 +32,6 @@ class Ops(Protocol):
 
     def segment(self, engine: Engine, inputs: Arrays, outputs: Arrays) -> Call: ...
 
-    def copy(self, target: Any, source: Any) -> Call:
-        """`source` broadcast to `target` along leading axes."""
-        ...
-
     def op(self, name: str, *inputs: Any, **others: Any) -> Call:
         """One of our kernels by its name. `inputs` in the order of the ONNX op, None where one is absent; `others` are
         what it writes, and its attributes.
@@ -50,9 +44,6 @@ class HostOps:
 
     def segment(self, engine: Engine, inputs: Arrays, outputs: Arrays) -> Call:
         return engine.bind(inputs, outputs)
-
-    def copy(self, target: np.ndarray, source: np.ndarray) -> Call:
-        return partial(np.copyto, target, source)
 
     def op(self, name: str, *inputs: Any, **others: Any) -> Call:
         return partial(getattr(_C, name), *inputs, **others)
@@ -151,8 +142,6 @@ class Walk:
                     for names in (step.inputs, step.outputs)
                 )
                 calls.append(("segments", ops.segment(next(engines), *ports)))
-            elif step.kind == "copy":
-                calls.append(("ops", ops.copy(arrays[step.outputs[0]], arrays[step.inputs[0]])))
             elif step.kind == "append":
                 inputs = [arrays[name] for name in step.inputs]  # key, value, ring_key, ring_value
                 calls.append(("ops", ops.op("ring_append", *inputs, arrays[APPEND_SLOT])))

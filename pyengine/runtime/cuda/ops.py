@@ -46,17 +46,6 @@ class CudaOps:
         call: Call = engine.bind(inputs, outputs, self._stream, self._memory.arena)
         return call
 
-    def copy(self, target: DeviceArray, source: DeviceArray) -> Call:
-        repeats = target.nbytes // source.nbytes
-        flat = target.view((repeats, *source.shape), target.dtype)
-        enqueue = self._stream.cuda.copy
-
-        def call() -> None:
-            for part in flat:
-                enqueue(part.pointer, source.pointer, source.nbytes, self._stream)
-
-        return call
-
     def op(self, name: str, *inputs: Any, **others: Any) -> Call:
         """One of our kernels by its name, with the workspace that it asks for and the scales of an 8-bit ring."""
         module = kernels()
