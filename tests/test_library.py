@@ -19,6 +19,7 @@ from pyengine.build.library import VariantLibrary
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError, PlanError, StreamClosed
 from pyengine.once import Once
+from pyengine.options import EngineOptions
 from pyengine.runtime.program import Program
 
 ALONE = toy.DENOISER.sized(streams=1)
