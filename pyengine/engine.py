@@ -29,7 +29,7 @@ from pyengine.errors import (
 )
 from pyengine.methods import MethodSettings, check_presets, make_method, method_settings
 from pyengine.options import EngineOptions
-from pyengine.plans.plan import Choice, Plan
+from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
@@ -191,7 +191,8 @@ class Engine:
     ) -> Batch:
         """Several streams whose calls run together, up to `max_streams`; `guidance` and `method` as of `stream`, the same for all.
 
-        Sizes of 1, 2, 4, 8, ... streams are prepared here, so that joining and leaving compiles nothing. Raises ConfigError.
+        Sizes of 1, 2, 4, 8, ... streams are prepared here, so that joining and leaving compiles nothing, and each is tried: `Batch.exact`
+        says whether streams of one call are independent to the bit. Raises ConfigError.
         """
         how = method_settings(self.bundle.method, method)
         scale = check_guidance(how.guidance if guidance is None else guidance)
@@ -283,7 +284,8 @@ class Engine:
         cannot find the rings of several streams.
         """
         ringed = any(component.ring for component in self.bundle.components.values())
-        return self._program(denoiser_variants(schedule, guidance, streams), choice="cut" if ringed else None)
+        variants = denoiser_variants(schedule, guidance, streams)
+        return self._library.batch_program(variants, choice="cut" if ringed else None)
 
     def codec_program(self, schedule: Schedule) -> Program:
         """The decoder of one stream of a batch."""
@@ -333,8 +335,8 @@ class Engine:
             )
         return stream
 
-    def _program(self, variants: tuple[Variant, ...], *, choice: Choice | None = None) -> Program:
-        return self._library.program(variants, choice=choice)
+    def _program(self, variants: tuple[Variant, ...]) -> Program:
+        return self._library.program(variants)
 
     def _encode_start(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray:
         """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""

@@ -23,6 +23,7 @@ from pyengine.backends import base as backends
 from pyengine.backends.openvino import OpenVINO
 from pyengine.build.builder import build
 from pyengine.build.library import VariantLibrary
+from pyengine.build.trial import rows_are_exact
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.options import EngineOptions
@@ -324,6 +325,36 @@ def test_many_streams_with_rings_are_cut(tmp_path: Path) -> None:
     assert set(plan.part(TOGETHER).seconds) == {"cut"}
     with pytest.raises(ConfigError, match="cannot find the rings of several streams, but got 'inline'"):
         make(tmp_path, variants=[TOGETHER], choice="inline")
+
+
+def test_the_plan_remembers_whether_streams_are_exact(tmp_path: Path) -> None:
+    options = EngineOptions(choice="cut", cache_dir=tmp_path)
+    program = VariantLibrary(toy.bundle(), options).batch_program([toy.DENOISER, TOGETHER])
+    exact = program.plan.part(TOGETHER).exact
+    assert type(exact) is bool
+    assert program.plan.part(toy.DENOISER).exact is None
+    library = VariantLibrary(toy.bundle(), options)
+    assert library.program([TOGETHER]).plan.part(TOGETHER).exact is exact  # found, not tried again
+    record = program.plan.part(TOGETHER).folder / "plan.json"
+    record.write_text(record.read_text().replace(f'"exact": {str(exact).lower()}', '"exact": "yes"'))
+    assert make(tmp_path, variants=[TOGETHER])[0].part(TOGETHER).exact is None  # such a record is no record
+
+
+def test_streams_that_change_each_other_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = make(tmp_path, variants=[toy.DENOISER, TOGETHER])
+    program, run = Program(plan), Executor.run
+    last = np.s_[:, -1, 0, 0, 0, 0]
+
+    def leaky(executor: Executor, variant: Variant) -> None:
+        run(executor, variant)
+        if variant == TOGETHER:
+            prediction = executor.output(variant, "prediction")
+            prediction[last] = np.nextafter(prediction[last], np.float32(np.inf))
+
+    if not rows_are_exact(program, toy.DENOISER, TOGETHER):
+        pytest.skip("this compiler rounds streams of one run differently")
+    monkeypatch.setattr(Executor, "run", leaky)
+    assert not rows_are_exact(program, toy.DENOISER, TOGETHER)
 
 
 def test_missing_backend_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from pyengine.backends import base as backends
 from pyengine.backends.base import Engine
 from pyengine.build.progress import Counter, Progress, unheard
-from pyengine.build.trial import time_choices
+from pyengine.build.trial import rows_are_exact, time_choices
 from pyengine.bundle.bundle import Bundle, Step
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
@@ -28,7 +28,7 @@ from pyengine.plans.cache import PlanCache, cache_folder, discard
 from pyengine.plans.plan import WORKERS, Choice, Part, Plan, Ring, compile_segment, segments
 from pyengine.processor import instruction_set
 from pyengine.runtime.open import load_variant
-from pyengine.runtime.program import LoadedVariant
+from pyengine.runtime.program import LoadedVariant, Program
 
 __all__ = ["Builder", "Progress", "build"]
 
@@ -152,6 +152,13 @@ class Builder:
         part = self._cache.publish(Part(variant, best, seconds, (), Path()), self._facts(variant), save)
         self._cache.expire()
         return part, engines if part.choice == best else None
+
+    def note_exact(self, program: Program, few: Variant, many: Variant) -> Part:
+        """Tries whether streams of one run are independent of each other, and writes it into the plan."""
+        exact = rows_are_exact(program, few, many)
+        part = replace(program.plan.part(many), exact=exact)
+        self._cache.note(part)
+        return part
 
     def _candidates(self, variant: Variant, counter: Counter) -> dict[Choice, list[Engine]]:
         """The engines of every choice that compiles. Raises the first PlanError where none does."""

@@ -84,6 +84,24 @@ class VariantLibrary:
         self._end(())  # there is more in memory now than before
         return program
 
+    def batch_program(self, variants: Sequence[Variant], *, choice: Choice | None = None) -> Program:
+        """A program whose variants differ in their numbers of streams. The first time each of the larger ones is tried: its part of
+        the plan says afterwards whether a stream gives, to the bit, what it gives among the fewest.
+        """
+        program = self.program(variants, choice=choice)
+        builder = self._builder(choice or self._options.choice)
+        for few, many in _by_streams(program.variants):
+            if program.plan.part(many).exact is not None:
+                continue
+            part = builder.note_exact(program, few, many)
+            program.plan.parts[many] = part
+            with self._locked():
+                self._plan.parts[many] = part
+                kept_as = Key(many, part.choice)
+                if kept_as in self._loaded:
+                    self._loaded[kept_as] = replace(self._loaded[kept_as], part=part)
+        return program
+
     @property
     def plan(self) -> Plan:
         """Every part built or found so far, with the measured times of its choices."""
@@ -220,3 +238,14 @@ class VariantLibrary:
     def _check_open(self) -> None:
         if self._closed:
             raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
+
+
+def _by_streams(variants: Iterable[Variant]) -> Iterator[tuple[Variant, Variant]]:
+    """(the one with the fewest streams, another) of variants that differ in that alone."""
+    alike: dict[Variant, list[Variant]] = {}
+    for variant in variants:
+        if "streams" in variant.symbols:
+            alike.setdefault(variant.sized(streams=0), []).append(variant)
+    for group in alike.values():
+        few, *others = sorted(group, key=lambda variant: variant.symbols["streams"])
+        yield from ((few, many) for many in others if many.symbols["streams"] % few.symbols["streams"] == 0)

@@ -107,6 +107,19 @@ class PlanCache:
             log.warning("the plan for %s is not kept at all (%s)", part.variant, _reason(error))
             return replace(part, folder=folder)
 
+    def note(self, part: Part) -> None:
+        """Writes down what was found out about a part since it was kept. One that is kept nowhere stays as it is."""
+        path = part.folder / FILE
+        scratch = path.with_name(f".{FILE}.{uuid.uuid4().hex[:8]}")
+        try:
+            record = json.loads(path.read_text()) | {"exact": part.exact}
+            scratch.write_text(json.dumps(record, indent=1) + "\n")
+            scratch.replace(path)
+        except (OSError, ValueError, TypeError) as error:
+            log.info("nothing more is noted about the plan for %s (%s)", part.variant, error)
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
     def expire(self, days: float = KEPT_DAYS) -> None:
         """Removes the parts that nobody read for `days`, those of earlier versions and other settings, and what builders that were
         killed have left.
@@ -132,6 +145,7 @@ class PlanCache:
                 "facts": dict(facts),
                 "choice": part.choice,
                 "seconds": dict(part.seconds),
+                "exact": part.exact,
                 "engines": [file and {"file": file, "sha256": sha256(scratch / file)} for file in files],
             }
             (scratch / FILE).write_text(json.dumps(record, indent=1) + "\n")
@@ -175,6 +189,7 @@ def read(bundle: Bundle, variant: Variant, folder: Path) -> Part:
     try:
         record = json.loads((folder / FILE).read_text())
         choice, entries, seconds = record["choice"], record["engines"], record["seconds"]
+        exact = record.get("exact")
         if record["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT} but got {record['format']!r}")
         if choice not in ("cut", "inline"):
@@ -184,10 +199,12 @@ def read(bundle: Bundle, variant: Variant, folder: Path) -> Part:
             raise ValueError(f"expected {expected} engines")
         if not all(value is None or isinstance(value, float | int) for value in seconds.values()):
             raise ValueError("expected numbers of seconds")
+        if exact is not None and type(exact) is not bool:
+            raise ValueError(f"expected exact as true, false or null but got {exact!r}")
         files = tuple(entry if entry is None else _engine_file(folder, entry) for entry in entries)
         with contextlib.suppress(OSError):  # a cache that others own may be read-only
             os.utime(folder / FILE)  # `expire` keeps what is used
-        return Part(variant, choice, seconds, files, folder)
+        return Part(variant, choice, seconds, files, folder, exact)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, PlanError) as error:
         raise PlanError(f"the plan in {folder} is corrupt ({error})") from error
 

@@ -29,6 +29,7 @@ class Part:
 
     seconds  measured time of a run per choice, None where it was not tried or failed
     engines  file of each segment of the choice; None: compiled from the bundle at load
+    exact    whether each stream of a run gives, to the bit, what it gives in a run of fewer; None: not tried
     """
 
     variant: Variant
@@ -36,6 +37,7 @@ class Part:
     seconds: Mapping[str, float | None]
     engines: tuple[str | None, ...]
     folder: Path
+    exact: bool | None = None
 
 
 @dataclass

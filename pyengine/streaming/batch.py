@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch"]
 
-BACKLOG = (
-    2  # chunks that a stream may have ready while nobody takes them; then it waits, and holds up no other
-)
+# Chunks that a stream may have ready while nobody takes them; then it waits, and holds up no other.
+BACKLOG = 2
 
 
 class Batch:
     """Streams that share calls: one run of the network advances them all. Get one from `engine.batch(...)`.
 
     Streams join with `stream(...)` or `resume(...)`, pause, change their prompts and leave (`close()`) at any time; a newcomer waits at
-    most the schedule's cadence less one for its turn. Each gives the frames that it would give alone, to the bit where the backend
-    computes rows of a batch independently. Asking any stream for frames advances every stream that plays and has room.
+    most the schedule's cadence less one for its turn. Each gives the frames that it would give in a batch of one, to the bit where
+    `exact` is True and otherwise but for rounding. Asking any stream for frames advances every stream that plays and has room.
     """
 
     def __init__(self, engine: Engine, settings: dict[str, Any], max_streams: int) -> None:
@@ -44,9 +43,10 @@ class Batch:
         self._schedule = make_method(settings["method"], settings["chunks"], 0)
         sizes = [size for size in (1, 2, 4, 8, 16, 32) if size < max_streams]
         self.sizes = (*sizes, max_streams)
-        self._executor: Executor | None = engine.batch_program(
-            self._schedule, settings["guidance"], self.sizes
-        ).executor()
+        program = engine.batch_program(self._schedule, settings["guidance"], self.sizes)
+        # Whether streams of one call are independent of each other to the bit, as tried when the plan was built.
+        self.exact = all(part.exact is not False for part in program.plan.parts.values())
+        self._executor: Executor | None = program.executor()
         self.driver = Driver(self._executor, engine.bundle, self.sizes)
         self._codec = engine.codec_program(self._schedule)
         self._members: list[Stream] = []
