@@ -11,6 +11,7 @@ from pyengine.settings import Range, read_value, shown
 __all__ = ["check_guidance", "check_length", "check_seed", "finite", "printable", "whole"]
 
 MOST_FRAMES = 2**53  # above it a float no longer tells two frames apart: 12 million years at 24 frames/s
+MOST_SECONDS = 10**12
 SEEDS = (-(2**63), 2**64 - 1)  # what fits the generator's key
 
 
@@ -29,7 +30,7 @@ def check_length(frames: Any, seconds: Any, fps: float) -> int | None:
     if frames is not None and seconds is not None:
         raise ConfigError(f"expected frames or seconds but got both, {shown(frames)} and {shown(seconds)}")
     if seconds is not None:
-        frames = round(finite("seconds", seconds, -MOST_FRAMES, MOST_FRAMES) * fps)
+        frames = round(finite("seconds", seconds, 0, MOST_SECONDS) * fps)
     if frames is None:
         return None
     count = whole("frames", frames)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import toy_family as toy
 
 from pyengine.backends.openvino import OpenVINO
 from pyengine.build.library import VariantLibrary
+from pyengine.build.progress import Progress
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError, PlanError, StreamClosed
 from pyengine.once import Once
@@ -67,8 +68,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def library(cache: Path, **options: Any) -> VariantLibrary:
-    return VariantLibrary(toy.bundle(), EngineOptions(**{"cache_dir": cache, "choice": "cut", **options}))
+def library(
+    cache: Path,
+    *,
+    progress: Progress | None = None,
+    relieve: Callable[[], object] | None = None,
+    **options: Any,
+) -> VariantLibrary:
+    given = EngineOptions(**{"cache_dir": cache, "choice": "cut", **options})
+    return VariantLibrary(toy.bundle(), given, progress=progress, relieve=relieve)
 
 
 def engines(program: Program) -> dict[Variant, list[int]]:
@@ -233,7 +241,9 @@ def test_reserves_are_given_up_where_the_budget_is_passed(cache: Path) -> None:
 
 @pytest.mark.parametrize("budget", [-1, 1.5, True, "1 GB"])
 def test_a_budget_that_is_none_is_refused(cache: Path, budget: Any) -> None:
-    with pytest.raises(ConfigError, match="expected memory_budget as a number of bytes or None but got"):
+    with pytest.raises(
+        ConfigError, match=r"\[memory_budget\] expected a whole number of at least 0 or none but got"
+    ):
         library(cache, memory_budget=budget)
 
 

@@ -86,14 +86,19 @@ def test_a_prompt_becomes_the_frames_of_a_torch_loop(
 
     ids = torch.tensor([[0, 2, 3, 4] + [1] * (CLIP_TOKENS - 4), [0] + [1] * (CLIP_TOKENS - 1)])
     context = modules.text(input_ids=ids).last_hidden_state
-    shape = (4, FRAMES, SIZE, SIZE)
-    x = torch.from_numpy(frame_noise(4, 0, shape).copy())[None]
+
+    def noise_of(*draw: int) -> torch.Tensor:
+        frames = [
+            torch.from_numpy(frame_noise(4, frame, (4, SIZE, SIZE), *draw).copy()) for frame in range(FRAMES)
+        ]
+        return torch.stack(frames, 1)[None]
+
+    x = noise_of()
     step = ddim(alphas_cumprod(*betas, 1000), 1.0)
     for call, (now, then) in enumerate([(501, 1), (1, 0)]):
         cond, null = (unet(x, torch.tensor([now]), context=context[i : i + 1]) for i in (0, 1))
-        noise = torch.from_numpy(frame_noise(4, 0, shape, call).copy())
         a, b, c = (float(value[0]) for value in step([(now + 1) / 1000], [(then + 1) / 1000]))
-        x = a * x + b * (null + GUIDANCE * (cond - null)) + c * noise
+        x = a * x + b * (null + GUIDANCE * (cond - null)) + c * noise_of(call)
     pixels = autoencoder.decode(x / SCALE)[0].permute(1, 2, 3, 0)
     expected = ((pixels + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
     assert expected.std() > 5

@@ -77,7 +77,7 @@ def test_auto_is_fp16_and_crossing_tensors_are_too(tmp_path: Path) -> None:
     )
     assert made.precision == "fp16"
     executor = load_program(made).executor()
-    ring = executor.state()["denoiser/ring_key.0"]
+    ring = executor.rings["ring_key.0"].copy()
     assert ring.dtype == np.float16
     executor.close()
 
