@@ -22,13 +22,13 @@ import numpy as np
 
 from pyengine import _C
 from pyengine.backends import base as backends
-from pyengine.plans import plan
 from pyengine.backends.base import Backend, Engine, Precision
 from pyengine.bundle.bundle import Bundle, Step
 from pyengine.errors import BackendUnavailable, ConfigError, PlanError
+from pyengine.plans import plan
+from pyengine.plans.plan import Choice, Part, Plan, Variant
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.open import load_program
-from pyengine.plans.plan import Choice, Part, Plan, Variant
 
 Progress = Callable[[int, int, str], None]
 CHOICES = ("auto", "cut", "inline")

@@ -9,8 +9,8 @@ from typing import Any
 from pyengine.build.builder import build
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import ConfigError
-from pyengine.plans.plan import Plan
 from pyengine.methods.variants import all_variants
+from pyengine.plans.plan import Plan
 
 __all__ = ["build_targets"]
 
