@@ -1,0 +1,1 @@
+"""Compiles a bundle: cuts or inlines at each op, times both, keeps the faster."""
