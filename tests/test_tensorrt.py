@@ -208,9 +208,8 @@ def _loads_on_such_a_card(cache: Path, folders: set[str], monkeypatch: pytest.Mo
     card = fake_cuda.FakeCuda()
     card.capability = (8, 9)
     monkeypatch.setattr(runtime, "_api", lambda: card)
-    monkeypatch.setattr(
-        "pyengine.build.builder._has_kernels", lambda: True
-    )  # without them a cut plan could not run
+    # Without kernels a cut plan could not run.
+    monkeypatch.setattr("pyengine.build.builder._has_kernels", lambda: True)
     runtime.runtime.cache_clear()
     try:
         monkeypatch.setattr(TensorRT, "_build", lambda *_: pytest.fail("compiled again"))

@@ -262,7 +262,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 class TorchEngine:
-    """`backends.CudaEngine`: enqueues on the executor's stream, and can be captured with it."""
+    """`backends.base.CudaEngine`: enqueues on the executor's stream, and can be captured with it."""
 
     arena_bytes = 0
     capturable, stream = True, None

@@ -1,4 +1,4 @@
-"""The autoencoder as it is exported: its second stage on one chunk, its first on a few frames (see pyengine/chunks.py)."""
+"""The autoencoder as it is exported: its second stage on one chunk, its first on a few frames (see pyengine/runtime/codec.py)."""
 
 from __future__ import annotations
 

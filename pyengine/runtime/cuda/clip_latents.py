@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CudaClipLatents:
-    """`clip_latents.ClipLatents` with DeviceArrays. Every network has a stream of its own; single latents are blocks that come back
+    """`host.clip_latents.ClipLatents` with DeviceArrays. Every network has a stream of its own; single latents are blocks that come back
     to the pool of the stream that made them.
     """
 

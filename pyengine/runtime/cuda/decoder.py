@@ -25,7 +25,7 @@ SLOTS = 2  # one clip is written by the card while the host reads the other
 
 
 class CudaDecoder:
-    """`decoding.Decoder`: the latents never leave the card, nor do planes between two networks, nor the frames with `device_frames`."""
+    """`host.decoder.Decoder`: the latents never leave the card, nor do planes between two networks, nor the frames with `device_frames`."""
 
     def __init__(self, executor: CudaExecutor, bundle: Bundle, *, device_frames: bool = False) -> None:
         video = bundle.video

@@ -24,7 +24,7 @@ COMPONENT = "denoiser"
 
 
 class CudaLatents:
-    """`latents.Latents` with DeviceArrays. Single latents are views of blocks that come back to a pool."""
+    """`host.latents.Latents` with DeviceArrays. Single latents are views of blocks that come back to a pool."""
 
     def __init__(self, executor: CudaExecutor, frame_shape: tuple[int, ...], rows: int) -> None:
         self._executor, self._frame_shape = executor, frame_shape

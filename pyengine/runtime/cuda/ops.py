@@ -37,7 +37,7 @@ class CudaOps:
         self._memory, self._stream = memory, memory.stream
 
     def segment(self, engine: Any, inputs: Arrays, outputs: Arrays) -> Call:
-        """An engine of a CUDA backend (`backends.CudaEngine`)."""
+        """An engine of a CUDA backend (`backends.base.CudaEngine`)."""
         call: Call = engine.bind(inputs, outputs, self._stream, self._memory.arena)
         return call
 
