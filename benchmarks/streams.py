@@ -142,6 +142,9 @@ def main() -> int:
         "counts": [],
     }
     with pyengine.load(arguments.bundle, backend=arguments.backend) as engine:
+        # First, while no memory that was freed is there to be used again.
+        result["memory"] = memory(engine, max(counts))
+        print(f"memory of each further stream: {result['memory']['each_stream_mb']} MB")
         for count in counts:
             row = speeds(engine, count, arguments.rounds, arguments.frames)
             result["counts"].append(row)
@@ -151,8 +154,6 @@ def main() -> int:
                 f"{', exact' if row['exact'] else ''}",
                 flush=True,
             )
-        result["memory"] = memory(engine, max(counts))
-        print(f"memory of each further stream: {result['memory']['each_stream_mb']} MB")
     met = all(min(row["over_threads"], row["over_in_turn"]) >= 1 - NOISE for row in result["counts"])
     result["goal_met"] = met
     arguments.output.mkdir(parents=True, exist_ok=True)

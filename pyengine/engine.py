@@ -30,6 +30,7 @@ from pyengine.errors import (
 from pyengine.methods import MethodSettings, check_presets, make_method, method_settings
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
+from pyengine.processor import cores
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
@@ -279,13 +280,30 @@ class Engine:
         """The compiled networks that a method's streams run, built the first time. Raises StreamClosed after `close`."""
         return self._program(stream_variants(self.bundle, method, guidance))
 
-    def batch_program(self, schedule: Schedule, guidance: float, streams: tuple[int, ...]) -> Program:
-        """The denoisers of a batch, at every number of streams. They are cut at our ops wherever there is a ring: a compiled segment
-        cannot find the rings of several streams.
+    def batch_program(
+        self, schedule: Schedule, guidance: float, streams: tuple[int, ...], threads: int | None = None
+    ) -> Program:
+        """The denoisers of a batch at every number of streams, for so many threads. They are cut at our ops wherever they can be: a
+        compiled segment cannot find the rings of several streams.
         """
-        ringed = any(component.ring for component in self.bundle.components.values())
         variants = denoiser_variants(schedule, guidance, streams)
-        return self._library.batch_program(variants, choice="cut" if ringed else None)
+        ringed = any(component.ring for component in self.bundle.components.values())
+        return self._library.program(variants, choice="cut" if ringed else None, threads=threads)
+
+    def try_streams(self, alone: Program, together: Program) -> bool:
+        """Whether each stream of a batch gives, to the bit, what it gives alone: tried the first time, then known from the plan."""
+        self._library.try_streams(alone, together)
+        return all(part.exact is not False for part in together.plan.parts.values())
+
+    @property
+    def cores(self) -> int:
+        """The cores that its networks may use; on a GPU one thread enqueues."""
+        (plan, *_) = self._library.plans
+        return 1 if plan.device != "cpu" else self.options.threads or cores()
+
+    def workers(self, streams: int) -> int:
+        """How many parts a call of so many streams is divided into, which run at the same time."""
+        return min(streams, self.cores)
 
     def codec_program(self, schedule: Schedule) -> Program:
         """The decoder of one stream of a batch."""
@@ -294,7 +312,7 @@ class Engine:
     @property
     def plans(self) -> list[Plan]:
         """Every plan built or found so far, with the measured times of its choices."""
-        return [self._library.plan]
+        return self._library.plans
 
     @property
     def nbytes(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from pyengine import _C
 from pyengine.errors import ConfigError
 
-__all__ = ["instruction_set"]
+__all__ = ["cores", "instruction_set"]
 
 
 def instruction_set() -> str:
@@ -14,3 +16,8 @@ def instruction_set() -> str:
         return str(_C.cpu_isa())
     except ValueError as error:
         raise ConfigError(f"{error}; unset PYENGINE_CPU_ISA for the best of this processor") from error
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 
@@ -181,12 +182,11 @@ def test_a_snapshot_goes_between_a_batch_and_a_stream_alone(
 
 
 def test_the_plan_says_whether_streams_are_exact(engine: pyengine.Engine, batch: Batch) -> None:
-    parts = {part.variant: part.exact for plan in engine.plans for part in plan.parts.values()}
-    together = {variant: exact for variant, exact in parts.items() if variant.symbols.get("streams", 1) > 1}
-    assert together
-    assert all(type(exact) is bool for exact in together.values())
-    assert batch.exact in together.values()
-    assert all(exact is None for variant, exact in parts.items() if variant not in together)
+    parts = [part for plan in engine.plans for part in plan.parts.values()]
+    assert {part.exact for part in parts if part.variant.symbols.get("streams", 1) > 1} <= {True, False}
+    assert batch.exact == all(part.exact is not False for part in parts)
+    folder = next(part.folder for part in parts if part.variant.symbols.get("streams") == 2)
+    assert json.loads((folder / "plan.json").read_text())["exact"] in (True, False)
 
 
 def test_a_stream_that_nobody_reads_waits_and_holds_up_no_other(batch: Batch) -> None:

@@ -7,7 +7,6 @@ plan = build(bundle, variants=[Variant.of("denoiser", frames=8, ring=8), Variant
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,7 +25,7 @@ from pyengine.errors import BackendUnavailable, ConfigError, PlanError
 from pyengine.options import EngineOptions
 from pyengine.plans.cache import PlanCache, cache_folder, discard
 from pyengine.plans.plan import WORKERS, Choice, Part, Plan, Ring, compile_segment, segments
-from pyengine.processor import instruction_set
+from pyengine.processor import cores, instruction_set
 from pyengine.runtime.open import load_variant
 from pyengine.runtime.program import LoadedVariant, Program
 
@@ -153,10 +152,14 @@ class Builder:
         self._cache.expire()
         return part, engines if part.choice == best else None
 
-    def note_exact(self, program: Program, few: Variant, many: Variant) -> Part:
-        """Tries whether streams of one run are independent of each other, and writes it into the plan."""
-        exact = rows_are_exact(program, few, many)
-        part = replace(program.plan.part(many), exact=exact)
+    @property
+    def threads(self) -> int | None:
+        """Of the backend; None: all cores."""
+        return self._threads
+
+    def note_exact(self, alone: Program, few: Variant, together: Program, many: Variant) -> Part:
+        """Tries whether each stream of a run gives what it gives alone, and writes it into the plan."""
+        part = replace(together.plan.part(many), exact=rows_are_exact(alone, few, together, many))
         self._cache.note(part)
         return part
 
@@ -216,7 +219,7 @@ class Builder:
         """Everything that a part depends on."""
         processor = {
             "isa": instruction_set(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
         }
         return {
             "bundle": self._digest,

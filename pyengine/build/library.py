@@ -30,6 +30,14 @@ class Key(NamedTuple):
 
     variant: Variant
     choice: str
+    threads: int | None
+
+
+class Use(NamedTuple):
+    """What a program has in use, whatever its choice."""
+
+    variant: Variant
+    threads: int | None
 
 
 class VariantLibrary:
@@ -53,60 +61,63 @@ class VariantLibrary:
     ) -> None:
         self._bundle, self._options = bundle, options
         self._progress, self._relieve = progress or unheard, relieve
-        self._builders: dict[str, Builder] = {options.choice: Builder(bundle, options)}
+        first = Builder(bundle, options)
+        self._builders: dict[tuple[str, int | None], Builder] = {(options.choice, options.threads): first}
         self._lock = threading.Lock()
         self._once: Once[Key, LoadedVariant] = Once()
         self._loaded: OrderedDict[Key, LoadedVariant] = OrderedDict()  # the most recently used last
         self._kept_as: dict[Key, Key] = {}  # `auto` -> what it chose
-        self._uses: Counts[Variant] = Counts()  # by programs that live or are being put together
+        self._uses: Counts[Use] = Counts()  # by programs that live or are being put together
         self._programs: list[weakref.ref[Program]] = []
         # Variants of programs that are gone, not looked at yet: garbage may be collected anywhere, also inside the lock.
-        self._ended: deque[tuple[Variant, ...]] = deque()
-        self._plan = self._builders[options.choice].plan
+        self._ended: deque[tuple[Use, ...]] = deque()
+        self._plans = {options.threads: first.plan}
         self._closed = False
 
-    def program(self, variants: Sequence[Variant], *, choice: Choice | None = None) -> Program:
-        """These variants, loaded; what is missing is built or loaded first. `choice`: `cut` or `inline` instead of the library's.
+    def program(
+        self, variants: Sequence[Variant], *, choice: Choice | None = None, threads: int | None = None
+    ) -> Program:
+        """These variants, loaded; what is missing is built or loaded first. `choice` and `threads` instead of the library's.
 
         Raises BackendUnavailable, BundleError, ConfigError, PlanError, and StreamClosed after `close`.
         """
         wanted = tuple(dict.fromkeys(variants))
-        builder = self._builder(choice or self._options.choice)
+        builder = self._builder(choice or self._options.choice, threads or self._options.threads)
+        uses = tuple(Use(variant, builder.threads) for variant in wanted)
         with self._locked():
             self._check_open()
-            self._uses.update(wanted)
+            self._uses.update(uses)
         try:
             program = self._program(wanted, builder)
         except BaseException:
-            self._end(wanted)
+            self._end(uses)
             raise
-        weakref.finalize(program, self._end, wanted).atexit = False
+        weakref.finalize(program, self._end, uses).atexit = False
         self._end(())  # there is more in memory now than before
         return program
 
-    def batch_program(self, variants: Sequence[Variant], *, choice: Choice | None = None) -> Program:
-        """A program whose variants differ in their numbers of streams. The first time each of the larger ones is tried: its part of
-        the plan says afterwards whether a stream gives, to the bit, what it gives among the fewest.
+    def try_streams(self, alone: Program, together: Program) -> None:
+        """Runs every variant of `together` whose plan does not say yet whether each of its streams gives, to the bit, what it gives
+        in the fewest that `alone` has, and writes it into the plan.
         """
-        program = self.program(variants, choice=choice)
-        builder = self._builder(choice or self._options.choice)
-        for few, many in _by_streams(program.variants):
-            if program.plan.part(many).exact is not None:
+        builder = self._builder(self._options.choice, together.plan.threads)
+        for few, many in _by_streams(alone.variants, together.variants):
+            known = together.plan.part(many)
+            if known.exact is not None or known.folder == alone.plan.part(few).folder:
                 continue
-            part = builder.note_exact(program, few, many)
-            program.plan.parts[many] = part
+            part = builder.note_exact(alone, few, together, many)
+            together.plan.parts[many] = part
             with self._locked():
-                self._plan.parts[many] = part
-                kept_as = Key(many, part.choice)
-                if kept_as in self._loaded:
-                    self._loaded[kept_as] = replace(self._loaded[kept_as], part=part)
-        return program
+                self._plans[builder.threads].parts[many] = part
+                key = Key(many, part.choice, builder.threads)
+                if key in self._loaded:
+                    self._loaded[key] = replace(self._loaded[key], part=part)
 
     @property
-    def plan(self) -> Plan:
-        """Every part built or found so far, with the measured times of its choices."""
+    def plans(self) -> list[Plan]:
+        """Every part built or found so far, with the measured times of its choices: one plan per number of threads."""
         with self._locked():
-            return replace(self._plan, parts=dict(self._plan.parts))
+            return [replace(plan, parts=dict(plan.parts)) for plan in self._plans.values()]
 
     @property
     def loaded(self) -> list[Variant]:
@@ -134,7 +145,7 @@ class VariantLibrary:
         del dropped  # outside the lock, since it takes time to free engines
 
     def _program(self, variants: tuple[Variant, ...], builder: Builder) -> Program:
-        keys = {variant: Key(variant, builder.choice) for variant in variants}
+        keys = {variant: Key(variant, builder.choice, builder.threads) for variant in variants}
         counter = self._counter(keys.values(), builder)
         # What another thread is making comes last: perhaps it is done by then.
         order = sorted(variants, key=lambda variant: self._once.busy(keys[variant]))
@@ -143,7 +154,7 @@ class VariantLibrary:
         program = load_program(plan, {variant: got[variant] for variant in variants})
         with self._locked():
             self._check_open()
-            self._plan.parts.update(plan.parts)
+            self._plans.setdefault(builder.threads, builder.plan).parts.update(plan.parts)
             for key in keys.values():
                 self._loaded.move_to_end(self._kept_as[key])
             self._programs = [known for known in self._programs if known() is not None]
@@ -168,7 +179,7 @@ class VariantLibrary:
             loaded = builder.load(key.variant, counter)
             with self._locked():
                 self._check_open()
-                kept_as = self._kept_as[key] = Key(key.variant, loaded.part.choice)
+                kept_as = self._kept_as[key] = key._replace(choice=loaded.part.choice)
                 return self._loaded.setdefault(kept_as, loaded)
 
         loaded = self._once.get(key, make)
@@ -179,11 +190,12 @@ class VariantLibrary:
     def _held(self, key: Key) -> LoadedVariant | None:
         return self._loaded.get(self._kept_as.setdefault(key, key))
 
-    def _builder(self, choice: Literal["auto", "cut", "inline"]) -> Builder:
+    def _builder(self, choice: Literal["auto", "cut", "inline"], threads: int | None) -> Builder:
         with self._locked():
-            if choice not in self._builders:
-                self._builders[choice] = Builder(self._bundle, replace(self._options, choice=choice))
-            return self._builders[choice]
+            if (choice, threads) not in self._builders:
+                options = replace(self._options, choice=choice, threads=threads)
+                self._builders[choice, threads] = Builder(self._bundle, options)
+            return self._builders[choice, threads]
 
     def _counter(self, keys: Iterable[Key], builder: Builder) -> Counter:
         """For a progress bar over everything that must be built."""
@@ -195,9 +207,9 @@ class VariantLibrary:
                 counter.expect(variant, builder.count(variant))
         return counter
 
-    def _end(self, variants: tuple[Variant, ...]) -> None:
+    def _end(self, uses: tuple[Use, ...]) -> None:
         """A program of these variants is gone."""
-        self._ended.append(variants)
+        self._ended.append(uses)
         self._settle()
 
     @contextmanager
@@ -217,7 +229,7 @@ class VariantLibrary:
                     self._uses.subtract(self._ended.popleft())
                 over = self._over_budget()
                 for key in list(self._loaded) if over else ():
-                    if self._uses[key.variant] <= 0 and self._over_budget():
+                    if self._uses[Use(key.variant, key.threads)] <= 0 and self._over_budget():
                         dropped.append(self._loaded.pop(key))
                 over = over and self._over_budget()
             finally:
@@ -240,12 +252,14 @@ class VariantLibrary:
             raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
 
 
-def _by_streams(variants: Iterable[Variant]) -> Iterator[tuple[Variant, Variant]]:
-    """(the one with the fewest streams, another) of variants that differ in that alone."""
-    alike: dict[Variant, list[Variant]] = {}
-    for variant in variants:
-        if "streams" in variant.symbols:
-            alike.setdefault(variant.sized(streams=0), []).append(variant)
-    for group in alike.values():
-        few, *others = sorted(group, key=lambda variant: variant.symbols["streams"])
-        yield from ((few, many) for many in others if many.symbols["streams"] % few.symbols["streams"] == 0)
+def _by_streams(alone: Iterable[Variant], together: Iterable[Variant]) -> Iterator[tuple[Variant, Variant]]:
+    """(the one with the fewest streams in `alone`, one of `together`) of variants that differ in that alone."""
+    fewest: dict[Variant, Variant] = {}
+    for variant in sorted(alone, key=lambda variant: -variant.symbols.get("streams", 0)):
+        fewest[variant.sized(streams=0)] = variant
+    for many in together:
+        few = fewest.get(many.sized(streams=0))
+        if few is None or "streams" not in many.symbols:
+            continue
+        if many.symbols["streams"] % few.symbols["streams"] == 0:
+            yield few, many

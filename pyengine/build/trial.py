@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,33 +71,29 @@ def _fill(executor: Executor, variant: Variant) -> None:
         ring[...] = _plausible(rng, "", ring)
 
 
-def rows_are_exact(program: Program, few: Variant, many: Variant) -> bool:
+def rows_are_exact(alone: Program, few: Variant, together: Program, many: Variant) -> bool:
     """Whether each stream of a run of `many` gives, to the bit, what it gives in a run of `few`, the same network at fewer streams:
     predictions, and what is appended to its ring.
     """
-    executor, rng = program.executor(), np.random.default_rng(0)
-    try:
+    size, rng = few.symbols["streams"], np.random.default_rng(0)
+    with closing(alone.executor()) as one, closing(together.executor()) as other:
         inputs = {
             name: _plausible(rng, name, array)
-            for name, array in executor.inputs(many).items()
+            for name, array in other.inputs(many).items()
             if name != APPEND_SLOT
         }
         rings = [
-            {name: _plausible(rng, "", ring) for name, ring in executor.new_rings().items()}
+            {name: _plausible(rng, "", ring) for name, ring in other.new_rings().items()}
             for _ in range(many.symbols["streams"])
         ]
-        together = _run(executor, many, inputs, rings)
-        size = few.symbols["streams"]
-        specs = program.bundle.component(many.component).inputs
-        for first in range(0, many.symbols["streams"], size):
+        expected = []
+        specs = alone.bundle.component(few.component).inputs
+        for first in range(0, len(rings), size):
             streams = slice(first, first + size)
             part = {name: _streams_of(array, specs[name], streams) for name, array in inputs.items()}
-            alone = _run(executor, few, part, rings[streams])
-            if not all(_same(left, right) for left, right in zip(together[streams], alone, strict=True)):
-                return False
-        return True
-    finally:
-        executor.close()
+            expected += _run(one, few, part, rings[streams])
+        got = _run(other, many, inputs, rings)
+    return all(_same(left, right) for left, right in zip(got, expected, strict=True))
 
 
 def _run(

@@ -23,8 +23,9 @@ from pyengine.bundle.bundle import Bundle
 from pyengine.engine import Engine
 from pyengine.errors import BackendUnavailable, ConfigError
 from pyengine.measure.first_frame import first_frames
-from pyengine.measure.probe import Probe, cores, machine
+from pyengine.measure.probe import Probe, machine
 from pyengine.options import EngineOptions
+from pyengine.processor import cores
 
 __all__ = ["bench", "example_prompt", "table"]
 

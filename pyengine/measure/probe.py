@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from pyengine.bundle.variant import Variant
-from pyengine.processor import instruction_set
+from pyengine.processor import cores, instruction_set
 from pyengine.streaming.driver import StreamState
 from pyengine.streaming.stream import Stream
 
-__all__ = ["Probe", "cores", "machine", "memory_mb", "peak_memory_mb"]
+__all__ = ["Probe", "machine", "memory_mb", "peak_memory_mb"]
 
 PACKAGES = ("pyengine-video", "numpy", "openvino", "onnxruntime", "torch")
 
@@ -140,10 +140,6 @@ def memory_mb() -> float:
     """The memory this process holds now, in MB of 10^6 bytes. Linux only."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

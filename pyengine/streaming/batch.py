@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import numpy as np
 from pyengine.errors import ConfigError, InputError, StreamClosed
 from pyengine.methods import make_method
 from pyengine.runtime.executor import Executor
-from pyengine.streaming.driver import Driver
+from pyengine.streaming.driver import Driver, StreamState
 from pyengine.streaming.stream import Stream
 
 if TYPE_CHECKING:
@@ -26,11 +28,14 @@ BACKLOG = 2
 
 
 class Batch:
-    """Streams that share calls: one run of the network advances them all. Get one from `engine.batch(...)`.
+    """Streams that share calls: one run of the network advances many. Get one from `engine.batch(...)`.
 
     Streams join with `stream(...)` or `resume(...)`, pause, change their prompts and leave (`close()`) at any time; a newcomer waits at
-    most the schedule's cadence less one for its turn. Each gives the frames that it would give in a batch of one, to the bit where
-    `exact` is True and otherwise but for rounding. Asking any stream for frames advances every stream that plays and has room.
+    most the schedule's cadence less one for its turn. Each gives the frames that it gives alone, to the bit where `exact` is True and
+    otherwise but for rounding. Asking any stream for frames advances every stream that plays and has room.
+
+    On a CPU a call of several streams is shared out to workers, as many as there are cores, each with its part of the streams and of the
+    cores: what the networks of one stream do is too small to be divided well among many cores, and larger calls outgrow the caches.
     """
 
     def __init__(self, engine: Engine, settings: dict[str, Any], max_streams: int) -> None:
@@ -41,16 +46,36 @@ class Batch:
         self.max_streams = max_streams
         self._engine, self._settings = engine, settings
         self._schedule = make_method(settings["method"], settings["chunks"], 0)
-        sizes = [size for size in (1, 2, 4, 8, 16, 32) if size < max_streams]
-        self.sizes = (*sizes, max_streams)
-        program = engine.batch_program(self._schedule, settings["guidance"], self.sizes)
-        # Whether streams of one call are independent of each other to the bit, as tried when the plan was built.
-        self.exact = all(part.exact is not False for part in program.plan.parts.values())
-        self._executor: Executor | None = program.executor()
-        self.driver = Driver(self._executor, engine.bundle, self.sizes)
+        self._drivers: list[Driver] = []
+        self.exact = True
+        workers = engine.workers(max_streams)
+        self._prepare(max_streams if workers == 1 else 1)
+        if workers > 1:
+            for _ in range(workers):
+                self._prepare(-(-max_streams // workers), engine.cores // workers)
+        # What single streams run on: it has every core.
+        self.driver = self._drivers[0]
+        self._workers = self._drivers[1:]
+        self._pool = ThreadPoolExecutor(max(1, workers), "pyengine-batch")
         self._codec = engine.codec_program(self._schedule)
         self._members: list[Stream] = []
         self._tick = 0
+        self._closed = False
+
+    def _prepare(self, streams: int, threads: int | None = None) -> None:
+        """A driver for calls of up to so many streams. Sizes are 1, 2, 4, 8, ... and that number."""
+        sizes = (*(size for size in (1, 2, 4, 8, 16, 32) if size < streams), streams)
+        engine, guidance = self._engine, self._settings["guidance"]
+        program = engine.batch_program(self._schedule, guidance, sizes, threads)
+        # Whether each stream gives what it gives alone, to the bit; tried when the plan was built.
+        self.exact &= engine.try_streams(engine.program(self._schedule, guidance), program)
+        self._drivers.append(Driver(program.executor(), engine.bundle, sizes))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent so far, in seconds, of all workers together: see `Stream.seconds`."""
+        spent = [driver.executor.seconds for driver in self._drivers]
+        return {name: sum(part[name] for part in spent) for name in spent[0]}
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -96,23 +121,27 @@ class Batch:
                 "expected a snapshot of the batch's method and guidance but it has others; resume it with engine.resume(...)"
             )
 
-    def advance(self, asked: Stream | None = None) -> bool:
-        """One call for every stream whose turn it is. Returns False where none can go on. `asked` goes on although it is paused."""
+    def advance(self, asked: Stream | None = None, calls: int = 1) -> bool:
+        """So many calls for every stream whose turn it is. Returns False where none can go on. `asked` goes on although it is paused."""
         with self.lock:
             self._open()
             ready = [member for member in self._members if member is asked or self._has_room(member)]
             ready = [member for member in ready if not member._state.ended]
             if not ready:
                 return False
-            period = self._schedule.period
-            turns = {(member._state.call - self._tick) % period for member in ready}
+            states, period = [member._state for member in ready], self._schedule.period
             if asked is not None:
                 # Nobody waits for a phase in which nothing is to do; the one who asks waits for no more than a round.
                 while (asked._state.call - self._tick) % period:
-                    self._step(ready)
+                    self._step(states)
             else:
-                self._tick += min(turns)
-            self._step(ready)
+                self._tick += min((state.call - self._tick) % period for state in states)
+            if all((state.call - self._tick) % period == 0 for state in states):
+                self._tick += calls
+                self._share(states, calls)
+            else:
+                for _ in range(calls):
+                    self._step(states)
             return True
 
     def clips(self) -> Iterator[tuple[Stream, Any]]:
@@ -132,7 +161,8 @@ class Batch:
         with self.lock:
             if stream in self._members:
                 self._members.remove(stream)
-            self.driver.forget(stream._state)
+            for driver in self._drivers:
+                driver.forget(stream._state)
 
     def decoder_executor(self) -> Executor:
         """The decoder that one more stream has for itself."""
@@ -141,12 +171,14 @@ class Batch:
     def close(self) -> None:
         """Closes every stream and frees the buffers that they share."""
         with self.lock:
-            if self._executor is None:
+            if self._closed:
                 return
             for member in self.streams:
                 member.close()
-            self._executor.close()
-            self._executor = None
+            self._closed = True
+            self._pool.shutdown()
+            for driver in self._drivers:
+                driver.executor.close()
             self._codec = self._codec.emptied()
 
     def __enter__(self) -> Batch:
@@ -157,11 +189,29 @@ class Batch:
     ) -> None:
         self.close()
 
-    def _step(self, ready: list[Stream]) -> None:
-        period = self._schedule.period
-        turn = [member._state for member in ready if (member._state.call - self._tick) % period == 0]
+    def _step(self, states: list[StreamState]) -> None:
+        """One call for each whose turn it is."""
+        turn = [state for state in states if (state.call - self._tick) % self._schedule.period == 0]
         self._tick += 1
-        self.driver.step([state for state in turn if not state.ended])
+        self._share(turn, 1)
+
+    def _share(self, turn: list[StreamState], calls: int) -> None:
+        """So many calls of each, shared out to the workers, which wait for each other at the end only. Who works for whom changes when
+        a stream joins, leaves or waits.
+        """
+        count = min(len(self._workers), len(turn))
+        if count < 2:
+            self.driver.steps(turn, calls)
+            return
+        ends = [len(turn) * part // count for part in range(count + 1)]
+        shares = [turn[start:end] for start, end in pairwise(ends)]
+        futures = [
+            self._pool.submit(driver.steps, share, calls)
+            for driver, share in zip(self._workers, shares, strict=False)
+        ]
+        wait(futures)
+        for future in futures:
+            future.result()
 
     def _has_room(self, member: Stream) -> bool:
         if member.paused or (member.frames is not None and member.frames_made >= member.frames):
@@ -181,5 +231,5 @@ class Batch:
             )
 
     def _open(self) -> None:
-        if self._executor is None:
+        if self._closed:
             raise StreamClosed("the batch is closed; make another with engine.batch(...)")

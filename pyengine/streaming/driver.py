@@ -47,12 +47,33 @@ class StreamState:
     prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
     clips: deque[Clip] = field(default_factory=deque)
     scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
+    _calls: dict[int, Call] = field(default_factory=dict)  # looked up before they are made
 
     @property
     def ended(self) -> bool:
         """Whether every call of the schedule has been made."""
         calls = self.schedule.calls
         return calls is not None and self.call >= calls
+
+    def call_at(self, number: int) -> Call:
+        """What the schedule says, asked once."""
+        if number not in self._calls:
+            self._calls = {known: call for known, call in self._calls.items() if known >= self.call}
+            self._calls[number] = self.schedule.call(number)
+        return self._calls[number]
+
+    def calls_to_clip(self, beyond: int) -> int:
+        """How many calls there are until a chunk is finished and `beyond` more are made, or the schedule ends."""
+        number, last = self.call, self.schedule.calls
+        while (last is None or number < last) and not self.call_at(number).emit:
+            number += 1
+        end = number + 1 + beyond
+        return (end if last is None else min(end, last)) - self.call
+
+    def made_by_last(self, calls: int) -> int:
+        """How many chunks the last so many calls finished."""
+        first = max(self.schedule.first_call, self.call - calls)
+        return sum(len(self.schedule.call(number).emit) for number in range(first, self.call))
 
 
 def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
@@ -72,9 +93,14 @@ class Driver:
         self._texts: dict[Variant, list[tuple[StreamState, int] | None]] = {}
         self._text_memory: dict[Hashable, list[tuple[StreamState, int] | None]] = {}
 
+    def steps(self, streams: Sequence[StreamState], calls: int) -> None:
+        """So many calls of each stream, or as many as its schedule has."""
+        for _ in range(calls):
+            self.step([state for state in streams if not state.ended])
+
     def step(self, streams: Sequence[StreamState]) -> None:
         """One call of each stream; those whose calls run the same network at the same sizes share a run."""
-        calls = [(state, state.schedule.call(state.call)) for state in streams]
+        calls = [(state, state.call_at(state.call)) for state in streams]
         for group in _groups(calls, self.sizes[-1]):
             self._run(group)
         for state, call in calls:

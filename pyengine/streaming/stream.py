@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream", "open_state"]
 
-# Calls that are made beyond the one that finished a chunk, while it is decoded, before its frames are handed out. A fixed number,
-# so that what a prompt set between two chunks changes never depends on timing.
+# Calls that are made at least beyond the one that finished a chunk, while it is decoded, before its frames are handed out. A fixed
+# number, so that what a prompt set between two chunks changes never depends on timing.
 LOOKAHEAD = 1
 
 
@@ -197,7 +197,7 @@ class Stream:
         a batch, all its streams together.
         """
         self._open()
-        return self._driver.executor.seconds
+        return self._driver.executor.seconds if self._batch is None else self._batch.seconds
 
     @property
     def calls_made(self) -> int:
@@ -260,17 +260,16 @@ class Stream:
                     f"the schedule ended after {self.calls_made} calls with {self.frames_made} of {self.frames} frames; "
                     "report the bundle and the settings that it came from"
                 )
+            self._advance(self._state.calls_to_clip(LOOKAHEAD))
+        while not self._state.ended and self._state.made_by_last(LOOKAHEAD) >= len(self._state.clips):
             self._advance()
-        for _ in range(LOOKAHEAD):
-            if not self._state.ended:
-                self._advance()
         return self._state.clips.popleft().result()
 
-    def _advance(self) -> None:
+    def _advance(self, calls: int = 1) -> None:
         if self._batch is None:
-            self._driver.step([self._state])
+            self._driver.steps([self._state], calls)
         else:
-            self._batch.advance(self)
+            self._batch.advance(self, calls)
 
 
 def open_state(
