@@ -64,6 +64,7 @@ def _findings() -> Iterator[Finding]:
         "version", lambda: f"pyengine {metadata.version('pyengine-video')}, Python {sys.version.split()[0]}"
     )
     yield _looked_at("processor", _processor)
+    yield from _left_out()
     for name, remedy in BACKENDS.items():
         is_there = find_spec(name) is not None
         state = "ok" if is_there else "broken" if name == "openvino" else "missing"
@@ -89,6 +90,17 @@ def _processor() -> str:
 
     used = instruction_set()
     return f"{os.cpu_count()} cores, {used} of {', '.join(_C.supported_isas())}"
+
+
+def _left_out() -> Iterator[Finding]:
+    from pyengine import _C
+
+    if left := _C.left_out_isas():
+        yield Finding(
+            "kernels",
+            "missing",
+            f"this processor has {left[-1]}, which this build left out; install again with PYENGINE_BUILD_ISAS=all",
+        )
 
 
 def _gpu() -> str:
