@@ -1,7 +1,7 @@
 """Checks what a wheel and a source archive hold: python .ci/wheel_contents.py WHEEL SDIST
 
-The wheel holds the tracked files of pyengine/ and export/ and the compiled module, the archive what it takes to make that, and neither holds
-anything else.
+The wheel holds the tracked files of pyengine/ and export/ and the compiled module, the archive what it takes to make that;
+neither holds anything else.
 """
 
 from __future__ import annotations

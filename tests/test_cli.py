@@ -222,7 +222,10 @@ def test_doctor_names_what_is_missing(
     monkeypatch.setattr("pyengine._C.left_out_isas", lambda: ["avx512", "amx"])
     main(["doctor"])
     said = capsys.readouterr().out
-    assert "missing  kernels: this processor has amx, which this build left out; install again with PYENGINE_BUILD_ISAS=all" in said
+    assert (
+        "missing  kernels: this processor has amx, which this build left out; install again with PYENGINE_BUILD_ISAS=all"
+        in said
+    )
 
 
 def test_an_unknown_instruction_set_is_one_sentence(tmp_path: Path) -> None:

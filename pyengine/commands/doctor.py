@@ -22,10 +22,14 @@ from pyengine.errors import PyEngineError
 from pyengine.plans.cache import cache_folder
 
 NEEDED_BYTES = 200 * 2**20  # plans of the bundled models
+# backend -> (modules, any of which it takes; what to do where there is none)
 BACKENDS = {
-    "openvino": "pip install openvino",
-    "onnxruntime": "pip install 'pyengine-video[onnxruntime]'",
-    "tensorrt_rtx": "pip install 'pyengine-video[tensorrt]', beside an NVIDIA GPU",
+    "openvino": (("openvino",), "pip install openvino"),
+    "onnxruntime": (("onnxruntime",), "pip install 'pyengine-video[onnxruntime]'"),
+    "tensorrt": (
+        ("tensorrt", "tensorrt_rtx"),
+        "pip install 'pyengine-video[tensorrt]', beside an NVIDIA GPU",
+    ),
 }
 
 
@@ -65,11 +69,10 @@ def _findings() -> Iterator[Finding]:
     )
     yield _looked_at("processor", _processor)
     yield from _left_out()
-    for name, remedy in BACKENDS.items():
-        is_there = find_spec(name) is not None
-        state = "ok" if is_there else "broken" if name == "openvino" else "missing"
-        version = metadata.version(name.replace("_", "-")) if is_there else remedy
-        yield Finding(f"backend {name}", state, version)
+    for name, (modules, remedy) in BACKENDS.items():
+        found = [module for module in modules if find_spec(module) is not None]
+        state = "ok" if found else "broken" if name == "openvino" else "missing"
+        yield Finding(f"backend {name}", state, ", ".join(map(_version, found)) or remedy)
     yield _looked_at("GPU", _gpu, "missing")
     yield _looked_at("video files", _encoders, "missing")
     yield _looked_at("plans", _plans, "missing")
@@ -82,6 +85,12 @@ def _looked_at(what: str, look: Callable[[], str], otherwise: str = "broken") ->
         return Finding(what, "ok", look())
     except (PyEngineError, OSError, ImportError, metadata.PackageNotFoundError) as error:
         return Finding(what, otherwise, str(error) or type(error).__name__)
+
+
+def _version(module: str) -> str:
+    """Of the distribution that holds the module: onnxruntime-gpu holds onnxruntime."""
+    names = metadata.packages_distributions().get(module, [])
+    return f"{names[0]} {metadata.version(names[0])}" if names else module
 
 
 def _processor() -> str:
