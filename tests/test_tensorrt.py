@@ -370,7 +370,9 @@ def test_bad_targets_and_options_get_one_sentence(tmp_path: Path, capsys: pytest
         backends.get("tensorrt", target="sm89", refit=True)
     with pytest.raises(ConfigError, match="target needs backend tensorrt but got openvino"):
         backends.get("openvino", target="sm89")
-    with pytest.raises(ConfigError, match=r"runs on device cpu but got 'cuda'; take backend onnxruntime or tensorrt"):
+    with pytest.raises(
+        ConfigError, match=r"runs on device cpu but got 'cuda'; take backend onnxruntime or tensorrt"
+    ):
         backends.get("openvino", "cuda")
     assert main(["build", "shapes", "--target", "sm89", "--cache", str(tmp_path)]) == 2
     assert "a build for other GPUs needs backend tensorrt but got openvino" in capsys.readouterr().err
