@@ -17,6 +17,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -30,6 +31,19 @@ from pyengine.runtime.cuda.memory import RingTable
 
 OK, INVALID, CAPTURE_ERROR, NOT_READY = 0, 1, 900, 600
 Work = Callable[[], object]
+
+
+class MemcpyKind(Enum):
+    cudaMemcpyDefault = 4
+
+
+class DeviceAttr(Enum):
+    cudaDevAttrComputeCapabilityMajor = 75
+    cudaDevAttrComputeCapabilityMinor = 76
+
+
+class CaptureMode(Enum):
+    cudaStreamCaptureModeThreadLocal = 1
 
 
 class _Event:
@@ -64,7 +78,12 @@ class _Stream:
 
 
 class FakeCuda:
-    """cuda-python's runtime module: every function returns (error, results...). Safe to call from several threads."""
+    """cuda-python's runtime module: every function returns (error, results...). Safe to call from several threads.
+
+    As in 12.8, 12.9.4, 13.0 and 13.1, a number in the place of an enum is an AttributeError.
+    """
+
+    cudaMemcpyKind, cudaDeviceAttr, cudaStreamCaptureMode = MemcpyKind, DeviceAttr, CaptureMode
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -82,7 +101,7 @@ class FakeCuda:
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if not name.startswith("cuda"):
+        if not name.startswith("cuda") or isinstance(found, type):
             return found
 
         def locked(*arguments: Any) -> Any:
@@ -98,8 +117,8 @@ class FakeCuda:
     def cudaSetDevice(self, device: int) -> tuple[int]:
         return (OK,)
 
-    def cudaDeviceGetAttribute(self, which: int, device: int) -> tuple[int, int]:
-        return OK, self.capability[which - 75]
+    def cudaDeviceGetAttribute(self, which: DeviceAttr, device: int) -> tuple[int, int]:
+        return OK, self.capability[which.value - 75]
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[int, SimpleNamespace]:
         return OK, SimpleNamespace(name=b"Fake card")
@@ -142,7 +161,10 @@ class FakeCuda:
 
     cudaFreeHost = cudaFree
 
-    def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> tuple[int]:
+    def cudaMemcpyAsync(
+        self, target: int, source: int, nbytes: int, kind: MemcpyKind, stream: int
+    ) -> tuple[int]:
+        assert kind.value == 4, "a direction that is not cudaMemcpyDefault"
         queue = self.streams[stream]
         pinned = any(start <= target < start + size for start, size in self.pinned.items())
         if pinned or not self._owned(target):
@@ -165,7 +187,7 @@ class FakeCuda:
         source_pitch: int,
         width: int,
         height: int,
-        kind: int,
+        kind: MemcpyKind,
         stream: int,
     ) -> tuple[int]:
         if width > min(target_pitch, source_pitch):
@@ -236,7 +258,8 @@ class FakeCuda:
         return OK, 1.0
 
     # Graphs
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
+    def cudaStreamBeginCapture(self, stream: int, mode: CaptureMode) -> tuple[int]:
+        assert mode.value == 1, "a capture that another thread's allocation breaks"
         self.streams[stream].recording = []
         return (OK,)
 

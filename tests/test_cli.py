@@ -218,6 +218,14 @@ def test_doctor_names_what_is_missing(
     assert "broken   backend openvino: pip install openvino" in said
     assert "free some space or set PYENGINE_CACHE" in said
     assert said.splitlines()[-1].startswith("not ready")
+    assert "missing  kernels" not in said
+    monkeypatch.setattr("pyengine._C.left_out_isas", lambda: ["avx512", "amx"])
+    main(["doctor"])
+    said = capsys.readouterr().out
+    assert (
+        "missing  kernels: this processor has amx, which this build left out; install again with PYENGINE_BUILD_ISAS=all"
+        in said
+    )
 
 
 def test_an_unknown_instruction_set_is_one_sentence(tmp_path: Path) -> None:

@@ -368,9 +368,11 @@ def test_bad_targets_and_options_get_one_sentence(tmp_path: Path, capsys: pytest
         backends.get("tensorrt", target="sm42")
     with pytest.raises(ConfigError, match="can only be built beside their GPU"):
         backends.get("tensorrt", target="sm89", refit=True)
-    with pytest.raises(ConfigError, match="target need backend tensorrt but got openvino"):
+    with pytest.raises(ConfigError, match="target needs backend tensorrt but got openvino"):
         backends.get("openvino", target="sm89")
-    with pytest.raises(ConfigError, match=r"backend openvino runs on device cpu but got 'cuda'"):
+    with pytest.raises(
+        ConfigError, match=r"runs on device cpu but got 'cuda'; take backend onnxruntime or tensorrt"
+    ):
         backends.get("openvino", "cuda")
     assert main(["build", "shapes", "--target", "sm89", "--cache", str(tmp_path)]) == 2
     assert "a build for other GPUs needs backend tensorrt but got openvino" in capsys.readouterr().err

@@ -23,12 +23,12 @@ for tool in memcheck racecheck synccheck; do
   code=0
   timeout "$seconds" compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=pyengine \
     "$python" benchmarks/gpu/ops.py --check-only --small >"$log" 2>&1 || code=$?
-  grep -v '^case done$' "$log"
+  grep -v '^checked ' "$log"
   if grep -q 'Device not supported' "$log"; then
     echo "sanitize.sh: skipped, compute-sanitizer does not support this device here"
     exit 0
   fi
-  cases=$(grep -c '^case done$' "$log")
+  cases=$(grep -c '^checked ' "$log")
   findings=$(grep -E '^=+ (ERROR SUMMARY|RACECHECK SUMMARY): [1-9]|^=+ (Invalid|Error: Race|Barrier error|Warning: Race)' "$log" | head -1)
   if [ $code = 124 ] && [ -z "$findings" ]; then
     echo "$tool: stopped after $seconds s and $cases cases without a finding"

@@ -21,7 +21,8 @@ PYBIND11_MODULE(PYENGINE_CUDA_MODULE, m) {
         "RuntimeError with what is missing, if there is no device to run on.");
   m.def(
       "has_warpgroups", [] { return cuda::device_info().warpgroups; },
-      "Whether the current device has the warpgroups of compute capability 9.0.");
+      "Whether the current device has the warpgroups of compute capability 9.0, and this build code for "
+      "them.");
 }
 
 }  // namespace pyengine::bindings

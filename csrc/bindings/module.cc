@@ -7,9 +7,9 @@ namespace pyengine::bindings {
 
 namespace {
 
-std::vector<std::string> supported_isa_names() {
+std::vector<std::string> names_of(const std::vector<CpuIsa>& isas) {
   std::vector<std::string> names;
-  for (CpuIsa isa : supported_isas()) names.push_back(name(isa));
+  for (CpuIsa isa : isas) names.push_back(name(isa));
   return names;
 }
 
@@ -24,8 +24,12 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_isa", [] { return std::string(name(cpu_isa())); },
       "The instruction set in use: the best this CPU has, or PYENGINE_CPU_ISA.");
-  m.def("supported_isas", &supported_isa_names,
-        "Instruction sets that this build contains and this CPU can run.");
+  m.def(
+      "supported_isas", [] { return names_of(supported_isas()); },
+      "Instruction sets that this build contains and this CPU can run.");
+  m.def(
+      "left_out_isas", [] { return names_of(left_out_isas()); },
+      "Better ones, which this CPU can run but this build does not contain.");
   m.def("set_cpu_isa", &set_cpu_isa, py::arg("name"),
         "For tests: use this instruction set from now on; 'auto' undoes it.");
   m.def("threads", &threads, "Threads that an op may use, the caller's included.");

@@ -104,5 +104,5 @@ void define_op(py::module_& m, const char* name, const char* doc) {
     PYENGINE_RUN(op, stream, function);                                                  \
     return {};                                                                           \
   }                                                                                      \
-  static const bindings::Register registered(                                            \
+  static const bindings::Register registered_##function(                                 \
       [](bindings::py::module_& m) { bindings::define_op<Op, run_##function>(m, #function, doc); });

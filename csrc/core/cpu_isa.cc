@@ -150,4 +150,11 @@ std::vector<CpuIsa> supported_isas() {
   return found;
 }
 
+std::vector<CpuIsa> left_out_isas() {
+  std::vector<CpuIsa> isas;
+  for (CpuIsa isa : kAll)
+    if (isa > supported_isas().back() && machine_has(isa)) isas.push_back(isa);
+  return isas;
+}
+
 }  // namespace pyengine

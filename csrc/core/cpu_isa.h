@@ -15,6 +15,8 @@ const char* name(CpuIsa isa);
 CpuIsa cpu_isa();  // throws std::invalid_argument if PYENGINE_CPU_ISA asks for too much
 void set_cpu_isa(const std::string& name);  // "auto" returns to the choice at start
 std::vector<CpuIsa> supported_isas();       // compiled in, and this CPU and kernel of the system can run them
+std::vector<CpuIsa>
+left_out_isas();  // better than those: this CPU could run them, but they were not compiled
 
 // Picks this process's variant of a kernel that every ISA namespace defines:
 //   PYENGINE_DECLARE_KERNEL(FlowStepKernel, flow_step_kernel)  ...  PYENGINE_PICK_KERNEL(flow_step_kernel)

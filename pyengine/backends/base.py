@@ -122,11 +122,14 @@ def get(name: str, device: str = "auto", **options: Any) -> Backend:
         raise ConfigError(f"expected a backend out of {', '.join(NAMES)} but got {name!r}")
     devices = [known for backend, known in MODULES if backend == name]
     if device not in ("auto", *devices):
-        raise ConfigError(f"backend {name} runs on device {' or '.join(devices)} but got {device!r}")
+        others = [backend for backend, known in MODULES if known == device]
+        remedy = f"; take backend {' or '.join(others)}" if others else ""
+        raise ConfigError(f"backend {name} runs on device {' or '.join(devices)} but got {device!r}{remedy}")
     file, install = MODULES[name, devices[0] if device == "auto" else device]
     given = {key: value for key, value in options.items() if value}
     if given and name != "tensorrt":
-        raise ConfigError(f"{' and '.join(sorted(given))} need backend tensorrt but got {name}")
+        needs = "need" if len(given) > 1 else "needs"
+        raise ConfigError(f"{' and '.join(sorted(given))} {needs} backend tensorrt but got {name}")
     try:
         module = import_module(f"pyengine.backends.{file}")
     except ImportError as error:

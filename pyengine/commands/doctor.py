@@ -22,10 +22,14 @@ from pyengine.errors import PyEngineError
 from pyengine.plans.cache import cache_folder
 
 NEEDED_BYTES = 200 * 2**20  # plans of the bundled models
+# backend -> (modules, any of which it takes; what to do where there is none)
 BACKENDS = {
-    "openvino": "pip install openvino",
-    "onnxruntime": "pip install 'pyengine-video[onnxruntime]'",
-    "tensorrt_rtx": "pip install 'pyengine-video[tensorrt]', beside an NVIDIA GPU",
+    "openvino": (("openvino",), "pip install openvino"),
+    "onnxruntime": (("onnxruntime",), "pip install 'pyengine-video[onnxruntime]'"),
+    "tensorrt": (
+        ("tensorrt", "tensorrt_rtx"),
+        "pip install 'pyengine-video[tensorrt]', beside an NVIDIA GPU",
+    ),
 }
 
 
@@ -64,11 +68,11 @@ def _findings() -> Iterator[Finding]:
         "version", lambda: f"pyengine {metadata.version('pyengine-video')}, Python {sys.version.split()[0]}"
     )
     yield _looked_at("processor", _processor)
-    for name, remedy in BACKENDS.items():
-        is_there = find_spec(name) is not None
-        state = "ok" if is_there else "broken" if name == "openvino" else "missing"
-        version = metadata.version(name.replace("_", "-")) if is_there else remedy
-        yield Finding(f"backend {name}", state, version)
+    yield from _left_out()
+    for name, (modules, remedy) in BACKENDS.items():
+        found = [module for module in modules if find_spec(module) is not None]
+        state = "ok" if found else "broken" if name == "openvino" else "missing"
+        yield Finding(f"backend {name}", state, ", ".join(map(_version, found)) or remedy)
     yield _looked_at("GPU", _gpu, "missing")
     yield _looked_at("video files", _encoders, "missing")
     yield _looked_at("plans", _plans, "missing")
@@ -83,12 +87,29 @@ def _looked_at(what: str, look: Callable[[], str], otherwise: str = "broken") ->
         return Finding(what, otherwise, str(error) or type(error).__name__)
 
 
+def _version(module: str) -> str:
+    """Of the distribution that holds the module: onnxruntime-gpu holds onnxruntime."""
+    names = metadata.packages_distributions().get(module, [])
+    return f"{names[0]} {metadata.version(names[0])}" if names else module
+
+
 def _processor() -> str:
     from pyengine import _C
     from pyengine.processor import instruction_set
 
     used = instruction_set()
     return f"{os.cpu_count()} cores, {used} of {', '.join(_C.supported_isas())}"
+
+
+def _left_out() -> Iterator[Finding]:
+    from pyengine import _C
+
+    if left := _C.left_out_isas():
+        yield Finding(
+            "kernels",
+            "missing",
+            f"this processor has {left[-1]}, which this build left out; install again with PYENGINE_BUILD_ISAS=all",
+        )
 
 
 def _gpu() -> str:

@@ -22,13 +22,14 @@ from typing import Any
 from pyengine.errors import BackendUnavailable, PlanError
 
 EXTRA = "pip install 'pyengine-video[cuda]'"
-# Numbers of the CUDA runtime's enums; they are part of its ABI.
-COPY = 4  # cudaMemcpyDefault: the direction follows from the pointers
+# Numbers of the CUDA runtime's flags and enums; they are part of its ABI.
 NON_BLOCKING = 1  # a stream that never waits for the default stream
 NO_TIMING = 2  # an event that is only waited for
-THREAD_LOCAL = 1  # a capture that other threads' allocations do not break
-COMPUTE_CAPABILITY = (75, 76)  # cudaDevAttrComputeCapabilityMajor, Minor
 NOT_READY = 600
+# Members of enums, with the type that most versions of cuda-python want them in.
+COPY = ("cudaMemcpyKind", 4)  # cudaMemcpyDefault: the direction follows from the pointers
+THREAD_LOCAL = ("cudaStreamCaptureMode", 1)  # a capture that other threads' allocations do not break
+COMPUTE_CAPABILITY = (("cudaDeviceAttr", 75), ("cudaDeviceAttr", 76))  # major, minor
 
 
 @cache
@@ -57,6 +58,7 @@ class Runtime:
 
     def __init__(self, api: Any) -> None:
         self._api = api
+        self._copy, self._thread_local = self._member(COPY), self._member(THREAD_LOCAL)
         try:
             (count,) = self.call("cudaGetDeviceCount")
         except PlanError as error:
@@ -70,14 +72,19 @@ class Runtime:
                 "CUDA_VISIBLE_DEVICES"
             )
         self.call("cudaSetDevice", 0)
-        major, minor = (self.call("cudaDeviceGetAttribute", which, 0)[0] for which in COMPUTE_CAPABILITY)
+        major, minor = (
+            self.call("cudaDeviceGetAttribute", self._member(which), 0)[0] for which in COMPUTE_CAPABILITY
+        )
         self.capability = f"sm{major}{minor}"
         name = self.call("cudaGetDeviceProperties", 0)[0].name
         self.name = name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
 
     def call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         """What the function returns after its error code. Raises PlanError for any error."""
-        error, *values = getattr(self._api, function)(*arguments)
+        try:
+            error, *values = getattr(self._api, function)(*arguments)
+        except RuntimeError as missing:  # cuda-python 12.8 where the driver's library is not installed
+            raise PlanError(f"[cuda] {function} failed: {missing}") from missing
         if int(error):
             raise PlanError(f"[cuda] {function} failed: {self._describe(error)}")
         return tuple(values)
@@ -103,7 +110,7 @@ class Runtime:
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Enqueues a copy between any two kinds of memory; host memory should be pinned."""
-        self.call("cudaMemcpyAsync", target, source, nbytes, COPY, stream.handle)
+        self.call("cudaMemcpyAsync", target, source, nbytes, self._copy, stream.handle)
 
     def copy_rows(
         self,
@@ -124,7 +131,7 @@ class Runtime:
             source_pitch,
             nbytes,
             rows,
-            COPY,
+            self._copy,
             stream.handle,
         )
 
@@ -134,6 +141,11 @@ class Runtime:
 
     def zero(self, target: int, nbytes: int, stream: Stream) -> None:
         self.call("cudaMemsetAsync", target, 0, nbytes, stream.handle)
+
+    def _member(self, member: tuple[str, int]) -> Any:
+        """A member of an enum, of cuda-python's type; libcudart takes numbers."""
+        enum, number = member
+        return getattr(self._api, enum, int)(number)
 
     def _describe(self, error: Any) -> str:
         try:
@@ -212,7 +224,7 @@ class Stream:
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
         """Records what `enqueue` puts on this stream, without running it."""
         with _CAPTURING, _no_garbage_collection():
-            self.cuda.call("cudaStreamBeginCapture", self.handle, THREAD_LOCAL)
+            self.cuda.call("cudaStreamBeginCapture", self.handle, self.cuda._thread_local)
             try:
                 enqueue()
             except BaseException:

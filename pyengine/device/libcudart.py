@@ -20,7 +20,7 @@ PROPERTIES_BYTES = 8192  # more than cudaDeviceProp has in any version; its firs
 _POINTERS = POINTER(c_void_p)
 
 # function -> (types of its results, which come first and by pointer; types of its arguments)
-_FUNCTIONS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+FUNCTIONS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "cudaGetDeviceCount": ((c_int,), ()),
     "cudaSetDevice": ((), (c_int,)),
     "cudaDeviceGetAttribute": ((c_int,), (c_int, c_int)),
@@ -73,8 +73,7 @@ def _candidates() -> Iterator[str | Path]:
 
 def _bound(library: ctypes.CDLL) -> SimpleNamespace:
     functions: dict[str, Any] = {
-        name: _function(library, name, results, arguments)
-        for name, (results, arguments) in _FUNCTIONS.items()
+        name: _function(library, name, results, arguments) for name, (results, arguments) in FUNCTIONS.items()
     }
     library.cudaGetErrorString.restype = c_char_p
     library.cudaStreamEndCapture.argtypes = (c_void_p, _POINTERS)

@@ -69,8 +69,10 @@ const DeviceInfo& device_info() {
   };
   info.block_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   info.processor_bytes = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+#ifdef PYENGINE_HAVE_SM90A
   info.warpgroups =
       attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+#endif
   info.processors = attribute(cudaDevAttrMultiProcessorCount);
   return info;
 }

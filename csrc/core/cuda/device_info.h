@@ -10,7 +10,7 @@ struct DeviceInfo {
   int processors;           // multiprocessors
   int64_t block_bytes;      // shared memory that one block may have
   int64_t processor_bytes;  // shared memory of a multiprocessor
-  bool warpgroups = false;  // it has those of compute capability 9.0
+  bool warpgroups = false;  // it has those of compute capability 9.0, and this build code for them (sm_90a)
 };
 
 int device_count();   // 0 without a driver

@@ -31,7 +31,7 @@ DenoiseStepParams params(const DenoiseStep& op) {
           branches,
           streams,
           frames,
-          streams * frames ? sample.size() / (streams * frames) : 0};
+          streams && frames ? sample.size() / (streams * frames) : 0};
 }
 
 }  // namespace
