@@ -28,6 +28,9 @@ __all__ = ["Driver", "StreamState", "sized"]
 RENOISED = 1 << 40  # noise of re-noised rows is drawn under numbers from here on, never those of a sampler
 
 
+KNOWN_CALLS = 32  # that a stream remembers: those to its next clip are looked at before they are made
+
+
 @dataclass(eq=False)
 class StreamState:
     """All that one stream is, beside what callers see: its schedule, its latents, rings and decoder, and where it stands."""
@@ -47,7 +50,7 @@ class StreamState:
     prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
     clips: deque[Clip] = field(default_factory=deque)
     scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
-    _calls: dict[int, Call] = field(default_factory=dict)  # looked up before they are made
+    _calls: dict[int, Call] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -58,7 +61,8 @@ class StreamState:
     def call_at(self, number: int) -> Call:
         """What the schedule says, asked once."""
         if number not in self._calls:
-            self._calls = {known: call for known, call in self._calls.items() if known >= self.call}
+            if len(self._calls) >= KNOWN_CALLS:
+                self._calls.clear()
             self._calls[number] = self.schedule.call(number)
         return self._calls[number]
 
@@ -73,7 +77,7 @@ class StreamState:
     def made_by_last(self, calls: int) -> int:
         """How many chunks the last so many calls finished."""
         first = max(self.schedule.first_call, self.call - calls)
-        return sum(len(self.schedule.call(number).emit) for number in range(first, self.call))
+        return sum(len(self.call_at(number).emit) for number in range(first, self.call))
 
 
 def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
