@@ -25,15 +25,12 @@ from pyengine.export.families.shapes.modules import load_modules
 
 FRAMES, RING = 5, 4
 ROWS = "branches*streams"
+EXPORTED = ("opensora", "opensora-ring", "lvdm-prediction", "lvdm-interpolation", "lvdm-text")
 CASES = (
     "toy",
     "shapes",
-    "opensora",
-    "opensora-ring",
     "shapes-lvdm",
-    "lvdm-prediction",
-    "lvdm-interpolation",
-    "lvdm-text",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED),
 )
 
 
@@ -158,7 +155,7 @@ def test_every_denoiser_has_the_axes_of_the_contract(name: str) -> None:
             assert spec.shape[0] == ROWS, known
 
 
-@pytest.mark.parametrize("name", ["shapes", "opensora"])
+@pytest.mark.parametrize("name", ["shapes", pytest.param("opensora", marks=pytest.mark.slow)])
 def test_features_of_a_prompt_are_one_slice_of_the_denoisers_inputs(name: str) -> None:
     bundle = case(name).bundle
     features, inputs = bundle.component("text_encoder").outputs, bundle.component("denoiser").inputs
