@@ -166,7 +166,7 @@ class Engine:
         guidance  of classifier-free guidance; 1 = none, default the bundle's
         method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first.
                   {"preset": "rflow"} takes one of the bundle's presets, and changes that
-        device_frames  frames stay on the card, as DeviceArrays for DLPack and `__cuda_array_interface__`; device cuda only
+        device_frames  frames stay on the GPU, as DeviceArrays for DLPack and `__cuda_array_interface__`; device cuda only
 
         Raises PromptError, ConfigError, ShapeError.
         """

@@ -213,7 +213,7 @@ def test_torch_portable_and_plans_agree(backend: str, plan_cache: Path) -> None:
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt_rtx is not installed: pip install 'pyengine-video[tensorrt]'",
 )
-def test_frames_can_be_decoded_on_a_card_that_is_not_here(plan_cache: Path) -> None:
+def test_frames_can_be_decoded_on_a_gpu_that_is_not_here(plan_cache: Path) -> None:
     """Nearest-neighbour Resize wants float32 factors in a bf16 graph."""
     variant = Variant.of("frame_decoder")
     options = {"backend": "tensorrt", "target": "sm89", "precision": "bf16", "cache_dir": plan_cache}

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU: every op case against float64, then timings beside what the card can do at most.
+"""The CUDA kernels on a GPU: every op case against float64, then timings beside what the GPU can do at most.
 
     python benchmarks/gpu/ops.py [--json FILE] [--check-only] [--small] [--seconds S]
 
@@ -333,7 +333,7 @@ def main() -> int:
         )
     if not options.check_only:
         roof = measure()
-        print(f"{roof.card}, driver {roof.driver}: copy {roof.copy_bytes_per_second / 1e9:.0f} GB/s, "
+        print(f"{roof.gpu}, driver {roof.driver}: copy {roof.copy_bytes_per_second / 1e9:.0f} GB/s, "
               f"bf16 {roof.matrix_bf16_per_second / 1e12:.0f} TFLOP/s")  # fmt: skip
         timings: list[dict[str, Any]] = []
         result |= {"roofline": asdict(roof), "torch": torch.__version__, "timings": timings}

@@ -6,7 +6,7 @@ Which it is, how many frames a run takes, and whether it takes them in tiles, th
                                             or planes [frames, c, h, w], with
     frame_decoder  planes [batch, c, h', w'] -> frames [batch, 8 h', 8 w', 3] uint8; h' < h or w' < w: in tiles, blended where they overlap
 
-`encoder` and `frame_encoder` (never tiled) are the reverse. This is the host's way; on a card `pyengine.runtime.cuda.decoder` does the
+`encoder` and `frame_encoder` (never tiled) are the reverse. This is the host's way; on a GPU `pyengine.runtime.cuda.decoder` does the
 same without leaving it, but for tiles and for encoding, which come here: planes are a twelfth of the pixels' bytes.
 """
 

@@ -7,7 +7,7 @@ is a loop over calls.
     executor.run(variant)
     executor.output(variant, "prediction")
 
-Nothing is copied between steps, and a run allocates nothing. A plan for a card gets the executor of
+Nothing is copied between steps, and a run allocates nothing. A plan for a GPU gets the executor of
 `pyengine.runtime.cuda`, which walks the same steps there.
 """
 
