@@ -301,9 +301,8 @@ def _run_plan(program: Program, variant: Variant, component: Component, arrays: 
         elif source in component.state:
             outputs[name] = decode(state[f"{component.name}/{source}"])
         elif slots:
-            kept = np.stack(
-                [decode(ring[source])[:, :slots] for ring in rings], 1
-            )  # [branches, streams, ...]
+            # [branches, streams, ...]
+            kept = np.stack([decode(ring[source])[:, :slots] for ring in rings], 1)
             outputs[name] = kept.reshape(-1, *kept.shape[2:])
     executor.close()
     return outputs

@@ -157,27 +157,6 @@ class FakeCuda:
             queue.add(lambda: ctypes.memmove(target, data, nbytes))
         return (OK,)
 
-    def cudaMemcpy2DAsync(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        width: int,
-        height: int,
-        kind: int,
-        stream: int,
-    ) -> tuple[int]:
-        if width > min(target_pitch, source_pitch):
-            return (INVALID,)
-        for row in range(height):
-            (error,) = self.cudaMemcpyAsync(
-                target + row * target_pitch, source + row * source_pitch, width, kind, stream
-            )
-            if error:
-                return (error,)
-        return (OK,)
-
     def cudaMemsetAsync(self, target: int, value: int, nbytes: int, stream: int) -> tuple[int]:
         self.streams[stream].add(lambda: ctypes.memset(target, value, nbytes))
         return (OK,)

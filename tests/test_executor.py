@@ -166,12 +166,6 @@ def test_a_state_that_does_not_fit_changes_nothing(executor: Executor) -> None:
     assert all(np.array_equal(array, state[name]) for name, array in executor.state().items())
 
 
-def test_reset_is_a_new_stream(executor: Executor) -> None:
-    first = stream(executor, 3, seed=2)
-    executor.reset()
-    assert np.array_equal(first, stream(executor, 3, seed=2))
-
-
 def test_two_threads_give_what_they_give_alone(program: Program) -> None:
     alone = [stream(Executor(program), 12, seed) for seed in (1, 2)]
     executors = [Executor(program), Executor(program)]

@@ -104,9 +104,8 @@ def _run(
 ) -> list[dict[str, np.ndarray]]:
     """One run: for every stream its part of the outputs, and its rings afterwards."""
     component = executor.program.bundle.component(variant.component)
-    is_alone = (
-        executor.program.plan.part(variant).choice == "inline"
-    )  # which runs on the executor's own rings
+    # An inlined plan runs on the executor's own rings.
+    is_alone = executor.program.plan.part(variant).choice == "inline"
     for name, array in inputs.items():
         executor.inputs(variant)[name][...] = array
     places = [executor.rings if is_alone else executor.new_rings() for _ in rings]

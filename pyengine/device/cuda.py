@@ -105,29 +105,6 @@ class Runtime:
         """Enqueues a copy between any two kinds of memory; host memory should be pinned."""
         self.call("cudaMemcpyAsync", target, source, nbytes, COPY, stream.handle)
 
-    def copy_rows(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        nbytes: int,
-        rows: int,
-        stream: Stream,
-    ) -> None:
-        """Enqueues a copy of rows of `nbytes`, each a pitch of bytes behind the one before."""
-        self.call(
-            "cudaMemcpy2DAsync",
-            target,
-            target_pitch,
-            source,
-            source_pitch,
-            nbytes,
-            rows,
-            COPY,
-            stream.handle,
-        )
-
     def wait(self, stream: int, event: Event) -> None:
         """Makes a stream of another library wait for our event."""
         self.call("cudaStreamWaitEvent", stream, event.handle, 0)

@@ -19,7 +19,6 @@ __all__ = [
     "SETTINGS",
     "Hierarchical",
     "HierarchicalSettings",
-    "Method",
     "MethodSettings",
     "Progressive",
     "ProgressiveSettings",

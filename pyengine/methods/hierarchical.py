@@ -260,9 +260,8 @@ class Hierarchical:
             return (Emit(tuple(range(config.clip_frames))),), None
         if step.network == "prediction":
             return (), None
-        oldest = (
-            step.intervals.stop - config.known + 1
-        ) * stride  # of the keys that the next prediction reads
+        # Of the keys that the next prediction reads.
+        oldest = (step.intervals.stop - config.known + 1) * stride
         frames = range(wanted.start * stride, wanted.stop * stride + 1)
         if config.decode == "streamed":
             chunks = (frames[at : at + stride] for at in range(0, len(frames) - 1, stride))

@@ -153,9 +153,8 @@ class PlanCache:
                 scratch.rename(part.folder)
             except OSError as error:
                 try:
-                    return read(
-                        self._bundle, part.variant, part.folder
-                    )  # of another process, which was first
+                    # That of another process, which was first.
+                    return read(self._bundle, part.variant, part.folder)
                 except PlanError:
                     raise error from None
             return replace(part, engines=files)

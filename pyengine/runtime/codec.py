@@ -30,7 +30,6 @@ __all__ = [
     "decoder_variants",
     "encode_chunk",
     "encoder_variants",
-    "tile_starts",
 ]
 
 FRAME_DECODER, FRAME_ENCODER = Variant.of("frame_decoder"), Variant.of("frame_encoder")

@@ -155,12 +155,6 @@ class Executor:
         for key, (_, array) in own.items():
             array[...] = state[key]
 
-    def reset(self) -> None:
-        """Zeroes rings and states, as for a new stream."""
-        for memory in self._memory.values():
-            for array in (*memory.rings.values(), *memory.state().values()):
-                array[...] = 0
-
     @property
     def seconds(self) -> dict[str, float]:
         """Time spent so far in `segments` (the backend), in `ops` (our kernels), and in `runs` as a whole."""

@@ -130,9 +130,6 @@ class CudaClip:
     def __init__(self, frames: np.ndarray | DeviceArray, pointer: int, arrived: Event) -> None:
         self._frames, self.pointer, self.arrived, self._out = frames, pointer, arrived, False
 
-    def done(self) -> bool:
-        return self._out or self.arrived.done()
-
     def result(self) -> np.ndarray | DeviceArray:
         """numpy of the caller's own, or at once a DeviceArray, for whose `ready` a reader on the GPU waits."""
         if isinstance(self._frames, np.ndarray) and not self._out:

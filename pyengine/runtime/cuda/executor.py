@@ -172,10 +172,6 @@ class CudaExecutor(Executor):
         for name in self._memory:
             self.stream(name).synchronize()
 
-    def reset(self) -> None:
-        super().reset()
-        self.synchronize()
-
     def close(self) -> None:
         if self._memory:
             self.synchronize()

@@ -20,8 +20,6 @@ __all__ = ["Clip", "Decoder", "HostDecoder", "Ready"]
 class Clip(Protocol):
     """Frames on their way."""
 
-    def done(self) -> bool: ...
-
     def result(self) -> Any:
         """uint8 [frames, height, width, 3]; waits for it."""
         ...
@@ -32,9 +30,6 @@ class Ready:
 
     def __init__(self, frames: Any) -> None:
         self._frames = frames
-
-    def done(self) -> bool:
-        return True
 
     def result(self) -> Any:
         return self._frames
