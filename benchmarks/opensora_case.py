@@ -26,8 +26,8 @@ from pyengine.export.families.opensora.checkpoint import empty
 from pyengine.export.families.opensora.export import Options, components
 from pyengine.export.families.opensora.streaming import StreamingSTDiT3, TextProjector
 from pyengine.export.graph import export_component
-from pyengine.export.parity import decode, encode
 from pyengine.export.peers.stream import COMPILERS
+from pyengine.export.runs import decode, encode
 from pyengine.export.weights import WeightStore
 from pyengine.runtime.open import load_program
 from pyengine.schedule.progressive import noise_levels

@@ -19,9 +19,9 @@ from pyengine.bundle.variant import Variant
 from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
-from pyengine.export.parity import decode, encode
 from pyengine.export.peers.ring_denoiser import MASKED, RingDenoiser, angles, visible
 from pyengine.export.peers.stream import COMPILERS
+from pyengine.export.runs import decode, encode
 from pyengine.export.weights import WeightStore
 from pyengine.runtime.open import load_program
 

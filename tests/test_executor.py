@@ -15,7 +15,7 @@ import toy_family as toy
 from pyengine.build.builder import build
 from pyengine.bundle.variant import Variant
 from pyengine.errors import PlanError, ShapeError
-from pyengine.export.parity import decode, encode
+from pyengine.export.runs import decode, encode
 from pyengine.runtime.executor import APPEND_SLOT, Executor
 from pyengine.runtime.program import Program
 
