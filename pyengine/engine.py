@@ -212,7 +212,7 @@ class Engine:
         method: Mapping[str, Any] | None,
         device_frames: bool,
     ) -> tuple[dict[str, Any], np.ndarray | None]:
-        """What a stream keeps of the arguments of `stream`, and the latents of its start. Raises what `stream` raises."""
+        """Checks the arguments of `stream`, and returns the settings that a stream keeps and the latents of its start. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
@@ -288,7 +288,7 @@ class Engine:
         return self._library.batch_program(variants, choice="cut" if ringed else None)
 
     def codec_program(self, schedule: Schedule) -> Program:
-        """The decoder of one stream of a batch."""
+        """The decoder's networks, of which each stream of a batch gets an executor."""
         return self._program(codec_variants(self.bundle, schedule))
 
     @property

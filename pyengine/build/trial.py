@@ -1,4 +1,4 @@
-"""What is found out by running variants on this machine: which choice is faster, and whether streams of one run are independent."""
+"""Runs variants on this machine to find out which choice is faster, and whether streams of one run are independent."""
 
 from __future__ import annotations
 

@@ -76,14 +76,14 @@ class Runtime:
         self.name = name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
 
     def call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
-        """What the function returns after its error code. Raises PlanError for any error."""
+        """Calls a function and returns what follows its error code. Raises PlanError for any error."""
         error, *values = getattr(self._api, function)(*arguments)
         if int(error):
             raise PlanError(f"[cuda] {function} failed: {self._describe(error)}")
         return tuple(values)
 
     def versions(self) -> tuple[int, int]:
-        """Of the driver and of the runtime, as 13000 for 13.0."""
+        """The versions of driver and runtime, as 13000 for 13.0."""
         return int(self.call("cudaDriverGetVersion")[0]), int(self.call("cudaRuntimeGetVersion")[0])
 
     def memory(self) -> tuple[int, int]:
@@ -180,7 +180,7 @@ class Stream:
         weakref.finalize(self, _quietly, cuda, "cudaStreamDestroy", self.handle)
 
     def wait_for(self, event: Event) -> None:
-        """What is enqueued from here on starts after the event."""
+        """Lets what is enqueued from here on start after the event."""
         self.cuda.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def synchronize(self) -> None:

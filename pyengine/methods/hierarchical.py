@@ -25,7 +25,7 @@ Beta = Annotated[float, Range(0, 0.999, above=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalSettings:
-    """What a manifest or a caller says of the method. Lengths in latent frames.
+    """The settings of the method, from a manifest or a caller. Lengths in latent frames.
 
     steps            of DDIM; as many as `timesteps` are ancestral sampling
     timesteps        T of the training

@@ -1,4 +1,4 @@
-"""From a chunk of clean latents to frames, and back: by one network, or by one over time and one per frame, a few frames at a time.
+"""Decodes a chunk of clean latents to frames, and encodes frames: by one network, or by one over time and one per frame, a few frames at a time.
 
 Which it is, how many frames a run takes, and whether it takes them in tiles, the bundle's components say:
 
@@ -37,12 +37,12 @@ OVERLAP = 0.25  # least share of a tile that the next one repeats
 
 
 def decoder_variants(bundle: Bundle, chunk_frames: int) -> tuple[Variant, ...]:
-    """What decodes a chunk of so many latent frames."""
+    """The variants that decode a chunk of so many latent frames."""
     return (Variant.of("decoder", chunk=chunk_frames), *_with(bundle, FRAME_DECODER))
 
 
 def encoder_variants(bundle: Bundle, chunk_frames: int) -> tuple[Variant, ...]:
-    """What encodes a chunk of so many latent frames."""
+    """The variants that encode a chunk of so many latent frames."""
     return (Variant.of("encoder", chunk=chunk_frames), *_with(bundle, FRAME_ENCODER))
 
 

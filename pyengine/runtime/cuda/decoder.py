@@ -131,7 +131,7 @@ class CudaClip:
         self._frames, self.pointer, self.arrived, self._out = frames, pointer, arrived, False
 
     def result(self) -> np.ndarray | DeviceArray:
-        """numpy of the caller's own, or at once a DeviceArray, for whose `ready` a reader on the GPU waits."""
+        """Returns the frames: a numpy copy once they have arrived, or at once a DeviceArray whose `ready` a reader on the GPU waits for."""
         if isinstance(self._frames, np.ndarray) and not self._out:
             self.arrived.wait()
             self._frames = self._frames.copy()

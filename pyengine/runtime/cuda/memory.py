@@ -63,7 +63,7 @@ class Large:
 
 
 class CudaMemory(Memory):
-    """As on the host, with arrays on the GPU. Its stream orders all that touches them."""
+    """The memory of a component, with arrays on the GPU. Its stream orders all that touches them."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
