@@ -80,7 +80,7 @@ class Backend(Protocol):
     remote: bool  # whether it compiles for a GPU that is not here, so that nothing can be timed
 
     def prepare(self, cache: Path, report: Callable[[str], object]) -> None:
-        """Called before compilations: `folder` may keep what speeds up later ones, `say` hears of their progress."""
+        """Called before compilations: `cache` may keep what speeds up later ones, `report` hears of their progress."""
         ...
 
     def facts(self) -> Mapping[str, Any]:

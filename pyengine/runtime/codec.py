@@ -1,4 +1,5 @@
-"""Decodes a chunk of clean latents to frames, and encodes frames: by one network, or by one over time and one per frame, a few frames at a time.
+"""Decodes a chunk of clean latents to frames, and encodes frames: by one network, or by one over time and one per frame, a few at
+a time.
 
 Which it is, how many frames a run takes, and whether it takes them in tiles, the bundle's components say:
 
