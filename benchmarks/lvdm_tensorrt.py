@@ -1,8 +1,8 @@
-"""TensorRT for RTX engines of a released UNet at full size, built without its card: `python benchmarks/lvdm_tensorrt.py BUNDLE...`
+"""TensorRT for RTX engines of a released UNet at full size, built without its GPU: `python benchmarks/lvdm_tensorrt.py BUNDLE...`
 
 BUNDLE is a folder that `python -m pyengine.export.families.lvdm.full_size --keep` made. Every segment of the UNet
 between our ops is compiled for the target in bf16; seconds, peak memory and size of the engines go to
-results/lvdm_tensorrt.json. Nothing runs: that takes the card.
+results/lvdm_tensorrt.json. Nothing runs: that takes the GPU.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """STDiT3 at its real widths with random weights, as pyengine and PyTorch run it: what `benchmarks/opensora.py` measures on a
-processor and `benchmarks/gpu/opensora.py` on a card. Needs torch and onnx, and no backend.
+processor and `benchmarks/gpu/opensora.py` on a GPU. Needs torch and onnx, and no backend.
 
 One call is a full window of PA-VDM: 35 latent frames (5 clean, 30 at six rising levels), prompt and null text.
 """
@@ -26,8 +26,8 @@ from pyengine.export.families.opensora.checkpoint import empty
 from pyengine.export.families.opensora.export import Options, components
 from pyengine.export.families.opensora.streaming import StreamingSTDiT3, TextProjector
 from pyengine.export.graph import export_component
-from pyengine.export.parity import decode, encode
 from pyengine.export.peers.stream import COMPILERS
+from pyengine.export.runs import decode, encode
 from pyengine.export.weights import WeightStore
 from pyengine.runtime.open import load_program
 from pyengine.schedule.progressive import noise_levels
@@ -195,7 +195,7 @@ class PlanRunner:
         self.velocity()
 
     def __call__(self) -> None:
-        """On a card it is only enqueued."""
+        """On a GPU it is only enqueued."""
         self.executor.run(self.variants[0])
 
     def velocity(self) -> np.ndarray:

@@ -1,5 +1,5 @@
 """The full-size export of Open-Sora v1.2 with random weights, and its memory: `python benchmarks/opensora_fullsize.py [--json FILE]`.
-With `--engines sm89` also the plan of TensorRT for RTX, built without a card.
+With `--engines sm89` also the plan of TensorRT for RTX, built without a GPU.
 
 Checkpoints with the released names, shapes and dtypes (4.84 GB and 1.57 GB of float32) are written to a scratch folder, then
 `pyengine export opensora` runs in a process of its own whose peak resident memory is measured. Needs about 13 GB of disk.
@@ -102,7 +102,7 @@ def export(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def engines(folder: Path, target: str) -> dict[str, Any]:
-    """Every part of the plan for a card that is not here, each in a process of its own."""
+    """Every part of the plan for a GPU that is not here, each in a process of its own."""
     bundle, cache = folder / "bundle", folder / "plans"
     parts = {}
     for index, variant in enumerate(all_variants(Bundle.load(bundle, verify=False))):
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--size", default="240x426")
     parser.add_argument("--weights", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument(
-        "--engines", metavar="SM", help="also build TensorRT for RTX engines for this card, such as sm89"
+        "--engines", metavar="SM", help="also build TensorRT for RTX engines for this GPU, such as sm89"
     )
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

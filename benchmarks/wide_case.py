@@ -1,4 +1,4 @@
-"""What benchmarks of the 1152-wide denoiser have in common, on a processor (wide.py) and on a card (gpu/wide.py): the network with
+"""What benchmarks of the 1152-wide denoiser have in common, on a processor (wide.py) and on a GPU (gpu/wide.py): the network with
 random weights, how it is called, its bundle, and the same calls in PyTorch. Needs torch and onnx, and no backend.
 """
 
@@ -19,9 +19,9 @@ from pyengine.bundle.variant import Variant
 from pyengine.export.families.shapes.denoiser import Denoiser, DenoiserConfig
 from pyengine.export.families.shapes.text_encoder import TextFeatures
 from pyengine.export.graph import export_component, round_weights
-from pyengine.export.parity import decode, encode
 from pyengine.export.peers.ring_denoiser import MASKED, RingDenoiser, angles, visible
 from pyengine.export.peers.stream import COMPILERS
+from pyengine.export.runs import decode, encode
 from pyengine.export.weights import WeightStore
 from pyengine.runtime.open import load_program
 
@@ -203,7 +203,7 @@ class PlanRunner:
             self()
 
     def __call__(self) -> None:
-        """On a card it is only enqueued."""
+        """On a GPU it is only enqueued."""
         self.executor.run(self.variant)
 
     def velocity(self) -> np.ndarray:

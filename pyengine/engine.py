@@ -167,7 +167,7 @@ class Engine:
         guidance  of classifier-free guidance; 1 = none, default the bundle's
         method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first.
                   {"preset": "rflow"} takes one of the bundle's presets, and changes that
-        device_frames  frames stay on the card, as DeviceArrays for DLPack and `__cuda_array_interface__`; device cuda only
+        device_frames  frames stay on the GPU, as DeviceArrays for DLPack and `__cuda_array_interface__`; device cuda only
 
         Raises PromptError, ConfigError, ShapeError.
         """
@@ -213,7 +213,7 @@ class Engine:
         method: Mapping[str, Any] | None,
         device_frames: bool,
     ) -> tuple[dict[str, Any], np.ndarray | None]:
-        """What a stream keeps of the arguments of `stream`, and the latents of its start. Raises what `stream` raises."""
+        """Checks the arguments of `stream`, and returns the settings that a stream keeps and the latents of its start. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
@@ -306,7 +306,7 @@ class Engine:
         return min(streams, self.cores)
 
     def codec_program(self, schedule: Schedule) -> Program:
-        """The decoder of one stream of a batch."""
+        """The decoder's networks, of which each stream of a batch gets an executor."""
         return self._program(codec_variants(self.bundle, schedule))
 
     @property

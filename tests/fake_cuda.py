@@ -1,4 +1,4 @@
-"""A card made of host memory, to run the CUDA executor where there is none.
+"""A simulated GPU in host memory, to run the CUDA executor where there is none.
 
     FakeCuda          the functions of the CUDA runtime that the engine calls. Streams are queues whose work runs as late
                       as the rules of CUDA allow: when something waits for it. What reads memory too early, or writes
@@ -6,7 +6,7 @@
     FakeKernels       `pyengine._cuda`: the CPU ops on the memory behind device pointers, enqueued
     FakeBackend       a backend whose engines are ONNX Runtime's CPU sessions on that memory, enqueued
 
-It does not tell how a real card orders what is unordered: two streams without an event between them run here in one
+It does not tell how a real GPU orders what is unordered: two streams without an event between them run here in one
 of the possible orders, the laziest.
 """
 
@@ -55,8 +55,8 @@ class _Event:
 
 
 class _Stream:
-    def __init__(self, card: FakeCuda) -> None:
-        self._card = card
+    def __init__(self, gpu: FakeCuda) -> None:
+        self._gpu = gpu
         self.queue: deque[Work] = deque()
         self.enqueued = self.done = 0
         self.recording: list[Work] | None = None
@@ -68,7 +68,7 @@ class _Stream:
             return
         self.queue.append(work)
         self.enqueued += 1
-        if self._card.eager:
+        if self._gpu.eager:
             self.run_to(self.enqueued)
 
     def run_to(self, position: int) -> None:
@@ -95,7 +95,7 @@ class FakeCuda:
         self._events: dict[int, _Event] = {}
         self._graphs: dict[int, list[Work]] = {}
         self.allocations = self.launches = self.graphs_made = 0
-        # Bytes that left the card, and that the host waited for on their way there.
+        # Bytes that left the GPU, and that the host waited for on their way there.
         self.to_host = self.from_pageable = 0
         self.capability = (9, 0)
 
@@ -121,7 +121,7 @@ class FakeCuda:
         return OK, self.capability[which.value - 75]
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[int, SimpleNamespace]:
-        return OK, SimpleNamespace(name=b"Fake card")
+        return OK, SimpleNamespace(name=b"Simulated GPU")
 
     def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
         return OK, f"fake error {error}".encode()
@@ -154,7 +154,7 @@ class FakeCuda:
             if stream.recording is not None:
                 stream.broken = True  # as the real one, which also refuses
                 return (CAPTURE_ERROR,)
-            stream.run_to(stream.enqueued)  # as the real one, it waits for the card
+            stream.run_to(stream.enqueued)  # as the real one, it waits for the GPU
         self._memory.pop(pointer)[:] = 0x5A
         self.pinned.pop(pointer, None)
         return (OK,)
@@ -177,27 +177,6 @@ class FakeCuda:
             self.from_pageable += nbytes
             data = ctypes.string_at(source, nbytes)
             queue.add(lambda: ctypes.memmove(target, data, nbytes))
-        return (OK,)
-
-    def cudaMemcpy2DAsync(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        width: int,
-        height: int,
-        kind: MemcpyKind,
-        stream: int,
-    ) -> tuple[int]:
-        if width > min(target_pitch, source_pitch):
-            return (INVALID,)
-        for row in range(height):
-            (error,) = self.cudaMemcpyAsync(
-                target + row * target_pitch, source + row * source_pitch, width, kind, stream
-            )
-            if error:
-                return (error,)
         return (OK,)
 
     def cudaMemsetAsync(self, target: int, value: int, nbytes: int, stream: int) -> tuple[int]:
@@ -373,7 +352,7 @@ class FakeEngine:
 
 
 class FakeBackend:
-    """Builds like ONNX Runtime on the CPU, in float32, for a card."""
+    """Builds like ONNX Runtime on the CPU, in float32, for a GPU."""
 
     name, version, kind = "tensorrt", "fake", "cuda"
     device = "sm90"
@@ -403,7 +382,7 @@ class FakeBackend:
 
 
 def install(monkeypatch: Any) -> FakeCuda:
-    """Makes this process believe in a card: runtime, kernels, and the backend `tensorrt`."""
+    """Makes this process believe in a GPU: runtime, kernels, and the backend `tensorrt`."""
     import sys
 
     import pyengine

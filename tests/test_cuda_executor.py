@@ -1,4 +1,4 @@
-"""The CUDA executor on a card made of host memory: its streams are those of the CPU plan, bit for bit.
+"""The CUDA executor on a simulated GPU in host memory: its streams are those of the CPU plan, bit for bit.
 
 See fake_cuda.py for what that can and cannot tell.
 """
@@ -82,7 +82,7 @@ def expected(cpu: pyengine.Engine) -> np.ndarray:
     return frames(cpu)
 
 
-def test_a_stream_on_the_card_is_the_stream_of_the_cpu(engine: pyengine.Engine, expected: np.ndarray) -> None:
+def test_a_stream_on_the_gpu_is_the_stream_of_the_cpu(engine: pyengine.Engine, expected: np.ndarray) -> None:
     assert np.array_equal(frames(engine), expected)
 
 
@@ -116,21 +116,21 @@ def test_engines_that_cannot_be_captured_run_one_by_one(
     assert cuda.launches == before  # the prompt was encoded earlier
 
 
-def test_frames_may_stay_on_the_card(engine: pyengine.Engine, expected: np.ndarray) -> None:
+def test_frames_may_stay_on_the_gpu(engine: pyengine.Engine, expected: np.ndarray) -> None:
     with engine.stream(PROMPT, seed=3, frames=FRAMES, device_frames=True) as stream:
         kept = list(stream)
     assert all(isinstance(frame, DeviceArray) and frame.shape == (64, 64, 3) for frame in kept)
     assert np.array_equal(np.stack([frame.numpy() for frame in kept]), expected)
 
 
-def test_clips_on_the_card_are_whole_arrays(engine: pyengine.Engine, expected: np.ndarray) -> None:
+def test_clips_on_the_gpu_are_whole_arrays(engine: pyengine.Engine, expected: np.ndarray) -> None:
     with engine.stream(PROMPT, seed=3, frames=20, device_frames=True) as stream:
         first = next(stream).numpy()
         clips = [clip.numpy() for clip in stream.clips()]
     assert np.array_equal(np.concatenate([first[None], *clips]), expected[:20])
 
 
-def test_frames_on_the_cpu_cannot_stay_on_a_card(cpu: pyengine.Engine) -> None:
+def test_frames_on_the_cpu_cannot_stay_on_a_gpu(cpu: pyengine.Engine) -> None:
     with pytest.raises(ConfigError, match="device_frames needs an engine on device cuda"):
         cpu.stream(PROMPT, device_frames=True)
 
@@ -148,7 +148,7 @@ def test_snapshots_continue_bit_identically(
     assert np.array_equal(np.stack([*head, *rest]), expected)
 
 
-def test_a_cpu_snapshot_continues_on_the_card(
+def test_a_cpu_snapshot_continues_on_the_gpu(
     cpu: pyengine.Engine, engine: pyengine.Engine, expected: np.ndarray
 ) -> None:
     with cpu.stream(PROMPT, seed=3, frames=FRAMES) as stream:
@@ -195,7 +195,7 @@ def test_the_steady_state_allocates_nothing(engine: pyengine.Engine, cuda: fake_
         assert cuda.allocations == before
 
 
-def test_inline_plans_append_to_the_ring_on_the_card(
+def test_inline_plans_append_to_the_ring_on_the_gpu(
     cpu: pyengine.Engine, cuda: fake_cuda.FakeCuda, tmp_path: Path
 ) -> None:
     program = load_program(
@@ -225,7 +225,7 @@ def test_inline_plans_append_to_the_ring_on_the_card(
     assert all(np.array_equal(array, states[1][name]) for name, array in states[0].items())
 
 
-def test_auto_times_both_choices_on_the_card(cuda: fake_cuda.FakeCuda, tmp_path: Path) -> None:
+def test_auto_times_both_choices_on_the_gpu(cuda: fake_cuda.FakeCuda, tmp_path: Path) -> None:
     plan = build(toy.bundle(), variants=[toy.DENOISER], backend="tensorrt", cache_dir=tmp_path)
     seconds = plan.part(toy.DENOISER).seconds
     assert set(seconds) == {"cut", "inline"}
@@ -235,7 +235,7 @@ def test_auto_times_both_choices_on_the_card(cuda: fake_cuda.FakeCuda, tmp_path:
 
 
 class HostMemoryArray(DeviceArray):
-    """The fake card's memory as what it is, so that a CPU library reads it."""
+    """The simulated GPU's memory as what it is, so that a CPU library reads it."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 1, 0
@@ -326,19 +326,19 @@ def test_device_arrays_refuse_what_does_not_fit(cuda: fake_cuda.FakeCuda) -> Non
 
 
 def test_out_of_memory_is_one_sentence(cuda: fake_cuda.FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = runtime.runtime()
+    gpu = runtime.runtime()
     monkeypatch.setattr(cuda, "cudaMalloc", lambda nbytes: (2, 0), raising=False)
     with pytest.raises(
-        PlanError, match=r"expected 5 MB more memory of Fake card but could not get it .*; close"
+        PlanError, match=r"expected 5 MB more memory of Simulated GPU but could not get it .*; close"
     ):
-        card.allocate(5_000_000)
+        gpu.allocate(5_000_000)
 
 
 def test_without_a_driver_there_is_one_clear_sentence() -> None:
-    """On a machine without a card; where there is one, nothing to see."""
+    """On a machine without a GPU; where there is one, nothing to see."""
     try:
         runtime.Runtime(REAL_API())
-        pytest.skip("this machine has a card")
+        pytest.skip("this machine has a GPU")
     except BackendUnavailable as error:
         message = str(error)
     assert re.fullmatch(r"device cuda needs (an NVIDIA GPU|the package cuda-python).*", message)

@@ -1,4 +1,4 @@
-"""The other families on a card made of host memory: decoding frame by frame, windows of several sizes, two-level generation."""
+"""The other families on a simulated GPU in host memory: decoding frame by frame, windows of several sizes, two-level generation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPT = "a red fox runs over snow"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def card() -> Iterator[fake_cuda.FakeCuda]:
+def gpu() -> Iterator[fake_cuda.FakeCuda]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         yield fake_cuda.install(monkeypatch)
         gc.collect()
@@ -47,8 +47,8 @@ def whole(engine: pyengine.Engine, frames: int, **options: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("device_frames", [False, True])
-def test_opensora_decodes_frame_by_frame_on_the_card(
-    opensora: pyengine.Engine, card: fake_cuda.FakeCuda, tmp_path: Path, device_frames: bool
+def test_opensora_decodes_frame_by_frame_on_the_gpu(
+    opensora: pyengine.Engine, gpu: fake_cuda.FakeCuda, tmp_path: Path, device_frames: bool
 ) -> None:
     cpu = pyengine.load(opensora.bundle.folder, backend="onnxruntime", choice="cut", cache_dir=tmp_path)
     expected = whole(cpu, 51)
@@ -57,11 +57,11 @@ def test_opensora_decodes_frame_by_frame_on_the_card(
     with opensora.stream(PROMPT, seed=5, frames=51, device_frames=device_frames) as stream:
         for _ in range(18):  # the window is warm, and the second chunk is out
             next(stream)
-        before = card.to_host
+        before = gpu.to_host
         for _ in range(33):
             next(stream)
         clips = 0 if device_frames else 1
-        assert card.to_host - before == clips * 17 * expected[0].nbytes  # finished frames, and nothing else
+        assert gpu.to_host - before == clips * 17 * expected[0].nbytes  # finished frames, and nothing else
         graphs = stream._open().graphs  # type: ignore[attr-defined]
     assert {graph.split(".")[0].split("/")[0] for graph in graphs} == {"denoiser", "decoder", "frame_decoder"}
 
@@ -78,13 +78,13 @@ def test_tiles_are_blended_on_the_host(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two_levels(tmp_path_factory: pytest.TempPathFactory) -> list[pyengine.Engine]:
-    """On the CPU and on the card."""
+    """On the CPU and on the GPU."""
     cache, folder = tmp_path_factory.mktemp("two_levels"), lvdm_family.bundle().folder
     options: Any = {"precision": "fp32", "choice": "cut", "cache_dir": cache}
     return [pyengine.load(folder, backend=backend, **options) for backend in ("onnxruntime", "tensorrt")]
 
 
-def test_two_levels_run_on_the_card(
+def test_two_levels_run_on_the_gpu(
     two_levels: list[pyengine.Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     videos, states, calls = [], [], []
@@ -135,25 +135,25 @@ def test_two_levels_resume_within_a_clip(two_levels: list[pyengine.Engine], call
     ids=str,
 )
 def test_two_levels_in_all_their_forms(two_levels: list[pyengine.Engine], options: dict[str, Any]) -> None:
-    cpu, card = two_levels
+    cpu, gpu = two_levels
     same = {name: value for name, value in options.items() if name != "device_frames"}
-    np.testing.assert_array_equal(whole(card, 100, **options), whole(cpu, 100, **same))
+    np.testing.assert_array_equal(whole(gpu, 100, **options), whole(cpu, 100, **same))
 
 
 def test_two_levels_cross_the_host_as_frames_only(
-    two_levels: list[pyengine.Engine], card: fake_cuda.FakeCuda
+    two_levels: list[pyengine.Engine], gpu: fake_cuda.FakeCuda
 ) -> None:
     with two_levels[1].stream(frames=200, seed=5) as stream:
         for _ in range(100):  # every network has run at every size
             next(stream)
         waiting = len(stream._rest) + sum(len(clip.result()) for clip in stream._state.clips)
-        frame, captured = stream._video.height * stream._video.width * 3, card.graphs_made
-        before, waited = card.to_host, card.from_pageable
+        frame, captured = stream._video.height * stream._video.width * 3, gpu.graphs_made
+        before, waited = gpu.to_host, gpu.from_pageable
         for _ in stream:
             pass
-        crossed = (card.to_host - before) / frame
-    assert card.from_pageable == waited
-    assert card.graphs_made == captured
+        crossed = (gpu.to_host - before) / frame
+    assert gpu.from_pageable == waited
+    assert gpu.graphs_made == captured
     assert crossed == int(crossed)
     # The last clip may be longer than what is left to show.
     assert 100 - waiting <= crossed < 100 - waiting + 24

@@ -32,8 +32,8 @@ SHAPES = Bundle.load("shapes")
 
 
 @pytest.fixture(scope="module")
-def on_card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyengine.Engine]:
-    """The bundled model on a card made of host memory."""
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyengine.Engine]:
+    """The bundled model on a simulated GPU in host memory."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake_cuda.install(monkeypatch)
         cache = tmp_path_factory.mktemp("plans")
@@ -44,23 +44,23 @@ def on_card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyengine.Engin
     runtime.runtime.cache_clear()
 
 
-def test_a_stream_is_judged_by_its_frames(on_card: pyengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_is_judged_by_its_frames(on_gpu: pyengine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "FRAMES", 8)
     exact = next(stream.torch_frames("fp32", device="cpu"))
-    found = stream.check_stream(on_card, exact, allowed=0.01)
+    found = stream.check_stream(on_gpu, exact, allowed=0.01)
     assert found["good"]
     assert found["resumes"]
     assert any(name.startswith("denoiser") for name in found["graphs"])
-    assert not stream.check_stream(on_card, 255 - exact, allowed=0.01)["good"]
+    assert not stream.check_stream(on_gpu, 255 - exact, allowed=0.01)["good"]
 
 
 def test_a_bench_says_what_a_call_costs_and_what_bounds_it(
-    on_card: pyengine.Engine, monkeypatch: pytest.MonkeyPatch
+    on_gpu: pyengine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WARM_CLIPS", "ROUNDS", "PROFILED_CLIPS", "REPLAYS"):
         monkeypatch.setattr(stream, name, 1)
     roof = {"matrix_bf16_per_second": 1e12, "copy_bytes_per_second": 1e11}
-    with on_card.stream(stream.PROMPT) as running:
+    with on_gpu.stream(stream.PROMPT) as running:
         found = stream.measure(running.clips(), 0.01) | stream.network(running, roof)
     # A clip of 8 frames leaves after every second call.
     assert found["call_ms"] == pytest.approx(1e3 * 8 / SHAPES.method["cadence"] / found["frames_per_second"])
@@ -74,7 +74,7 @@ def test_a_bench_says_what_a_call_costs_and_what_bounds_it(
 def test_streams_are_checked_one_by_one_and_each_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = np.zeros((8, 64, 64, 3), np.uint8)
     monkeypatch.setattr(stream, "PRECISIONS", {"tensorrt": ("bf16",)})
-    monkeypatch.setattr(stream, "frames_on_card", lambda engine, frames: True)
+    monkeypatch.setattr(stream, "frames_on_gpu", lambda engine, frames: True)
     monkeypatch.setattr(stream, "reference", lambda cache: (frames, "torch"))
     monkeypatch.setattr(stream, "torch_clips", lambda precision, device: frames)
     monkeypatch.setattr(stream, "made", lambda *_: frames)
@@ -149,18 +149,18 @@ def test_steps_fail_stop_and_are_skipped_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_the_one_command_says_so(tmp_path: Path) -> None:
-    if isinstance(run.card(), run.Card):
+    if isinstance(run.gpu(), run.Gpu):
         pytest.skip("this machine has a GPU")
     done = subprocess.run([GPU / "run.sh", "--output", tmp_path], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("run.sh: every step skipped: no NVIDIA driver")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_machine_with_a_card_and_nothing_else_gets_a_table(
+def test_a_machine_with_a_gpu_and_nothing_else_gets_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every step really runs, on this machine, and finds its part missing."""
-    monkeypatch.setattr(run, "card", lambda: run.Card("NVIDIA Example 9000", (9, 0), "13.0"))
+    monkeypatch.setattr(run, "gpu", lambda: run.Gpu("NVIDIA Example 9000", (9, 0), "13.0"))
     monkeypatch.setattr(run, "tool", lambda name: lambda: f"no {name} on PATH")
     monkeypatch.setattr(run, "has", lambda *names: lambda: f"no {names[0]}")
     monkeypatch.setattr(run, "BACKENDS", {"torch": lambda: "no torch"})

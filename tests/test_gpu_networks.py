@@ -76,7 +76,7 @@ def compare_segments(bundle: Bundle, variant: plan.Variant) -> None:
 
 
 @pytest.fixture(scope="module")
-def card() -> Iterator[None]:
+def gpu() -> Iterator[None]:
     """Made of host memory."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake_cuda.install(monkeypatch)
@@ -91,14 +91,14 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(network, name, 1)
 
 
-@pytest.mark.usefixtures("card", "once")
-def test_the_wide_model_on_a_card(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("gpu", "once")
+def test_the_wide_model_on_a_gpu(tmp_path: Path) -> None:
     case = wide_case.Case.random(dataclasses.replace(wide_case.WideConfig(), width=64, depth=1), 3)
     with torch.no_grad():
         found = network.bench("tensorrt", wide.Wide(case), tmp_path, str(tmp_path / "plans"), ROOF, "cpu")
         eager = network.bench("torch_eager", wide.Wide(case), tmp_path, None, None, "cpu")
     assert found["good"]
-    assert found["error"] < 1e-4  # the fake card computes in float32
+    assert found["error"] < 1e-4  # the simulated GPU computes in float32
     assert 1e-4 < eager["error"] <= eager["allowed"]
     assert any(name.startswith("denoiser.branches2.frames3.ring5.streams1") for name in found["graphs"])
     assert found["of_roof"] == pytest.approx(found["bound_ms"] / found["ms"])
@@ -120,8 +120,8 @@ def test_the_wide_model_on_a_card(tmp_path: Path) -> None:
     assert 1e-5 < wide_case.relative_error(half, exact) < 1e-2
 
 
-@pytest.mark.usefixtures("card", "once")
-def test_opensora_on_a_card(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("gpu", "once")
+def test_opensora_on_a_gpu(tmp_path: Path) -> None:
     model = opensora_case.random_model(1, hidden_size=64, num_heads=2)
     case = opensora_case.Case(model, (32, 48), words=5)
     with torch.no_grad():

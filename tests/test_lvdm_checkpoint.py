@@ -117,9 +117,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pyte
     for name in ("trap.ckpt", "plain.ckpt", "cut.ckpt", "words.ckpt", "missing.ckpt"):
         with pytest.raises(InputError, match=r"^\[checkpoint\] expected [^\n\x1b]+; download it again$"):
             load_checkpoint(Path(name))
-    with pytest.raises(
-        InputError, match="holds more than tensors, and none of that was run"
-    ):  # and no advice to
+    with pytest.raises(InputError, match="holds more than tensors, and none of that was run"):
         load_checkpoint(Path("trap.ckpt"))
     assert not Path("sprung").exists()
 

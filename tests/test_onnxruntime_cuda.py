@@ -1,4 +1,4 @@
-"""The CUDA provider's backend with the CPU provider in its place, on a card made of host memory that runs work at once."""
+"""The CUDA provider's backend with the CPU provider in its place, on a simulated GPU in host memory that runs work at once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pyengine.runtime.open import load_program
 
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_cuda.FakeCuda]:
-    card = fake_cuda.install(monkeypatch)
-    card.eager = True  # the CPU provider runs in its call, not in the order of a stream
+    gpu = fake_cuda.install(monkeypatch)
+    gpu.eager = True  # the CPU provider runs in its call, not in the order of a stream
     monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(onnxruntime_cuda, "DEVICE", "cpu")
     onnxruntime_cuda.backend.cache_clear()
-    yield card
+    yield gpu
     gc.collect()
     onnxruntime_cuda.backend.cache_clear()
     runtime.runtime.cache_clear()

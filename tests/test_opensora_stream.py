@@ -16,7 +16,7 @@ import pyengine
 from pyengine.build.builder import build
 from pyengine.bundle.variant import Variant
 from pyengine.errors import BundleError, ConfigError, PromptError
-from pyengine.export.families.opensora.export import components, modules_and_inputs
+from pyengine.export.families.opensora.export import components
 from pyengine.export.families.opensora.presets import CLEANING
 from pyengine.export.parity import parity
 from pyengine.runtime.codec import decode_chunk, decoder_variants
@@ -202,7 +202,8 @@ def test_snapshot_goes_on_bit_identically(opensora: pyengine.Engine) -> None:
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_torch_portable_and_plans_agree(backend: str, plan_cache: Path) -> None:
     """The denoiser in both forms and every other network, to twice torch's own error."""
-    modules = modules_and_inputs(components(family.denoiser(), family.autoencoder(), family.OPTIONS))
+    networks = components(family.denoiser(), family.autoencoder(), family.OPTIONS)
+    modules = {name: (network.module, network.inputs) for name, network in networks.items()}
     precisions = ["fp32", "bf16"] if backend == "openvino" else ["fp32"]
     report = parity(family.bundle(), modules, backend=backend, precisions=precisions, cache_dir=plan_cache)
     assert {row.component for row in report.rows} == set(family.bundle().components)
@@ -213,7 +214,7 @@ def test_torch_portable_and_plans_agree(backend: str, plan_cache: Path) -> None:
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt_rtx is not installed: pip install 'pyengine-video[tensorrt]'",
 )
-def test_frames_can_be_decoded_on_a_card_that_is_not_here(plan_cache: Path) -> None:
+def test_frames_can_be_decoded_on_a_gpu_that_is_not_here(plan_cache: Path) -> None:
     """Nearest-neighbour Resize wants float32 factors in a bf16 graph."""
     variant = Variant.of("frame_decoder")
     options = {"backend": "tensorrt", "target": "sm89", "precision": "bf16", "cache_dir": plan_cache}

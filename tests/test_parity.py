@@ -47,12 +47,12 @@ def test_shapes_is_compared_with_torch(plan_cache: Path) -> None:
 
 
 def test_a_plan_that_computes_something_else_fails(monkeypatch: pytest.MonkeyPatch, plan_cache: Path) -> None:
-    run = parity_module._run_plan
+    run = parity_module.run_plan
 
     def wrong(*arguments: object) -> dict[str, np.ndarray]:
         return {name: value + 0.01 * np.abs(value).max() for name, value in run(*arguments).items()}  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parity_module, "_run_plan", wrong)
+    monkeypatch.setattr(parity_module, "run_plan", wrong)
     report = bundle_parity(lvdm_family.bundle(), precisions=["fp32"], cache_dir=plan_cache)
     assert not any(row.passed for row in report.rows if row.output != "frames")
     with pytest.raises(ParityError, match="outputs are past tolerance"):

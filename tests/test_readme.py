@@ -1,4 +1,4 @@
-"""The example in the README runs as it stands."""
+"""The Python examples of the README and the quick start run as they stand."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.mark.slow
-def test_the_example_runs(plan_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md"])
+def test_the_examples_run(document: str, plan_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, with the names that earlier ones have made."""
     monkeypatch.setenv("PYENGINE_CACHE", str(plan_cache))
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    assert len(blocks) == 2
     names: dict[str, object] = {}
-    exec(found[1], names)
-    circle, star = names["circle"], names["star"]
-    assert isinstance(circle, list)
-    assert isinstance(star, list)
-    assert not np.array_equal(circle[-1], star[-1])
+    for block in blocks:
+        exec(block, names)
+    if document == "README.md":
+        circle, star = names["circle"], names["star"]
+        assert isinstance(circle, list)
+        assert isinstance(star, list)
+        assert not np.array_equal(circle[-1], star[-1])
+    else:
+        frame = names["frame"]
+        assert isinstance(frame, np.ndarray)
+        assert frame.shape == (64, 64, 3)

@@ -8,11 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
-from pyengine.schedule.replacement import ReplacementConfig, replacement_step_at, replacement_steps
+from pyengine.schedule.replacement import ReplacementConfig, replacement_step_at
 
 RN_O = ReplacementConfig(
     steps=30, chunk_frames=5, clip_frames=15, overlap_frames=5, renoised=False, chunks=84, given_chunks=1
 )
+
+
+def replacement_steps(config, start=0):
+    """Every call in order, from call `start`."""
+    call = start
+    while config.calls is None or call < config.calls:
+        yield replacement_step_at(config, call)
+        call += 1
 
 
 @st.composite

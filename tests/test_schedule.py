@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pyengine.errors import ConfigError
-from pyengine.schedule.progressive import ScheduleConfig, noise_levels, recache_steps, step_at, steps
+from pyengine.schedule.progressive import ScheduleConfig, noise_levels, recache_steps, step_at
 from pyengine.schedule.ring import EMPTY
 
 PA_O = ScheduleConfig(
@@ -24,6 +24,14 @@ PA_O = ScheduleConfig(
     given_chunks=1,
 )
 PROGRESSIVE = ScheduleConfig(steps=16, chunk_frames=2, cadence=4, chunks=9, sink_frames=2, recent_frames=6)
+
+
+def steps(config, start=None):
+    """Every call of a stream in order, from call `start` (default: the first)."""
+    call = config.first_call if start is None else start
+    while config.calls is None or call < config.calls:
+        yield step_at(config, call)
+        call += 1
 
 
 @st.composite
@@ -144,7 +152,7 @@ def test_every_present_row_comes_from_exactly_one_place(config):
 
 @given(configs(contexts=("ring", "none")))
 def test_frames_move_up_by_the_number_born_and_at_no_other_time(config):
-    """So a buffer of window_frames rows, of which a step uses the last, is moved at births alone."""
+    """So a buffer of the largest window's rows, of which a step uses the last, is moved at births alone."""
     before = None
     for step in steps(config):
         for row in present(step):
@@ -436,7 +444,6 @@ def test_diffusion_forcing_matrix():
 )
 def test_prepared_shapes(config, shapes):
     assert config.shapes == shapes
-    assert config.window_frames == shapes[-1]
     assert {step.frames for step in steps(config)} <= set(shapes)
 
 

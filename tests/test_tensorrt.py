@@ -1,4 +1,4 @@
-"""Building TensorRT plans without a card: complete, typed as asked, found again. Nothing here runs an engine."""
+"""Building TensorRT plans without a GPU: complete, typed as asked, found again. Nothing here runs an engine."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_factors_of_a_resize_stay_float32(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_complete_plan_of_shapes_without_a_card(
+def test_a_complete_plan_of_shapes_without_a_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`pyengine build shapes --backend tensorrt --target ...`: every part, and every engine typed as its ports."""
@@ -201,14 +201,14 @@ def test_a_complete_plan_of_shapes_without_a_card(
     assert not said
     folders = {entry["folder"] for entry in made["parts"]}
     assert {str(part.folder) for part in again.parts.values()} == folders
-    _loads_on_such_a_card(tmp_path, folders, monkeypatch)
+    _loads_on_such_a_gpu(tmp_path, folders, monkeypatch)
 
 
-def _loads_on_such_a_card(cache: Path, folders: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine beside a card of that kind asks for its networks stream by stream, and finds every part."""
-    card = fake_cuda.FakeCuda()
-    card.capability = (8, 9)
-    monkeypatch.setattr(runtime, "_api", lambda: card)
+def _loads_on_such_a_gpu(cache: Path, folders: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine beside a GPU of that kind asks for its networks stream by stream, and finds every part."""
+    gpu = fake_cuda.FakeCuda()
+    gpu.capability = (8, 9)
+    monkeypatch.setattr(runtime, "_api", lambda: gpu)
     # Without them a cut plan could not run.
     monkeypatch.setattr("pyengine.build.builder._has_kernels", lambda: True)
     runtime.runtime.cache_clear()
@@ -226,7 +226,7 @@ def _loads_on_such_a_card(cache: Path, folders: set[str], monkeypatch: pytest.Mo
 
 
 @needs_rtx
-def test_a_block_of_a_wide_model_for_two_cards(tmp_path: Path) -> None:
+def test_a_block_of_a_wide_model_for_two_gpus(tmp_path: Path) -> None:
     """One block, 1152 wide with 16 heads of 72, as large video models have."""
     config = DenoiserConfig(width=1152, depth=1, heads=16, mlp_ratio=4)
     torch.manual_seed(0)
@@ -320,7 +320,7 @@ def test_what_the_parser_sees_is_what_is_recorded(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_engines_of_another_version_or_card_are_refused(tmp_path: Path) -> None:
+def test_engines_of_another_version_or_gpu_are_refused(tmp_path: Path) -> None:
     made = build(
         toy.bundle(), variants=[toy.TEXT_ENCODER], backend="tensorrt", target="sm89", cache_dir=tmp_path
     )
@@ -388,10 +388,10 @@ def test_which_tensorrt_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_rtx
-def test_without_a_card_loading_says_so() -> None:
+def test_without_a_gpu_loading_says_so() -> None:
     try:
         backends.get("tensorrt")
-        pytest.skip("this machine has a card")
+        pytest.skip("this machine has a GPU")
     except BackendUnavailable as error:
         message = str(error)
     assert message.startswith("device cuda needs an NVIDIA GPU")

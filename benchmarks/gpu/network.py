@@ -2,7 +2,7 @@
 
 A time is of one call of the network again and again. `of_roof` is the share of the larger of two bounds: its products at the
 measured matrix rate, its weights and ring read once at the measured copy bandwidth; `of_matrix_rate` is the first alone. The error
-is against float32 in PyTorch on the same card; allowed is twice that of PyTorch eager in the same precision.
+is against float32 in PyTorch on the same GPU; allowed is twice that of PyTorch eager in the same precision.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def bundle_of(network: Network, work: Path) -> Bundle:
 
 
 def measure(run: Callable[[], object], wait: Callable[[], object]) -> dict[str, Any]:
-    """Of calls enqueued one behind the other, with the shares of them in which the card is idle."""
+    """Of calls enqueued one behind the other, with the shares of them in which the GPU is idle."""
 
     def replay() -> None:
         for _ in range(REPLAYS):
@@ -84,7 +84,7 @@ def measure(run: Callable[[], object], wait: Callable[[], object]) -> dict[str, 
         start = time.perf_counter()
         replay()
         rounds.append(1e3 * (time.perf_counter() - start) / REPLAYS)
-    return {"ms": median(rounds), "rounds": rounds, "on_card": stream.card_time(replay)}
+    return {"ms": median(rounds), "rounds": rounds, "on_gpu": stream.gpu_time(replay)}
 
 
 def bounds(work: dict[str, float], roof: dict[str, float], milliseconds: float) -> dict[str, float]:
@@ -97,7 +97,7 @@ def bounds(work: dict[str, float], roof: dict[str, float], milliseconds: float) 
     }
 
 
-def wait_for_card() -> None:
+def wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -118,7 +118,7 @@ def bench(
     eager = network.torch(None, device, stream.DTYPES[precision])
     torch_error = relative_error(eager.velocity(), exact)
     found: dict[str, Any] = {"contender": contender, "precision": precision, **network.facts()}
-    runner, wait = eager, wait_for_card
+    runner, wait = eager, wait_for_gpu
     if contender == "torch_compile":
         runner = network.torch(stream.PEERS[contender], device, torch.bfloat16)
     elif not peer:

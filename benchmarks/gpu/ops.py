@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU: every op case against float64, then timings beside what the card can do at most.
+"""The CUDA kernels on a GPU: every op case against float64, then timings beside what the GPU can do at most.
 
     python benchmarks/gpu/ops.py [--json FILE] [--check-only] [--small] [--seconds S]
 

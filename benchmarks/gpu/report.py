@@ -26,11 +26,11 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _head(record: dict[str, Any], results: dict[str, Any]) -> list[str]:
-    card, found = record["card"], results.get("roofline")
-    capability = ".".join(map(str, card["capability"]))
-    driver = f"driver {found['driver']}" if found else f"driver for CUDA {card['driver_cuda']}"
+    gpu, found = record["gpu"], results.get("roofline")
+    capability = ".".join(map(str, gpu["capability"]))
+    driver = f"driver {found['driver']}" if found else f"driver for CUDA {gpu['driver_cuda']}"
     lines = [
-        f"# {card['name']}",
+        f"# {gpu['name']}",
         "",
         f"Compute capability {capability}, {driver}. "
         + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -98,7 +98,7 @@ def _streams(results: dict[str, Any]) -> list[str]:
     if not benches:
         return []
     lines = [
-        "| `shapes` stream, batch 1 | frames/s | ms per call | card idle in a stream | network alone, ms | its bound, ms | "
+        "| `shapes` stream, batch 1 | frames/s | ms per call | GPU idle in a stream | network alone, ms | its bound, ms | "
         "gaps in it |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -107,10 +107,10 @@ def _streams(results: dict[str, Any]) -> list[str]:
         cells = [
             f"{result['frames_per_second']:.0f}",
             f"{result['call_ms']:.3f}",
-            _share(result.get("stream_on_card")),
+            _share(result.get("stream_on_gpu")),
             "" if alone is None else f"{alone:.3f}",
             "" if bound is None else f"{bound['ms']:.4f}",
-            _share(result.get("network_on_card")),
+            _share(result.get("network_on_gpu")),
         ]
         lines.append(f"| {name}, {result['precision']} | " + " | ".join(cells) + " |")
     rates = {name: result["frames_per_second"] for name, result in benches.items()}
@@ -146,7 +146,7 @@ def _networks(kind: str, title: str, results: dict[str, Any]) -> list[str]:
             f"{100 * result['of_matrix_rate']:.0f} %" if "of_matrix_rate" in result else "",
             f"{result['bound_ms']:.3f}" if "bound_ms" in result else "",
             f"{100 * result['of_roof']:.0f} %" if "of_roof" in result else "",
-            _share(result["on_card"]),
+            _share(result["on_gpu"]),
             f"{result['error']:.2g} ({result['allowed']:.2g}){'' if result['good'] else ' WRONG'}",
         ]
         lines.append(f"| {name}, {result['precision']} | " + " | ".join(cells) + " |")

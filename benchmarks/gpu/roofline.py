@@ -1,4 +1,4 @@
-"""What this card can do at most, measured: copy bandwidth and matrix rate. `python benchmarks/gpu/roofline.py [--json FILE]`.
+"""What this GPU can do at most, measured: copy bandwidth and matrix rate. `python benchmarks/gpu/roofline.py [--json FILE]`.
 
 Needs a PyTorch with CUDA. Every figure that a GPU benchmark reports stands beside these.
 """
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 FLUSH_BYTES = 256 << 20  # several times any L2 cache
-HOST_CYCLES = 1_000_000  # of the card, half a millisecond: the host launches anything in less
+HOST_CYCLES = 1_000_000  # of the GPU, half a millisecond: the host launches anything in less
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Bytes and operations per second, on the card named."""
+    """Bytes and operations per second, on the GPU named."""
 
-    card: str
+    gpu: str
     driver: str
     capability: str
     copy_bytes_per_second: float  # read plus written
@@ -32,7 +32,7 @@ class Roofline:
 
 
 def time_cold(run: Callable[[], object], rounds: int = 20, flush: torch.Tensor | None = None) -> list[float]:
-    """Milliseconds of single runs on the card, each after the L2 cache was overwritten. The card is kept waiting until the host has
+    """Milliseconds of single runs on the GPU, each after the L2 cache was overwritten. The GPU is kept waiting until the host has
     enqueued the run behind the first mark: else a short run would be as long as its launch from Python.
     """
     if flush is None:
@@ -53,7 +53,7 @@ def time_cold(run: Callable[[], object], rounds: int = 20, flush: torch.Tensor |
 
 
 def copy_bandwidth() -> float:
-    """Of copying 1 GiB to elsewhere in the card's memory: bytes read and written per second."""
+    """Of copying 1 GiB to elsewhere in the GPU's memory: bytes read and written per second."""
     size = min(1 << 30, torch.cuda.mem_get_info()[0] // 4)
     source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
@@ -73,7 +73,7 @@ def measure() -> Roofline:
     """Takes a few seconds."""
     properties = torch.cuda.get_device_properties(0)
     return Roofline(
-        card=properties.name,
+        gpu=properties.name,
         driver=_driver(),
         capability=f"{properties.major}.{properties.minor}",
         copy_bytes_per_second=copy_bandwidth(),
@@ -108,7 +108,7 @@ def main() -> None:
         return
     found = measure()
     write(options.json, asdict(found))
-    print(f"{found.card}, driver {found.driver}, compute capability {found.capability}")
+    print(f"{found.gpu}, driver {found.driver}, compute capability {found.capability}")
     print(f"copy      {found.copy_bytes_per_second / 1e9:8.0f} GB/s")
     print(f"bf16      {found.matrix_bf16_per_second / 1e12:8.1f} TFLOP/s")
     print(f"fp16      {found.matrix_fp16_per_second / 1e12:8.1f} TFLOP/s")

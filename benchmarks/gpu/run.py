@@ -46,7 +46,7 @@ import pyengine._cuda
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """The first GPU, as its driver describes it."""
 
     name: str
@@ -60,8 +60,8 @@ class Card:
         return f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}-real"
 
 
-def card() -> Card | str:
-    """The card, or why there is none."""
+def gpu() -> Gpu | str:
+    """The GPU, or why there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -76,7 +76,7 @@ def card() -> Card | str:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
         capability.append(value.value)
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return Card(name.value.decode(), (capability[0], capability[1]), cuda)
+    return Gpu(name.value.decode(), (capability[0], capability[1]), cuda)
 
 
 @dataclass
@@ -201,7 +201,7 @@ def both(needs: tuple[str, ...], backend: Callable[[], str | None]) -> Callable[
 BACKENDS = {"tensorrt": tensorrt, "onnxruntime": onnxruntime_cuda, "torch": has("torch", "onnx")}
 
 
-def steps(card: Card, work: Path, installed: bool) -> list[Step]:
+def steps(gpu: Gpu, work: Path, installed: bool) -> list[Step]:
     python, site = sys.executable, work / "site"
     environment = {
         "PYENGINE_CACHE": str(work / "plans"),
@@ -214,7 +214,7 @@ def steps(card: Card, work: Path, installed: bool) -> list[Step]:
     settings = {
         "build-dir": work / "build",
         "cmake.define.PYENGINE_CUDA": "on",
-        "cmake.define.PYENGINE_CUDA_ARCHITECTURES": card.architecture,
+        "cmake.define.PYENGINE_CUDA_ARCHITECTURES": gpu.architecture,
     }
     build = [python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-index", "--no-deps",
              "--upgrade", "--target", str(site),
@@ -289,20 +289,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def name_of(card: Card) -> str:
-    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
+def name_of(gpu: Gpu) -> str:
+    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
 
 
-def known(folder: Path, card: Card, found: dict[str, str]) -> dict[str, Any]:
-    """The steps of an earlier run on the same card with the same versions, which `--only` adds to."""
-    record = read(folder / f"{name_of(card)}.json") or {}
-    same = record.get("card") == json.loads(json.dumps(asdict(card))) and record.get("versions") == found
+def known(folder: Path, gpu: Gpu, found: dict[str, str]) -> dict[str, Any]:
+    """The steps of an earlier run on the same GPU with the same versions, which `--only` adds to."""
+    record = read(folder / f"{name_of(gpu)}.json") or {}
+    same = record.get("gpu") == json.loads(json.dumps(asdict(gpu))) and record.get("versions") == found
     return record["steps"] if same else {}
 
 
 def write(
     folder: Path,
-    card: Card,
+    gpu: Gpu,
     found: dict[str, str],
     seconds: float,
     done: dict[str, Outcome],
@@ -310,13 +310,13 @@ def write(
 ) -> str:
     """Writes JSON and table; returns the table."""
     record = {
-        "card": asdict(card),
+        "gpu": asdict(gpu),
         "versions": found,
         "seconds": round(seconds, 1),
         "steps": earlier | {name: asdict(outcome) for name, outcome in done.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    name = name_of(card)
+    name = name_of(gpu)
     text = table(record)
     for ending, content in ((".json", json.dumps(record, indent=1) + "\n"), (".md", text)):
         scratch = folder / f".{name}{ending}"
@@ -344,7 +344,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` holds for it
-    here = card()
+    here = gpu()
     if isinstance(here, str):
         print(f"run.sh: every step skipped: {here}. Nothing was written.")
         return 0

@@ -6,7 +6,7 @@
 
 `check` makes the same frames as a float32 plan of the CPU. Rounding changes frames, so the error allowed is twice that of
 PyTorch eager in the same precision, plus a tenth of a level. `bench` reports what a call costs, the shares of it in which the
-card is idle, and what bounds it.
+GPU is idle, and what bounds it.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def mean_error(frames: np.ndarray, exact: np.ndarray) -> float:
 
 
 def check_stream(engine: pyengine.Engine, exact: np.ndarray, allowed: float) -> dict[str, Any]:
-    """Frames against `exact`; then what must be the same to the bit: the stream resumed, and its frames on the card."""
+    """Frames against `exact`; then what must be the same to the bit: the stream resumed, and its frames on the GPU."""
     with engine.stream(PROMPT, seed=SEED) as stream:
         frames = made(stream)
         state = stream.snapshot()
@@ -120,8 +120,8 @@ def check_stream(engine: pyengine.Engine, exact: np.ndarray, allowed: float) -> 
     return found
 
 
-def frames_on_card(engine: pyengine.Engine, frames: np.ndarray) -> bool:
-    """Whether frames that stay on the card, read by PyTorch where they lie, are the frames delivered."""
+def frames_on_gpu(engine: pyengine.Engine, frames: np.ndarray) -> bool:
+    """Whether frames that stay on the GPU, read by PyTorch where they lie, are the frames delivered."""
     with engine.stream(PROMPT, seed=SEED, frames=len(frames), device_frames=True) as stream:
         seen = [torch.from_dlpack(frame).cpu().numpy() for frame in stream]
     return bool(np.array_equal(np.stack(seen), frames))
@@ -143,7 +143,7 @@ def check(
                 record |= check_stream(engine, exact, 2 * torch_error + FLOOR) | {"torch_error": torch_error}
                 if choice == "cut":
                     with engine.stream(PROMPT, seed=SEED, frames=24) as stream:
-                        record["device_frames"] = frames_on_card(engine, made(stream, 24))
+                        record["device_frames"] = frames_on_gpu(engine, made(stream, 24))
                     record["good"] &= record["device_frames"]
                 engine.close()
             except Exception as error:  # of a library, too: the other streams are still of interest
@@ -162,7 +162,7 @@ def fast(backend: str) -> str:
 
 
 def bench(contender: str, seconds: float, cache: str | None, roof: dict[str, float] | None) -> dict[str, Any]:
-    """Steady speed of one contender, and where the card's time goes."""
+    """Steady speed of one contender, and where the GPU's time goes."""
     if contender in PEERS:
         return {"contender": contender, "precision": "bf16"} | measure(
             torch_frames("bf16", PEERS[contender]), seconds
@@ -192,12 +192,12 @@ def measure(clips: Iterator[np.ndarray], seconds: float) -> dict[str, Any]:
         "rounds": rates,
         "warm_seconds": warm,
         "call_ms": 1e3 * per_clip / bundle.method["cadence"] / median(rates),
-        "stream_on_card": card_time(lambda: [next(clips) for _ in range(PROFILED_CLIPS)]),
+        "stream_on_gpu": gpu_time(lambda: [next(clips) for _ in range(PROFILED_CLIPS)]),
     }
 
 
 def network(stream: Stream, roof: dict[str, float] | None) -> dict[str, Any]:
-    """Of one run of the denoiser at its largest size, again and again: what a call costs the card at least. The stream is
+    """Of one run of the denoiser at its largest size, again and again: what a call costs the GPU at least. The stream is
     of no use afterwards.
     """
     executor = stream._open()
@@ -217,7 +217,7 @@ def network(stream: Stream, roof: dict[str, float] | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "network": str(variant),
         "network_ms": milliseconds,
-        "network_on_card": card_time(replay),
+        "network_on_gpu": gpu_time(replay),
     }
     if roof is not None:
         found["network_bound"] = bound(variant.symbols, roof)
@@ -225,8 +225,8 @@ def network(stream: Stream, roof: dict[str, float] | None) -> dict[str, Any]:
     return found | {"graphs": list(getattr(executor, "graphs", ()))}
 
 
-def card_time(work: Any) -> dict[str, float] | None:
-    """Milliseconds in which the card computes or copies while `work` runs, and the share of its span in which it does
+def gpu_time(work: Any) -> dict[str, float] | None:
+    """Milliseconds in which the GPU computes or copies while `work` runs, and the share of its span in which it does
     neither; by CUPTI through PyTorch's profiler. None where that sees nothing.
     """
     from torch.profiler import ProfilerActivity, profile

@@ -44,7 +44,7 @@ Op = Callable[[Sequence[Any], Attributes], Tensor]
 def _ints(tensor: Tensor) -> list[int]:
     """Sizes and axes. They are constants of the graph, kept on the host."""
     if tensor.is_cuda:
-        raise PlanError("[torch] expected sizes that are constants but got ones made on the card")
+        raise PlanError("[torch] expected sizes that are constants but got ones made on the GPU")
     return [int(value) for value in tensor.reshape(-1)]
 
 
@@ -304,8 +304,8 @@ class TorchBackend:
     def __init__(self) -> None:
         from pyengine.device.cuda import runtime
 
-        card = runtime()
-        self.device = f"{card.capability} {card.name}"
+        gpu = runtime()
+        self.device = f"{gpu.capability} {gpu.name}"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     def facts(self) -> dict[str, Any]:

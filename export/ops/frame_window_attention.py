@@ -65,9 +65,8 @@ def rotate(
         return x
     wide = accumulator(x.dtype)
     exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=x.device) / -rotary_dim
-    frequency = torch.pow(
-        torch.tensor(theta, dtype=torch.float64, device=x.device), exponent
-    )  # [rotary_dim / 2]
+    base = torch.tensor(theta, dtype=torch.float64, device=x.device)
+    frequency = torch.pow(base, exponent)  # [rotary_dim / 2]
     angle = (position.double()[..., None] * frequency)[:, :, None, None]  # [B, P, 1, 1, rotary_dim / 2]
     cosine, sine = angle.cos().to(wide), angle.sin().to(wide)
     head, tail = x[..., :rotary_dim].to(wide), x[..., rotary_dim:]
@@ -144,18 +143,16 @@ def reference(
     values = torch.cat((ring_value, value), 1)  # [B, R + F, N, H, D]
     query = rotate(query, position[:, ring:], theta, rotary_dim, bool(interleaved))
 
-    seen = visible(level, frame_index, ring_index, reach, mask).repeat(
-        batch // streams, 1, 1
-    )  # [B, F, R + F]
+    seen = visible(level, frame_index, ring_index, reach, mask)
+    seen = seen.repeat(batch // streams, 1, 1)  # [B, F, R + F]
     if scope == "temporal":
         to_rows, seen = (0, 2, 3, 1, 4), seen[:, None, None]  # rows [B, N, H, F, D]
         query, keys, values = (x.permute(to_rows) for x in (query, keys, values))
     else:
         seen = seen[:, None, :, None, :, None].expand(-1, 1, -1, tokens, -1, tokens)
         seen = seen.reshape(batch, 1, frames * tokens, -1)
-        query, keys, values = (
-            x.flatten(1, 2).transpose(1, 2) for x in (query, keys, values)
-        )  # [B, H, F * N, D]
+        # [B, H, F * N, D]
+        query, keys, values = (x.flatten(1, 2).transpose(1, 2) for x in (query, keys, values))
 
     scores = query @ keys.transpose(-1, -2) * (scale or head_dim**-0.5)
     wide = scores.to(accumulator(scores.dtype))

@@ -27,9 +27,8 @@ class RingDenoiser(nn.Module):
         super().__init__()
         config = denoiser.config
         self.denoiser, self.ring, self.fused = denoiser.to(dtype), ring, True
-        self._blocks = tuple(
-            cast(Block, block) for block in denoiser.blocks
-        )  # typed, and not registered twice
+        # Typed, and not registered twice.
+        self._blocks = tuple(cast(Block, block) for block in denoiser.blocks)
         shape = (branches * config.tokens_per_frame, config.heads, ring + rows, config.head_size)
         for index in range(config.depth):
             self.register_buffer(f"key{index}", torch.zeros(shape, dtype=dtype))

@@ -71,7 +71,7 @@ class CudaEngine(Protocol):
 
 
 class Backend(Protocol):
-    """What a graph compiler must do for us."""
+    """A graph compiler, as plans use it."""
 
     name: str
     version: str
@@ -80,15 +80,15 @@ class Backend(Protocol):
     remote: bool  # whether it compiles for a GPU that is not here, so that nothing can be timed
 
     def prepare(self, cache: Path, report: Callable[[str], object]) -> None:
-        """Before compilations: a folder for what speeds up later ones, and who hears of their progress."""
+        """Called before compilations: `cache` may keep what speeds up later ones, `report` hears of their progress."""
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What else a plan depends on."""
+        """Returns what else a plan depends on, for its key in the cache."""
         ...
 
     def precision(self, wanted: str) -> Precision:
-        """`auto` becomes the fast precision of this machine. Raises ConfigError for one it cannot run."""
+        """Resolves `auto` to the fast precision of this machine. Raises ConfigError for one it cannot run."""
         ...
 
     def compile(

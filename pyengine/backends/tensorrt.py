@@ -80,9 +80,9 @@ class TensorRT:
         else:
             from pyengine.device.cuda import runtime
 
-            card = runtime()
+            gpu = runtime()
             # Engines for RTX are finished on the GPU that runs them; others belong to the model they were timed on.
-            self.device = card.capability if self.for_rtx else f"{card.capability} {card.name}"
+            self.device = gpu.capability if self.for_rtx else f"{gpu.capability} {gpu.name}"
         self._log = _logger(trt)
         self._cache: EngineCache | None = None
         self._report: Callable[[str], object] = lambda what: None

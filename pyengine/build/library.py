@@ -1,4 +1,4 @@
-"""The loaded variants of one bundle, each in memory once, however many streams and threads want it."""
+"""Keeps the loaded variants of one bundle, each in memory once, however many streams and threads want it."""
 
 from __future__ import annotations
 

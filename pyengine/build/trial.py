@@ -1,4 +1,4 @@
-"""What is found out by running variants on this machine: which choice is faster, and whether streams of one run are independent."""
+"""Runs variants on this machine to find out which choice is faster, and whether streams of one run are independent."""
 
 from __future__ import annotations
 
@@ -101,9 +101,8 @@ def _run(
 ) -> list[dict[str, np.ndarray]]:
     """One run: for every stream its part of the outputs, and its rings afterwards."""
     component = executor.program.bundle.component(variant.component)
-    is_alone = (
-        executor.program.plan.part(variant).choice == "inline"
-    )  # which runs on the executor's own rings
+    # An inlined plan runs on the executor's own rings.
+    is_alone = executor.program.plan.part(variant).choice == "inline"
     for name, array in inputs.items():
         executor.inputs(variant)[name][...] = array
     places = [executor.rings if is_alone else executor.new_rings() for _ in rings]

@@ -29,7 +29,7 @@ def denoiser_variants(
 
 
 def codec_variants(bundle: Bundle, schedule: Schedule) -> tuple[Variant, ...]:
-    """What decodes the frames of a stream."""
+    """The variants that decode the frames of a stream."""
     sizes = schedule.decoder_sizes
     return tuple(dict.fromkeys([part for size in sizes for part in decoder_variants(bundle, size)]))
 
@@ -43,7 +43,7 @@ def stream_variants(
 
 
 def all_variants(bundle: Bundle) -> list[Variant]:
-    """What streams by the bundle's own method run: text encoder, denoiser, decoder, and encoder where there is one."""
+    """The variants that streams by the bundle's own method run: text encoder, denoiser, decoder, and encoder where there is one."""
     schedule = make_method(bundle.method, None, 0)
     wanted = [
         TEXT,

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             name: _version(name.replace("_", "-")) if find_spec(name) else None
             for name in ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
         },
-        "card": _card(),
+        "gpu": _gpu(),
         "cache": str(cache_folder(None)),
         "bundles": bundled_names(),
     }
@@ -49,18 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _card() -> str:
-    """The NVIDIA card that plans for device cuda run on, or what is missing."""
+def _gpu() -> str:
+    """The NVIDIA GPU that plans for device cuda run on, or what is missing."""
     try:
         from pyengine.device.cuda import runtime
         from pyengine.runtime.cuda.ops import kernels
 
-        card = runtime()
+        gpu = runtime()
         kernels()
     except BackendUnavailable as error:
         return str(error)
-    driver, library = (f"{version // 1000}.{version % 1000 // 10}" for version in card.versions())
-    return f"{card.name} ({card.capability}), driver for CUDA {driver}, runtime {library}"
+    driver, library = (f"{version // 1000}.{version % 1000 // 10}" for version in gpu.versions())
+    return f"{gpu.name} ({gpu.capability}), driver for CUDA {driver}, runtime {library}"
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:

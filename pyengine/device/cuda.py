@@ -80,7 +80,7 @@ class Runtime:
         self.name = name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)
 
     def call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
-        """What the function returns after its error code. Raises PlanError for any error."""
+        """Calls a function and returns what follows its error code. Raises PlanError for any error."""
         try:
             error, *values = getattr(self._api, function)(*arguments)
         except RuntimeError as missing:  # cuda-python 12.8 where the driver's library is not installed
@@ -90,7 +90,7 @@ class Runtime:
         return tuple(values)
 
     def versions(self) -> tuple[int, int]:
-        """Of the driver and of the runtime, as 13000 for 13.0."""
+        """The versions of driver and runtime, as 13000 for 13.0."""
         return int(self.call("cudaDriverGetVersion")[0]), int(self.call("cudaRuntimeGetVersion")[0])
 
     def memory(self) -> tuple[int, int]:
@@ -111,29 +111,6 @@ class Runtime:
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Enqueues a copy between any two kinds of memory; host memory should be pinned."""
         self.call("cudaMemcpyAsync", target, source, nbytes, self._copy, stream.handle)
-
-    def copy_rows(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        nbytes: int,
-        rows: int,
-        stream: Stream,
-    ) -> None:
-        """Enqueues a copy of rows of `nbytes`, each a pitch of bytes behind the one before."""
-        self.call(
-            "cudaMemcpy2DAsync",
-            target,
-            target_pitch,
-            source,
-            source_pitch,
-            nbytes,
-            rows,
-            self._copy,
-            stream.handle,
-        )
 
     def wait(self, stream: int, event: Event) -> None:
         """Makes a stream of another library wait for our event."""
@@ -215,7 +192,7 @@ class Stream:
         weakref.finalize(self, _quietly, cuda, "cudaStreamDestroy", self.handle)
 
     def wait_for(self, event: Event) -> None:
-        """What is enqueued from here on starts after the event."""
+        """Lets what is enqueued from here on start after the event."""
         self.cuda.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def synchronize(self) -> None:

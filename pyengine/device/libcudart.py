@@ -32,7 +32,6 @@ FUNCTIONS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "cudaFree": ((), (c_void_p,)),
     "cudaFreeHost": ((), (c_void_p,)),
     "cudaMemcpyAsync": ((), (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
-    "cudaMemcpy2DAsync": ((), (c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_int, c_void_p)),
     "cudaMemsetAsync": ((), (c_void_p, c_int, c_size_t, c_void_p)),
     "cudaStreamCreateWithFlags": ((c_void_p,), (c_uint,)),
     "cudaStreamDestroy": ((), (c_void_p,)),

@@ -95,7 +95,7 @@ class Probe:
 
     def overhead(self) -> dict[str, float]:
         """Percent of time outside segments and kernels: `executor` of plan runs, `call` of whole calls;
-        `stream`: of wall time, outside calls. Empty on a card, where the host only enqueues.
+        `stream`: of wall time, outside calls. Empty on a GPU, where the host only enqueues.
         """
         spent, calls = self._spent, sum(self.calls)
         if not spent["segments"]:

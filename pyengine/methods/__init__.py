@@ -1,4 +1,4 @@
-"""How each system uses the schedule. A method turns a bundle's settings into a schedule, whose calls the driver makes."""
+"""The methods by name, and their settings. A method turns a bundle's settings into a schedule, whose calls the driver makes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ __all__ = [
     "SETTINGS",
     "Hierarchical",
     "HierarchicalSettings",
-    "Method",
     "MethodSettings",
     "Progressive",
     "ProgressiveSettings",

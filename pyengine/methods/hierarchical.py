@@ -25,7 +25,7 @@ Beta = Annotated[float, Range(0, 0.999, above=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalSettings:
-    """What a manifest or a caller says of the method. Lengths in latent frames.
+    """The settings of the method, from a manifest or a caller. Lengths in latent frames.
 
     steps            of DDIM; as many as `timesteps` are ancestral sampling
     timesteps        T of the training
@@ -260,9 +260,8 @@ class Hierarchical:
             return (Emit(tuple(range(config.clip_frames))),), None
         if step.network == "prediction":
             return (), None
-        oldest = (
-            step.intervals.stop - config.known + 1
-        ) * stride  # of the keys that the next prediction reads
+        # Of the keys that the next prediction reads.
+        oldest = (step.intervals.stop - config.known + 1) * stride
         frames = range(wanted.start * stride, wanted.stop * stride + 1)
         if config.decode == "streamed":
             chunks = (frames[at : at + stride] for at in range(0, len(frames) - 1, stride))

@@ -22,7 +22,7 @@ __all__ = ["Progressive", "ProgressiveSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveSettings(WindowSettings):
-    """What a manifest or a caller says of the method.
+    """The settings of the method, from a manifest or a caller.
 
     cadence       m, calls from one chunk's birth to the next's
     opening       "rflow": the first chunk is made by the ordinary sampler when none is given; "warm": a stream that is given

@@ -16,7 +16,7 @@ __all__ = ["RflowSettings", "rflow"]
 
 @dataclass(frozen=True, kw_only=True)
 class RflowSettings(WindowSettings):
-    """What a manifest or a caller says of the method.
+    """The settings of the method, from a manifest or a caller.
 
     clip_frames        latent frames, given ones among them, of a stream without a length; None = it needs one
     frames_per_latent  frames of video per latent frame, from which a warp by rule is computed

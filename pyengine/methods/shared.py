@@ -35,7 +35,7 @@ class ContextSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSettings:
-    """What every method of one window of latent frames is told.
+    """Settings of every method of one window of latent frames.
 
     steps         S, updates that each chunk gets
     chunk_frames  C, latent frames that share a level and are decoded together

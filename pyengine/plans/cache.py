@@ -108,7 +108,7 @@ class PlanCache:
             return replace(part, folder=folder)
 
     def note(self, part: Part) -> None:
-        """Writes down what was found out about a part since it was kept. One that is kept nowhere stays as it is."""
+        """Writes `exact`, which is found out after a part was kept, into its plan.json. A part that is kept nowhere stays as it is."""
         path = part.folder / FILE
         scratch = path.with_name(f".{FILE}.{uuid.uuid4().hex[:8]}")
         try:
@@ -153,9 +153,8 @@ class PlanCache:
                 scratch.rename(part.folder)
             except OSError as error:
                 try:
-                    return read(
-                        self._bundle, part.variant, part.folder
-                    )  # of another process, which was first
+                    # That of another process, which was first.
+                    return read(self._bundle, part.variant, part.folder)
                 except PlanError:
                     raise error from None
             return replace(part, engines=files)

@@ -1,6 +1,6 @@
 """One variant bound to memory: the walk of a run, segment, op, segment, ... as flat lists of calls.
 
-The same walk runs on the host and on a card. What differs, where arrays live and how a step is called, comes
+The same walk runs on the host and on a GPU. What differs, where arrays live and how a step is called, comes
 from a Memory and an Ops.
 """
 

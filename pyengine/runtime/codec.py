@@ -1,4 +1,5 @@
-"""From a chunk of clean latents to frames, and back: by one network, or by one over time and one per frame, a few frames at a time.
+"""Decodes a chunk of clean latents to frames, and encodes frames: by one network, or by one over time and one per frame, a few at
+a time.
 
 Which it is, how many frames a run takes, and whether it takes them in tiles, the bundle's components say:
 
@@ -6,7 +7,7 @@ Which it is, how many frames a run takes, and whether it takes them in tiles, th
                                             or planes [frames, c, h, w], with
     frame_decoder  planes [batch, c, h', w'] -> frames [batch, 8 h', 8 w', 3] uint8; h' < h or w' < w: in tiles, blended where they overlap
 
-`encoder` and `frame_encoder` (never tiled) are the reverse. This is the host's way; on a card `pyengine.runtime.cuda.decoder` does the
+`encoder` and `frame_encoder` (never tiled) are the reverse. This is the host's way; on a GPU `pyengine.runtime.cuda.decoder` does the
 same without leaving it, but for tiles and for encoding, which come here: planes are a twelfth of the pixels' bytes.
 """
 
@@ -30,7 +31,6 @@ __all__ = [
     "decoder_variants",
     "encode_chunk",
     "encoder_variants",
-    "tile_starts",
 ]
 
 FRAME_DECODER, FRAME_ENCODER = Variant.of("frame_decoder"), Variant.of("frame_encoder")
@@ -38,12 +38,12 @@ OVERLAP = 0.25  # least share of a tile that the next one repeats
 
 
 def decoder_variants(bundle: Bundle, chunk_frames: int) -> tuple[Variant, ...]:
-    """What decodes a chunk of so many latent frames."""
+    """The variants that decode a chunk of so many latent frames."""
     return (Variant.of("decoder", chunk=chunk_frames), *_with(bundle, FRAME_DECODER))
 
 
 def encoder_variants(bundle: Bundle, chunk_frames: int) -> tuple[Variant, ...]:
-    """What encodes a chunk of so many latent frames."""
+    """The variants that encode a chunk of so many latent frames."""
     return (Variant.of("encoder", chunk=chunk_frames), *_with(bundle, FRAME_ENCODER))
 
 

@@ -1,4 +1,4 @@
-"""Runs a plan. The scheduler decides, the executor obeys: every buffer exists before the first run, and a run
+"""Runs a plan. The schedule decides, the executor obeys: every buffer exists before the first run, and a run
 is a loop over calls.
 
     program = load_program(plan)                 # compiled engines and weights: shared by streams and threads
@@ -7,7 +7,7 @@ is a loop over calls.
     executor.run(variant)
     executor.output(variant, "prediction")
 
-Nothing is copied between steps, and a run allocates nothing. A plan for a card gets the executor of
+Nothing is copied between steps, and a run allocates nothing. A plan for a GPU gets the executor of
 `pyengine.runtime.cuda`, which walks the same steps there.
 """
 
@@ -72,11 +72,11 @@ class Executor:
         seconds["runs"] += perf_counter() - start
 
     def latent_store(self, frame_shape: tuple[int, ...], places: int) -> LatentStore:
-        """Where one stream keeps its latents; at most `places` are in flight."""
+        """Makes the store of one stream's latents, of which at most `places` are in flight."""
         return HostLatentStore(frame_shape, places)
 
     def call_buffers(self, variant: Variant) -> CallBuffers:
-        """What a denoiser variant reads and writes in calls."""
+        """Makes the buffers that a denoiser variant reads and writes in calls."""
         return HostCallBuffers(self, variant)
 
     @property
@@ -85,16 +85,16 @@ class Executor:
         return {name: ring for memory in self._memory.values() for name, ring in memory.rings.items()}
 
     def new_rings(self) -> Arrays:
-        """Rings for one more stream of a batch, zeroed."""
+        """Makes rings for one more stream of a batch, zeroed."""
         return {name: ring for memory in self._memory.values() for name, ring in memory.new_rings().items()}
 
     def attach(self, variant: Variant, stream: int, rings: Mapping[str, Any]) -> None:
-        """From its next run on, stream number `stream` of a variant's calls reads and writes these rings."""
+        """Makes stream number `stream` of a variant's calls read and write these rings, from its next run on."""
         for name, table in self._walk(variant).rings.items():
             table[stream] = rings[name]
 
     def decoder(self, *, device_frames: bool = False) -> Decoder:
-        """What turns finished chunks of latents into frames while the next call runs."""
+        """Makes the decoder of one stream, which turns finished chunks of latents into frames while the next call runs."""
         return HostDecoder(self, self.program.bundle, device_frames=device_frames)
 
     def synchronize(self) -> None:
@@ -154,12 +154,6 @@ class Executor:
                 )
         for key, (_, array) in own.items():
             array[...] = state[key]
-
-    def reset(self) -> None:
-        """Zeroes rings and states, as for a new stream."""
-        for memory in self._memory.values():
-            for array in (*memory.rings.values(), *memory.state().values()):
-                array[...] = 0
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -18,23 +18,23 @@ class LatentStore(Protocol):
     """The latents of one stream, float32 [channels, height, width] each: those in flight by place, clean ones by frame."""
 
     def draw(self, place: int, noise: Draw) -> None:
-        """A latent of noise."""
+        """Fills a place with a latent of noise."""
         ...
 
     def put(self, place: int, frame: int) -> None:
-        """A copy of a clean latent."""
+        """Copies the clean latent of a frame to a place."""
         ...
 
     def mix(self, place: int, frame: int, keep: float, share: float, noise: Draw) -> None:
-        """keep * the clean latent + share * noise."""
+        """Writes keep * the clean latent of a frame + share * noise to a place."""
         ...
 
     def finish(self, place: int, frame: int) -> None:
-        """What lies at a place is clean: kept under its frame."""
+        """Keeps a copy of what lies at a place, which is clean now, under its frame."""
         ...
 
     def give(self, frame: int, latent: np.ndarray) -> None:
-        """A clean latent from outside."""
+        """Takes a clean latent from outside, [channels, height, width], under a frame."""
         ...
 
     def forget(self, pinned: int, oldest: int) -> None:
@@ -42,11 +42,11 @@ class LatentStore(Protocol):
         ...
 
     def window(self, frames: Sequence[int]) -> Any:
-        """Clean latents as one array of its own, [frames, channels, height, width], for a codec."""
+        """Copies clean latents into one new array, [frames, channels, height, width], for a codec."""
         ...
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copies on the host: `latents` in flight, `clean` ones and their numbers `clean_index`."""
+        """Returns copies on the host: `latents` in flight, `clean` ones and their numbers `clean_index`."""
         ...
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -60,37 +60,39 @@ class CallBuffers(Protocol):
     lanes: int
 
     def claim(self, store: Any) -> None:
-        """What is done with a stream's latents from now on comes after what was done before, whoever did it."""
+        """Orders what follows after everything that was done with a stream's latents before, by whichever variant."""
         ...
 
     def load(self, lane: int, row: int, store: Any, place: int, count: int) -> None:
-        """`count` neighbouring latents in flight of a stream, from `place` on."""
+        """Copies `count` neighbouring latents in flight of a stream, from `place` on, to rows of a lane."""
         ...
 
     def give(self, lane: int, row: int, store: Any, frame: int) -> None:
-        """A clean latent of a stream."""
+        """Copies the clean latent of a frame to a row."""
         ...
 
-    def clear(self, lane: int, row: int, count: int) -> None: ...
+    def clear(self, lane: int, row: int, count: int) -> None:
+        """Zeroes `count` rows, which are absent."""
+        ...
 
     def renoise(self, lane: int, row: int, keep: float, share: float, noise: Draw) -> None:
-        """What the network sees of a row becomes keep * latent + share * noise."""
+        """Makes what the network sees of a row keep * latent + share * noise; the stream's own latent stays."""
         ...
 
     def draw(self, lane: int, row: int, noise: Draw) -> None:
-        """The fresh noise that the sampler adds to a row."""
+        """Draws the fresh noise that the sampler adds to a row."""
         ...
 
     def save(self, lane: int, row: int, store: Any, place: int, count: int) -> None:
-        """Neighbouring updated rows back to where they lie in flight."""
+        """Copies `count` neighbouring rows, updated, back to their places in flight."""
         ...
 
     def input(self, name: str) -> np.ndarray | None:
-        """A small or text input as numpy that the next run reads; None where the network has none of that name."""
+        """Returns a small or text input as numpy that the next run reads; None where the network has none of that name."""
         ...
 
     def attach(self, lane: int, rings: Mapping[str, Any]) -> None:
-        """From now on a lane reads and writes these rings."""
+        """Makes a lane read and write these rings from its next run on."""
         ...
 
     def run(

@@ -75,7 +75,7 @@ class Program:
         self._executors: list[weakref.ref[Executor]] = []
 
     def executor(self) -> Executor:
-        """Buffers for one more stream."""
+        """Makes an executor: the buffers of one more stream."""
         return Executor(self)
 
     def engines(self, variant: Variant) -> Sequence[Engine]:
@@ -90,7 +90,7 @@ class Program:
         self._executors.append(weakref.ref(executor))
 
     def emptied(self) -> Program:
-        """The same without variants: what a closed executor keeps."""
+        """Returns a program without variants, which a closed executor keeps so that the networks can be dropped."""
         empty = copy.copy(self)
         empty.variants, empty._loaded, empty._executors = (), {}, []
         return empty

@@ -1,4 +1,4 @@
-"""What the denoiser reads of prompts, each encoded once however many streams show it."""
+"""Encodes prompts, each once however many streams show it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pyengine.errors import ConfigError
 from pyengine.schedule.ring import EMPTY, frames_after, slot_of
 from pyengine.schedule.step import Step
 
-__all__ = ["Context", "ScheduleConfig", "Step", "noise_levels", "recache_steps", "step_at", "steps", "warped"]
+__all__ = ["Context", "ScheduleConfig", "Step", "noise_levels", "recache_steps", "step_at", "warped"]
 
 Context = Literal["ring", "recompute", "none"]
 
@@ -144,11 +144,6 @@ class ScheduleConfig:
         """Prepared numbers of window rows, smallest first: a call uses the smallest that holds its frames."""
         return self._needed_row_counts() if self.row_counts is None else tuple(sorted(set(self.row_counts)))
 
-    @property
-    def window_frames(self) -> int:
-        """Rows of the largest window."""
-        return self.shapes[-1]
-
     def _needed_row_counts(self) -> tuple[int, ...]:
         chunks = {self.active_chunks}
         if self.context == "recompute":
@@ -158,14 +153,6 @@ class ScheduleConfig:
         elif self.context == "ring" and self.given_chunks:
             chunks.add(self.active_chunks + 1)
         return tuple([count * self.chunk_frames for count in sorted(chunks)])
-
-
-def steps(config: ScheduleConfig, start: int | None = None) -> Iterator[Step]:
-    """Every call of a stream in order, from call `start` (default: the first)."""
-    call = config.first_call if start is None else start
-    while config.calls is None or call < config.calls:
-        yield step_at(config, call)
-        call += 1
 
 
 def step_at(config: ScheduleConfig, call: int) -> Step:

@@ -5,7 +5,6 @@ All new frames of a clip share one level and take the S steps of the ordinary sa
 arXiv:2410.08151; Ho et al. 2022, arXiv:2204.03458).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyengine.errors import ConfigError
@@ -13,7 +12,7 @@ from pyengine.schedule.progressive import noise_levels
 from pyengine.schedule.ring import EMPTY
 from pyengine.schedule.step import Step
 
-__all__ = ["ReplacementConfig", "replacement_step_at", "replacement_steps"]
+__all__ = ["ReplacementConfig", "replacement_step_at"]
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,6 @@ class ReplacementConfig:
     def shapes(self) -> tuple[int, ...]:
         """Prepared numbers of window rows: the clip."""
         return (self.clip_frames,)
-
-
-def replacement_steps(config: ReplacementConfig, start: int = 0) -> Iterator[Step]:
-    """Every call in order, from call `start`."""
-    call = start
-    while config.calls is None or call < config.calls:
-        yield replacement_step_at(config, call)
-        call += 1
 
 
 def replacement_step_at(config: ReplacementConfig, call: int) -> Step:

@@ -1,4 +1,4 @@
-"""Step: what one call of the network is to do, decided by a schedule and obeyed by an executor."""
+"""Step: what one call does with the rows of a window. `pyengine.methods.windowed` makes a Call of it."""
 
 from dataclasses import dataclass
 

@@ -157,7 +157,7 @@ class Batch:
                 return
 
     def leave(self, stream: Stream) -> None:
-        """What `stream.close()` calls."""
+        """Takes a stream out, and lets go of what the driver keeps of it; `stream.close()` calls it."""
         with self.lock:
             if stream in self._members:
                 self._members.remove(stream)
@@ -165,7 +165,7 @@ class Batch:
                 driver.forget(stream._state)
 
     def decoder_executor(self) -> Executor:
-        """The decoder that one more stream has for itself."""
+        """Makes the decoder's executor of one more stream."""
         return self._codec.executor()
 
     def close(self) -> None:

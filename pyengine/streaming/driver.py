@@ -33,7 +33,7 @@ KNOWN_CALLS = 32  # that a stream remembers: those to its next clip are looked a
 
 @dataclass(eq=False)
 class StreamState:
-    """All that one stream is, beside what callers see: its schedule, its latents, rings and decoder, and where it stands."""
+    """The state of one stream: its schedule, latents, rings and decoder, and the number of its next call."""
 
     schedule: Schedule
     sampler: Sampler
@@ -115,13 +115,13 @@ class Driver:
                 state.store.forget(*call.keeps)
 
     def prepare(self, state: StreamState) -> None:
-        """What the stream's calls read and no call of theirs makes."""
+        """Runs the calls whose outputs a stream's later calls read, before its first one."""
         for call in state.schedule.prepare():
             self._run([(state, call)])
         state.prepared = dict(state.kept)
 
     def recache(self, state: StreamState) -> None:
-        """Rewrites keys and values of every clean frame in the ring under the text that is set now."""
+        """Rewrites the keys and values of every clean frame in the ring under the text that is set now."""
         for call in state.schedule.recache(state.call):
             self._run([(state, call)])
 
@@ -152,7 +152,7 @@ class Driver:
         self._update(buffers, lanes, branches)
 
     def _transform(self, state: StreamState, call: Call) -> None:
-        """A network that turns numbers, kept values or clean latents into values that are kept."""
+        """Runs a network that turns numbers, kept values or clean latents into values that are kept."""
         variant = call.variant
         assert variant is not None
         window = state.store.window(call.latents) if call.latents else None
@@ -173,7 +173,7 @@ class Driver:
             state.kept[kept] = self.executor.output(variant, name).copy()
 
     def _gather(self, buffers: CallBuffers, place: int, state: StreamState, call: Call, lane: Lane) -> None:
-        """The rows of a lane where the network reads them. Latents are born where they will lie in flight."""
+        """Puts the rows of a lane where the network reads them. Latents are born where they will lie in flight."""
         store = state.store
         buffers.claim(store)
         for row in lane.rows:
@@ -203,7 +203,7 @@ class Driver:
     def _feed(
         self, variant: Variant, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]
     ) -> None:
-        """Numbers and texts. Lanes that no stream fills have no frames, see nothing and write nothing."""
+        """Writes numbers, texts and kept values into the inputs. Lanes that no stream fills get no frames: they see and write nothing."""
         level, frame_index, mask = (buffers.input(name) for name in ("level", "frame_index", "mask"))
         ring_index, append_slot = buffers.input("ring_index"), buffers.input("append_slot")
         for place, (state, _, lane) in enumerate(lanes):
@@ -234,8 +234,8 @@ class Driver:
     def _write_texts(
         self, variant: Variant, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]
     ) -> None:
-        """Texts stay where they are until a lane has another stream or a stream another prompt. Variants whose texts have the same
-        shapes share their memory, so what lies there is noted for all of them together.
+        """Writes texts. They stay where they are until a lane has another stream or a stream another prompt. Variants whose texts have
+        the same shapes share their memory, so what lies there is noted for all of them together.
         """
         specs = self._components[variant.component].inputs
         if variant not in self._texts:

@@ -1,4 +1,4 @@
-"""The whole engine on the emulated card: the executor's graphs, streams and buffers around the kernels' own source,
+"""The whole engine on the emulated GPU: the executor's graphs, streams and buffers around the kernels' own source,
 called through the real binding. Segments are ONNX Runtime's, in float32 and in float16.
 """
 
@@ -36,16 +36,16 @@ FRAMES = 16
 class EmulatedKernels(ModuleType):
     """`pyengine._cuda` whose calls wait for their turn in a fake stream."""
 
-    def __init__(self, card: fake_cuda.FakeCuda, module: ModuleType) -> None:
+    def __init__(self, gpu: fake_cuda.FakeCuda, module: ModuleType) -> None:
         super().__init__("pyengine._cuda")
-        self._card, self._module = card, module
+        self._gpu, self._module = gpu, module
         self.calls: list[str] = []
         self.frame_window_attention_workspace = module.frame_window_attention_workspace
 
     def _queued(self, name: str) -> Callable[..., None]:
         def call(*arrays: Any, stream: int, **named: Any) -> None:
             self.calls.append(name)
-            self._card.streams[stream].add(lambda: getattr(self._module, name)(*arrays, **named))
+            self._gpu.streams[stream].add(lambda: getattr(self._module, name)(*arrays, **named))
 
         return call
 
@@ -67,9 +67,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kernels(emulated_ops: CudaOps, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedKernels]:
-    card = fake_cuda.install(monkeypatch)
-    card.eager = True  # ONNX Runtime's CPU provider runs in its call, not in the order of a stream
-    kernels = EmulatedKernels(card, emulated_ops.module)
+    gpu = fake_cuda.install(monkeypatch)
+    gpu.eager = True  # ONNX Runtime's CPU provider runs in its call, not in the order of a stream
+    kernels = EmulatedKernels(gpu, emulated_ops.module)
     monkeypatch.setitem(sys.modules, "pyengine._cuda", kernels)
     monkeypatch.setattr(pyengine, "_cuda", kernels, raising=False)
     monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "CPUExecutionProvider")
@@ -114,7 +114,7 @@ def test_streams_through_the_kernels_are_those_of_the_cpu(
     assert error < levels
 
 
-def test_a_ring_of_8_bits_needs_our_kernels_on_a_card(bundle: Path, tmp_path: Path) -> None:
+def test_a_ring_of_8_bits_needs_our_kernels_on_device_cuda(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"a ring in fp8 needs device cuda and our kernels .* but got device cpu"
     ):

@@ -18,7 +18,7 @@ int64_t frame_window_attention_workspace(const FrameWindowAttention& op);
 void frame_window_attention(const FrameWindowAttention& op, void* stream);
 
 // Whether scope "frame" may use the kernel for Hopper's warpgroups, where the device has them and the shape
-// suits. Off unless PYENGINE_WARPGROUPS=1 was set, until a card has verified it. Returns what it was before.
+// suits. Off unless PYENGINE_WARPGROUPS=1 was set, until a GPU has verified it. Returns what it was before.
 bool use_warpgroups(bool wanted);
 
 }  // namespace pyengine::ops::cuda

@@ -55,11 +55,11 @@ class STAttentionBlock(nn.Module):
         _, channels, frames, height, width = x.shape
         rows = x.permute(0, 2, 3, 4, 1).reshape(-1, height * width, channels)  # [B T, H W, C]
         h = linear(group_norm(rows, self.norm_s), self.qkv_s)  # [B T, H W, 3 C]
-        # q, k and v are split first, then the heads.
+        # q, k and v are split first, then the heads: [B T, heads, H W, d].
         q, k, v = (
             part.unflatten(-1, (self.heads, channels // self.heads)).transpose(1, 2)
             for part in h.chunk(3, -1)
-        )  # [B T, heads, H W, d]
+        )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         h = linear(h.reshape(-1, height * width, channels), self.proj_out_s)
         h = h.reshape(-1, frames, height, width, channels)

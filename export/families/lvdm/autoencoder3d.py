@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from operator import lt
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -220,8 +219,3 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
             f"[Autoencoder3D] expected padding_type out of {', '.join(PADDINGS)} but got {found['encoder']['padding_type']!r}"
         )
     return found
-
-
-def sample_latent(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """A draw of the latent: mean + exp(logvar / 2) * noise."""
-    return mean + torch.exp(0.5 * logvar) * noise

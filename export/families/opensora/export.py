@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -301,8 +301,3 @@ def _size(text: str) -> tuple[int, int]:
     if found is None:
         raise ConfigError(f"expected a size such as 240x426 (height x width) but got {text!r}")
     return int(found[1]), int(found[2])
-
-
-def modules_and_inputs(plans: Mapping[str, Plan]) -> dict[str, tuple[nn.Module, Inputs]]:
-    """What `parity` takes."""
-    return {name: (plan.module, plan.inputs) for name, plan in plans.items()}

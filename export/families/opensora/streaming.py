@@ -16,9 +16,8 @@ from .layers import NORM_EPSILON, Block, RMSNorm, Rotary, modulate
 from .stdit3 import STDiT3
 
 BRANCHES = ("prompt", "null")
-MASKED = (
-    -1e4
-)  # added to the scores of padding: exactly nothing is left after softmax, and bf16 stays free of NaN
+# Added to the scores of padding: exactly nothing is left after softmax, and bf16 stays free of NaN.
+MASKED = -1e4
 TIMESTEPS = 1000.0  # of level 1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,6 @@ class DenoiserConfig:
     @property
     def tokens_per_frame(self) -> int:
         return (self.latent_size // self.patch) ** 2
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -195,9 +192,8 @@ class Denoiser(nn.Module):
         """[batch, frames, channels, height, width] -> [batch, frames, tokens, channels * patch^2]."""
         p = self.config.patch
         side = self.config.latent_size // p
-        split = latents.unflatten(-1, (side, p)).unflatten(
-            -3, (side, p)
-        )  # [batch, frames, channels, side, p, side, p]
+        # [batch, frames, channels, side, p, side, p]
+        split = latents.unflatten(-1, (side, p)).unflatten(-3, (side, p))
         return split.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
     def unpatchify(self, values: Tensor) -> Tensor:

@@ -79,11 +79,8 @@ def export_bundle(modules: Modules, folder: Path, name: str = "shapes") -> Bundl
     parts = components(modules)
     store = WeightStore()
     keys, values = [f"key.{i}" for i in range(depth)], [f"value.{i}" for i in range(depth)]
-    text = [
-        "text_key",
-        "text_value",
-        "text_vector",
-    ]  # may cross in bf16; the mask and all levels stay float32
+    # May cross in bf16; the mask and all levels stay float32.
+    text = ["text_key", "text_value", "text_vector"]
     arguments: dict[str, dict[str, Any]] = {
         "denoiser": {
             "outputs": ["prediction", *(name for pair in zip(keys, values, strict=True) for name in pair)],

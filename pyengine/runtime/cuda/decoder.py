@@ -21,11 +21,11 @@ from pyengine.runtime.host.decoder import HostDecoder
 if TYPE_CHECKING:
     from pyengine.runtime.cuda.executor import CudaExecutor
 
-SLOTS = 2  # one clip is written by the card while the host reads the other
+SLOTS = 2  # one clip is written by the GPU while the host reads the other
 
 
 class CudaDecoder:
-    """`decoding.Decoder`: the latents never leave the card, nor do planes between two networks, nor the frames with `device_frames`."""
+    """`Decoder`: the latents never leave the GPU, nor do planes between two networks, nor the frames with `device_frames`."""
 
     def __init__(self, executor: CudaExecutor, bundle: Bundle, *, device_frames: bool = False) -> None:
         video = bundle.video
@@ -48,15 +48,15 @@ class CudaDecoder:
             if isinstance(latents, DeviceArray):
                 if latents.ready is not None:
                     stream.wait_for(latents.ready)
-                target = executor.on_card(variant, "latents")
+                target = executor.on_gpu(variant, "latents")
                 self._cuda.copy(target.pointer, latents.pointer, target.nbytes, stream)
             else:
                 executor.input(variant, "latents")[...] = latents
             executor.run(variant)
             clip = (
-                self._by_frame(executor.on_card(variant, "planes"))
+                self._by_frame(executor.on_gpu(variant, "planes"))
                 if per_frame
-                else self._whole(executor.on_card(variant, "frames")[kept])
+                else self._whole(executor.on_gpu(variant, "frames")[kept])
             )
         while self._reading and self._reading[0][0].done():
             self._reading.popleft()
@@ -75,7 +75,7 @@ class CudaDecoder:
         """Bytes of the longest clip."""
         executor, name = self._executor, "planes" if by_frame else "frames"
         variants = [v for v in executor.program.variants if v.component == "decoder"]
-        made = [executor.on_card(variant, name) for variant in variants]
+        made = [executor.on_gpu(variant, name) for variant in variants]
         return max(len(array) * prod(self._frame) if by_frame else array.nbytes for array in made)
 
     def _whole(self, frames: DeviceArray) -> CudaClip:
@@ -88,7 +88,7 @@ class CudaDecoder:
         """Planes of the run just enqueued through the second network, a few at a time, each batch on its way out behind it."""
         executor, stream, cuda = self._executor, self._last, self._cuda
         stream.wait_for(self._between.record(self._stream))
-        given, made = (executor.on_card(FRAME_DECODER, name) for name in ("planes", "frames"))
+        given, made = (executor.on_gpu(FRAME_DECODER, name) for name in ("planes", "frames"))
         with self._out.clip((len(planes), *self._frame)) as clip:
             for start in range(0, len(planes), len(given)):
                 part = planes[start : start + len(given)]
@@ -115,26 +115,23 @@ class CudaTileDecoder(HostDecoder):
 
     def _decode(self, latents: DeviceArray | np.ndarray, kept: slice) -> np.ndarray | DeviceArray:  # type: ignore[override]
         if isinstance(latents, DeviceArray):
-            stream, on_card = self._decoder_stream, latents
-            latents = np.empty(on_card.shape, on_card.host_dtype)
-            if on_card.ready is not None:
-                stream.wait_for(on_card.ready)
-            stream.cuda.copy(latents.ctypes.data, on_card.pointer, on_card.nbytes, stream)
+            stream, on_gpu = self._decoder_stream, latents
+            latents = np.empty(on_gpu.shape, on_gpu.host_dtype)
+            if on_gpu.ready is not None:
+                stream.wait_for(on_gpu.ready)
+            stream.cuda.copy(latents.ctypes.data, on_gpu.pointer, on_gpu.nbytes, stream)
             stream.synchronize()
         return self.own(super()._decode(latents, kept))
 
 
 class CudaClip:
-    """`decoding.Clip`: frames on their way to the host, or on the card. `pointer` is where they are written."""
+    """`Clip`: frames on their way to the host, or on the GPU. `pointer` is where they are written."""
 
     def __init__(self, frames: np.ndarray | DeviceArray, pointer: int, arrived: Event) -> None:
         self._frames, self.pointer, self.arrived, self._out = frames, pointer, arrived, False
 
-    def done(self) -> bool:
-        return self._out or self.arrived.done()
-
     def result(self) -> np.ndarray | DeviceArray:
-        """numpy of the caller's own, or at once a DeviceArray, for whose `ready` a reader on the card waits."""
+        """Returns the frames: a numpy copy once they have arrived, or at once a DeviceArray whose `ready` a reader on the GPU waits for."""
         if isinstance(self._frames, np.ndarray) and not self._out:
             self.arrived.wait()
             self._frames = self._frames.copy()
@@ -143,7 +140,7 @@ class CudaClip:
 
 
 class _Pooled:
-    """Clips that stay on the card."""
+    """Clips that stay on the GPU."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self._pool = stream, Pool(stream, "uint8")

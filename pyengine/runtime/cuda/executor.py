@@ -1,4 +1,4 @@
-"""The executor on a card. Buffers, ring and decoder state live there from the start; each variant's walk is
+"""The executor on a GPU. Buffers, ring and decoder state live there from the start; each variant's walk is
 captured once in a CUDA graph and replayed.
 
 A run enqueues one small copy (what the host has written) and one graph, and returns; nothing waits until someone
@@ -135,7 +135,7 @@ class CudaExecutor(Executor):
         memory = self._memory_of(variant.component)
         return {name: memory.host(array) for name, array in self._walk(variant).inputs.items()}
 
-    def on_card(self, variant: Variant, name: str) -> DeviceArray:
+    def on_gpu(self, variant: Variant, name: str) -> DeviceArray:
         """An input or output as the engines see it."""
         walk = self._walk(variant)
         array: DeviceArray = (walk.inputs | walk.outputs)[name]
@@ -162,19 +162,15 @@ class CudaExecutor(Executor):
     def _is_tiled(self) -> bool:
         """Whether the second network takes less than a whole plane."""
         planes = next(
-            self.on_card(variant, "planes")
+            self.on_gpu(variant, "planes")
             for variant in self.program.variants
             if variant.component == "decoder"
         )
-        return planes.shape[2:] != self.on_card(FRAME_DECODER, "planes").shape[2:]
+        return planes.shape[2:] != self.on_gpu(FRAME_DECODER, "planes").shape[2:]
 
     def synchronize(self) -> None:
         for name in self._memory:
             self.stream(name).synchronize()
-
-    def reset(self) -> None:
-        super().reset()
-        self.synchronize()
 
     def close(self) -> None:
         if self._memory:

@@ -159,8 +159,8 @@ class CudaCallBuffers:
         self._executor, self._variant = executor, variant
         memory = executor.memory(variant.component)
         self._memory, self._stream, self._cuda = memory, memory.stream, memory.stream.cuda
-        self._sample = executor.on_card(variant, "latents")
-        self._prediction = executor.on_card(variant, "prediction")
+        self._sample = executor.on_gpu(variant, "latents")
+        self._prediction = executor.on_gpu(variant, "prediction")
         self.lanes, self._rows, *shape = self._sample.shape
         self._shape = tuple(shape)
         self._port = Port(self._sample.shape, "float32")

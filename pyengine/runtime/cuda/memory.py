@@ -1,7 +1,7 @@
-"""The memory of a component on a card, and how small things get there.
+"""The memory of a component on a GPU, and how small things get there.
 
 What the host writes before every call (levels, indices, slots, coefficients) lies in one block: one copy of a
-few hundred bytes per run, from page-locked memory that is not touched again before the card has read it.
+few hundred bytes per run, from page-locked memory that is not touched again before the GPU has read it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ ALIGNMENT = 256  # what engines want of an address
 CONTROL_BYTES = 1 << 16  # room for what the host writes
 SMALL_BYTES = 1 << 11  # inputs up to here are sent with every call
 SMALL_AXES = 3  # and no more axes: [branches, streams, frames]
-DEPTH = 4  # calls that the host may be ahead of the card
+DEPTH = 4  # calls that the host may be ahead of the GPU
 DTYPES = {"bf16": "bfloat16"}  # ports have numpy's names but for this one
 
 
 class Staging:
-    """Page-locked slots in turn, for what goes to the card while the host goes on."""
+    """Page-locked slots in turn, for what goes to the GPU while the host goes on."""
 
     def __init__(self, stream: Stream, nbytes: int) -> None:
         self._stream = stream
         self._slots = [PinnedArray(stream.cuda, nbytes) for _ in range(DEPTH)]
-        self._read = [stream.cuda.event() for _ in range(DEPTH)]  # the card has read the slot
+        self._read = [stream.cuda.event() for _ in range(DEPTH)]  # the GPU has read the slot
         self._used = [False] * DEPTH
         self._turn = 0
 
@@ -63,7 +63,7 @@ class Large:
 
 
 class CudaMemory(Memory):
-    """As on the host, with arrays on the card. Its stream orders all that touches them."""
+    """The memory of a component, with arrays on the GPU. Its stream orders all that touches them."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()

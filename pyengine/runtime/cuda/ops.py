@@ -1,4 +1,4 @@
-"""The steps of a walk as work on a CUDA stream."""
+"""Turns the steps of a walk into work on a CUDA stream."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class CudaOps:
         return partial(getattr(module, name), **arrays, stream=self._stream.handle)
 
     def _scales(self, ring_key: RingTable, k_gain: DeviceArray | None) -> dict[str, DeviceArray]:
-        """What a number of the ring is worth, per head. e4m3 has 15 octaves of normal numbers, so that a scale has to be right
+        """Makes the scales of an 8-bit ring, float32 [heads]. e4m3 has 15 octaves of normal numbers, so that a scale has to be right
         within some octaves only: that of normalised keys follows from their largest possible value, no calibration.
         """
         heads, head_size = ring_key.shape[-2:]

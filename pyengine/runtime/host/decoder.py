@@ -1,4 +1,4 @@
-"""From clean latents to frames, while the next call of the denoiser runs."""
+"""Turns clean latents into frames while the next call of the denoiser runs."""
 
 from __future__ import annotations
 
@@ -18,37 +18,32 @@ __all__ = ["Clip", "Decoder", "HostDecoder", "Ready"]
 
 
 class Clip(Protocol):
-    """Frames on their way."""
-
-    def done(self) -> bool: ...
+    """Frames that are being decoded."""
 
     def result(self) -> Any:
-        """uint8 [frames, height, width, 3]; waits for it."""
+        """Waits for the frames and returns them, uint8 [frames, height, width, 3]."""
         ...
 
 
 class Ready:
-    """A clip whose frames are there: of a snapshot, which waited for them."""
+    """A clip that is decoded already, from a snapshot."""
 
     def __init__(self, frames: Any) -> None:
         self._frames = frames
-
-    def done(self) -> bool:
-        return True
 
     def result(self) -> Any:
         return self._frames
 
 
 class Decoder(Protocol):
-    """Decodes chunk after chunk in order; its memory is the executor's state."""
+    """Decodes a stream's chunks in order. What it remembers from chunk to chunk is the executor's state."""
 
     def submit(self, latents: Any, kept: slice = slice(None)) -> Clip:
-        """One chunk of latents [frames, c, h, w]; only the frames of the `kept` ones are wanted."""
+        """Begins to decode a chunk of latents [frames, c, h, w], of which only the `kept` ones' frames are returned."""
         ...
 
     def own(self, frames: np.ndarray) -> Any:
-        """Frames from a snapshot [frames, height, width, 3], where this decoder's frames are."""
+        """Copies a snapshot's frames [frames, height, width, 3] to where this decoder's frames are: the host or the GPU."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """The memory of one stream: every array that a run touches, allocated before the first run.
 
-`Memory` is numpy on the host; `pyengine.runtime.cuda.memory` is the same on a card.
+`Memory` is numpy on the host; `pyengine.runtime.cuda.memory` is the same on a GPU.
 """
 
 from __future__ import annotations
