@@ -17,7 +17,7 @@ from types import FrameType
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from targets import TARGETS, fed
+from targets import TARGETS, fed, prepare
 
 LONGEST = 30  # seconds of one input
 EXAMPLES = 200  # of a target before the next one has its turn
@@ -65,6 +65,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None, help="of the first turn (default: the time)")
     arguments = parser.parse_args()
+    prepare()
     signal.signal(signal.SIGALRM, _alarm)
     number = int(time.time()) if arguments.seed is None else arguments.seed
     end = time.monotonic() + arguments.minutes * 60

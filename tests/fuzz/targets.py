@@ -21,7 +21,7 @@ from pyengine.streaming.archive import read_archive
 from pyengine.video.reader import read_video
 from pyengine.video.writer import VideoWriter
 
-__all__ = ["TARGETS"]
+__all__ = ["TARGETS", "fed", "prepare"]
 
 HOME = TemporaryDirectory(prefix="pyengine-fuzz-")
 FOLDER = Path(HOME.name)
@@ -188,6 +188,13 @@ TARGETS: dict[str, Callable[[st.DataObject], None]] = {
     function.__name__: function
     for function in (pictures, reader_arguments, archives, manifests, prompts, stream_arguments, outputs)
 }
+
+
+def prepare() -> None:
+    """Makes what inputs are made of and fed to, which takes far longer than an input."""
+    files()
+    manifest()
+    engine()
 
 
 def fed(name: str, data: st.DataObject) -> None:
