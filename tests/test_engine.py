@@ -90,7 +90,9 @@ def test_a_budget_drops_what_no_stream_uses(plan_cache: Path) -> None:
 
 
 def test_the_budget_is_checked(plan_cache: Path) -> None:
-    with pytest.raises(pyengine.ConfigError, match=r"\[memory_budget\] expected a whole number of at least 0"):
+    with pytest.raises(
+        pyengine.ConfigError, match=r"\[memory_budget\] expected a whole number of at least 0"
+    ):
         load(plan_cache, memory_budget=-1)
 
 

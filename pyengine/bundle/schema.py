@@ -221,7 +221,9 @@ SETTINGS: dict[str, Check] = {
     "betas": lambda value, path: _list(value, path, _number(0, 1)),
     "ladder": _or_none(lambda value, path: _list(value, path, _number(-1, 1))),
     "row_counts": _or_none(lambda value, path: _list(value, path, _COUNT)),
-    **dict.fromkeys(("kind", "sampler", "positions", "predicts", "guidance_form", "decode", "behaviour"), _text),
+    **dict.fromkeys(
+        ("kind", "sampler", "positions", "predicts", "guidance_form", "decode", "behaviour"), _text
+    ),
     "opening": _or_none(_text),
     "renoised": _flag,
 }

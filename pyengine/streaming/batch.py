@@ -13,6 +13,7 @@ import numpy as np
 from pyengine.errors import ConfigError, InputError, StreamClosed
 from pyengine.methods import make_method
 from pyengine.runtime.executor import Executor
+from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver
 from pyengine.streaming.stream import Stream
 
@@ -84,7 +85,7 @@ class Batch:
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """One more stream, from a snapshot of a stream of the same method and guidance. Raises InputError, ConfigError."""
-        data = self._engine.snapshot_bytes(state)
+        data = snapshot.read_bytes(state)
         with self.lock:
             self._room()
             return self._join(Stream.restore(self._engine, data, self))
