@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from pyengine.runtime.executor import Executor
 from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver
 from pyengine.streaming.stream import Stream
+from pyengine.streaming.turns import Turns
 
 if TYPE_CHECKING:
     from pyengine.engine import Engine
@@ -39,7 +39,7 @@ class Batch:
         """`settings` of every stream: method and guidance."""
         if isinstance(max_streams, bool) or not isinstance(max_streams, int) or not 1 <= max_streams <= 64:
             raise ConfigError(f"expected max_streams as a whole number from 1 to 64 but got {max_streams!r}")
-        self.lock = threading.RLock()
+        self.lock = Turns()
         self.max_streams = max_streams
         self._engine, self._settings = engine, settings
         self._schedule = make_method(settings["method"], settings["chunks"], 0)

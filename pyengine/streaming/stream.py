@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
 from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.turns import Turns
 
 if TYPE_CHECKING:
     from pyengine.engine import Engine
@@ -55,7 +55,7 @@ class Stream:
         bundle = engine.bundle
         assert bundle.video is not None  # Engine refuses other bundles
         self._engine, self._settings, self._video, self._batch = engine, settings, bundle.video, batch
-        self._lock = threading.RLock() if batch is None else batch.lock
+        self._lock = Turns() if batch is None else batch.lock
         how = method_settings(settings["method"])
         self._schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
         self.frames = self._schedule.length(settings["frames"], bundle.video.frames_per_latent)
