@@ -1,7 +1,7 @@
 """pyengine: a compiled inference engine for streaming, autoregressive long-video diffusion.
 
 engine = pyengine.load("shapes")
-with engine.stream("a red circle bounces over a blue background", seed=7) as stream:
+with engine.stream("a red circle bounces over a blue background", seconds=5) as stream:
     for frame in stream:  # uint8 [height, width, 3]
         ...
 """

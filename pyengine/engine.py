@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.schedule.call import Schedule
+from pyengine.settings import shown
+from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
@@ -213,7 +216,7 @@ class Engine:
         method: Mapping[str, Any] | None,
         device_frames: bool,
     ) -> tuple[dict[str, Any], np.ndarray | None]:
-        """Checks the arguments of `stream`, and returns the settings that a stream keeps and the latents of its start. Raises what `stream` raises."""
+        """Checks the arguments of `stream`; returns the settings that a stream keeps and the latents of its start. Raises as `stream`."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
@@ -251,26 +254,28 @@ class Engine:
             )
             given = saved["given_chunks"]
             if type(given) is not int or not 0 <= given <= 4096:
-                raise ConfigError(f"expected given_chunks as a whole number but got {given!r}")
+                raise ConfigError(f"expected given_chunks as a whole number but got {shown(given)}")
+            if type(saved["device_frames"]) is not bool:
+                raise ConfigError(
+                    f"expected device_frames as true or false but got {shown(saved['device_frames'])}"
+                )
         except (KeyError, TypeError, ValueError, PyEngineError) as error:
             raise InputError(
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
-        return settings | {"given_chunks": given}
+        settings |= {"given_chunks": given}
+        # Of a snapshot lists are those of JSON.
+        odd = [name for name, value in json.loads(json.dumps(settings)).items() if saved.get(name) != value]
+        if odd or set(saved) - set(settings):
+            raise InputError(
+                f"expected the settings that a stream saves but the snapshot has others ({', '.join(odd) or 'more of them'}); "
+                "make it again"
+            )
+        return settings
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
-        return self._started(Stream.restore(self, self.snapshot_bytes(state)))
-
-    @staticmethod
-    def snapshot_bytes(state: bytes | str | Path) -> bytes:
-        """A snapshot, or the content of its file. Raises InputError."""
-        if isinstance(state, bytes):
-            return state
-        try:
-            return Path(state).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read the snapshot '{state}': {error.strerror}") from error
+        return self._started(Stream.restore(self, snapshot.read_bytes(state)))
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, read-only, for every guidance branch."""

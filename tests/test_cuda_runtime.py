@@ -14,15 +14,15 @@ from pyengine.errors import BackendUnavailable, PlanError
 
 
 def test_enums_are_passed_in_their_types() -> None:
-    """Versions 12.8, 12.9.4, 13.0 and 13.1 take no plain numbers, and so does the fake card."""
-    card = fake_cuda.FakeCuda()
+    """Versions 12.8, 12.9.4, 13.0 and 13.1 take no plain numbers, and so does the simulated GPU."""
+    gpu = fake_cuda.FakeCuda()
     with pytest.raises(AttributeError, match="'int' object has no attribute 'value'"):
-        card.cudaDeviceGetAttribute(75, 0)
-    runtime = cuda.Runtime(card)
+        gpu.cudaDeviceGetAttribute(75, 0)
+    runtime = cuda.Runtime(gpu)
     assert runtime.capability == "sm90"
     stream, source, target = runtime.stream(), runtime.allocate(64), runtime.allocate(64)
     runtime.zero(source.pointer, 64, stream)
-    graph = stream.capture(lambda: runtime.copy_rows(target.pointer, 16, source.pointer, 16, 16, 4, stream))
+    graph = stream.capture(lambda: runtime.copy(target.pointer, source.pointer, 64, stream))
     graph.launch(stream)
     stream.synchronize()
     assert not fake_cuda.on_host(
@@ -89,7 +89,6 @@ def test_cuda_python_has_all_that_is_called() -> None:
 _CALLS: dict[str, Any] = {
     "cudaDeviceGetAttribute": lambda cuda_: (cuda_._member(cuda.COMPUTE_CAPABILITY[0]), 0),
     "cudaMemcpyAsync": lambda cuda_: (0, 0, 0, cuda_._copy, 0),
-    "cudaMemcpy2DAsync": lambda cuda_: (0, 0, 0, 0, 0, 0, cuda_._copy, 0),
     "cudaStreamCreateWithFlags": lambda cuda_: (cuda.NON_BLOCKING,),
     "cudaEventCreateWithFlags": lambda cuda_: (cuda.NO_TIMING,),
     "cudaStreamBeginCapture": lambda cuda_: (0, cuda_._thread_local),

@@ -366,17 +366,13 @@ def test_a_clip_ends_after_its_length(engine: pyengine.Engine) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"steps": "many"}, r"\[method.steps\] expected a whole number .*'many'"),
-        ({"steps": [1]}, r"\[method.steps\] expected a whole number"),
-        ({"steps": 0}, r"\[method.steps\] expected a whole number"),
+        ({"spets": 8}, r"\[method\] expected settings out of .* but got spets"),
+        ({"sampler": "fast"}, r"\[method.sampler\] expected one of euler, renoise"),
         (
-            {"context": {"kind": "ring", "sink_frames": 0, "recent_frames": -1}},
-            r"\[method.context.recent_frames\] expected a whole number",
+            {"context": {"kind": "rings", "sink_frames": 0, "recent_frames": 6}},
+            r"\[method.context.kind\] expected one of ring",
         ),
-        (
-            {"presets": {"fast": {"steps": "8"}}},
-            r"\[method.steps\] expected a whole number .*, in the preset fast",
-        ),
+        ({"presets": {"fast": {"spets": 8}}}, r"\[method\] expected settings .*, in the preset fast"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_a_bundle_error(

@@ -299,7 +299,7 @@ def measure_into(results: Results, ops: CudaOps, options: argparse.Namespace) ->
     else:
         roof = measure()
         results.found |= {"roofline": asdict(roof), "torch": torch.__version__, "timings": []}
-    print(f"{roof.card}, driver {roof.driver}: copy {roof.copy_bytes_per_second / 1e9:.0f} GB/s, "
+    print(f"{roof.gpu}, driver {roof.driver}: copy {roof.copy_bytes_per_second / 1e9:.0f} GB/s, "
           f"bf16 {roof.matrix_bf16_per_second / 1e12:.0f} TFLOP/s")  # fmt: skip
     time_all(ops, roof, options.seconds, options.case, results.keep, options.warpgroups)
 

@@ -30,6 +30,7 @@ MOST_DIMS = 8
 MOST_BRANCHES = 16
 MOST_DEPTH = 8  # of settings within settings
 MOST_SETTING = 1e9
+MOST_COUNT = 65536  # of steps, or of latent frames in one window
 BYTES = {"working": 4, "float32": 4, "float16": 2, "int64": 8, "uint8": 1, "bool": 1}
 KINDS = ("segment", "op", "append")
 
@@ -121,9 +122,15 @@ def _whole(least: int, most: int) -> Check:
 def _number(above: float, most: float) -> Check:
     def check(value: Any, path: str) -> None:
         if type(value) not in (int, float) or not above < value <= most:
-            _fail(path, f"a number above {above:g} and at most {most:g}", value)
+            least = "finite number" if above == -math.inf else f"number above {above:g} and"
+            _fail(path, f"a {least} at most {most:g}", value)
 
     return check
+
+
+def _flag(value: Any, path: str) -> None:
+    if type(value) is not bool:
+        _fail(path, "true or false", value)
 
 
 def _one_of(*words: str) -> Check:
@@ -201,8 +208,29 @@ TEXT = (
 )
 
 
+# Kinds of the settings that methods have in common, so that a manifest with another is refused when it is read, before anything is built
+# for it. Which settings a method takes, their ranges and what they mean together is checked by the method.
+_COUNT, _FRAMES = _whole(1, MOST_COUNT), _whole(0, MOST_COUNT)
+SETTINGS: dict[str, Check] = {
+    **dict.fromkeys(("steps", "timesteps", "chunk_frames", "stride", "known", "clips_per_round"), _COUNT),
+    **dict.fromkeys(("cadence", "left_context", "sink_frames", "recent_frames", "ring_frames"), _FRAMES),
+    **dict.fromkeys(("clip_frames", "overlap_frames"), _or_none(_COUNT)),
+    **dict.fromkeys(("levels", "perturbation"), _or_none(_FRAMES)),
+    **dict.fromkeys(("guidance", "eta"), _number(-math.inf, MOST_SETTING)),
+    "frames_per_latent": PER_LATENT,
+    "betas": lambda value, path: _list(value, path, _number(0, 1)),
+    "ladder": _or_none(lambda value, path: _list(value, path, _number(-1, 1))),
+    "row_counts": _or_none(lambda value, path: _list(value, path, _COUNT)),
+    **dict.fromkeys(
+        ("kind", "sampler", "positions", "predicts", "guidance_form", "decode", "behaviour"), _text
+    ),
+    "opening": _or_none(_text),
+    "renoised": _flag,
+}
+
+
 def _method(method: Any) -> None:
-    """Bounded data; what its settings mean is checked by the method. A bundle that is not streamed has none."""
+    """Bounded data, whose common settings are of the right kind. A bundle that is not streamed has none."""
     if not isinstance(method, dict):
         _fail("method", "an object", method)
     if method:
@@ -220,6 +248,8 @@ def _setting(value: Any, path: str, depth: int) -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             _setting(item, f"{path}.{name}", depth - 1)
+            if name in SETTINGS and path != "method.presets":
+                SETTINGS[name](item, f"{path}.{name}")
     elif isinstance(value, list):
         _list(value, path, lambda item, where: _setting(item, where, depth - 1))
     elif isinstance(value, str):

@@ -5,13 +5,26 @@ several streams share. The host's are in `pyengine.runtime.host.latents`, a GPU'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-__all__ = ["CallBuffers", "Draw", "LatentStore"]
+from pyengine.errors import PlanError
+
+__all__ = ["CallBuffers", "Draw", "LatentStore", "kept"]
 
 Draw = Callable[[np.ndarray], object]  # fills one latent with noise
+Latent = TypeVar("Latent")
+
+
+def kept(clean: Mapping[int, Latent], frame: int) -> Latent:
+    """A clean latent of a store. Raises PlanError where it has gone."""
+    if frame not in clean:
+        raise PlanError(
+            f"expected the clean latent of frame {frame} to be kept but there are only {sorted(clean)[-8:]}; if the stream was resumed, "
+            "make its snapshot again"
+        )
+    return clean[frame]
 
 
 class LatentStore(Protocol):

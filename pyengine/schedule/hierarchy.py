@@ -22,6 +22,7 @@ __all__ = ["Behaviour", "ClipStep", "Decode", "HierarchyConfig", "ddim_timesteps
 Network = Literal["prediction", "interpolation"]
 Behaviour = Literal["intended", "released"]
 Decode = Literal["windowed", "whole", "streamed"]
+MOST_AT_ONCE = 4096  # latents that one call of a network takes
 
 
 def ddim_timesteps(steps: int, timesteps: int = 1000) -> tuple[int, ...]:
@@ -79,6 +80,18 @@ class HierarchyConfig:
             raise ConfigError(
                 f"decode {self.decode!r} with behaviour {self.behaviour!r} needs a length; give frames or seconds"
             )
+        at_once = (self.made_intervals or 0) * self.stride + 1
+        if self.decode == "whole" and self.interpolates and at_once > MOST_AT_ONCE:
+            raise ConfigError(
+                f"decode 'whole' takes a video of at most {MOST_AT_ONCE} latents in one piece but this one has {at_once}; ask for "
+                "fewer frames, or choose decode 'windowed'"
+            )
+        lanes = len(self.intervals_of(1)) * (self.stride + 1) if self.interpolates else 0
+        if max(self.clip_frames, lanes) > MOST_AT_ONCE:
+            raise ConfigError(
+                f"at most {MOST_AT_ONCE} latents can be denoised together but these settings ask for {max(self.clip_frames, lanes)}; lower "
+                "clip_frames, stride or clips_per_round"
+            )
         if not self.interpolates and self.clips_per_round != 1:
             raise ConfigError(
                 f"this model makes one clip, so clips_per_round must be 1 but is {self.clips_per_round}"
@@ -123,10 +136,11 @@ class HierarchyConfig:
         """Rounds until the last interval that is made."""
         if self.made_intervals is None:
             return None
-        index = 0
-        while self.intervals_of(index).stop < self.made_intervals:
-            index += 1
-        return index + 1
+        if not self.interpolates:
+            return 1
+        # The least number r of rounds whose clips, 1 + (r * clips per round - 1) of them after the first, reach so far.
+        more = max(0, self.made_intervals - (self.clip_frames - 1))
+        return -(-(1 + -(-more // (self.clip_frames - self.known))) // self.clips_per_round)
 
     @property
     def calls(self) -> int | None:

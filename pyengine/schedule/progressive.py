@@ -23,6 +23,7 @@ from pyengine.schedule.step import Step
 __all__ = ["Context", "ScheduleConfig", "Step", "noise_levels", "recache_steps", "step_at", "warped"]
 
 Context = Literal["ring", "recompute", "none"]
+MOST_ROWS = 4096  # latent frames of a window, and slots of a ring: far more than any memory holds
 
 
 def warped(level: float, ratio: float) -> float:
@@ -113,6 +114,19 @@ class ScheduleConfig:
         needed = self._needed_row_counts()[-1]
         if self.row_counts is not None and max(self.row_counts, default=0) < needed:
             raise ConfigError(f"row_counts must offer {needed} rows or more but are {self.row_counts}")
+        if self.window_frames > MOST_ROWS:
+            how = (
+                "raise cadence or lower steps"
+                if self.cadence
+                else "ask for fewer frames, or choose another method"
+            )
+            raise ConfigError(
+                f"at most {MOST_ROWS} latent frames can be denoised together but these settings ask for {self.window_frames}; {how}"
+            )
+        if self.ring_frames > MOST_ROWS:
+            raise ConfigError(
+                f"sink_frames and recent_frames must be at most {MOST_ROWS} together but are {self.ring_frames}"
+            )
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -143,6 +157,11 @@ class ScheduleConfig:
     def shapes(self) -> tuple[int, ...]:
         """Prepared numbers of window rows, smallest first: a call uses the smallest that holds its frames."""
         return self._needed_row_counts() if self.row_counts is None else tuple(sorted(set(self.row_counts)))
+
+    @property
+    def window_frames(self) -> int:
+        """Rows of the largest window."""
+        return self.shapes[-1]
 
     def _needed_row_counts(self) -> tuple[int, ...]:
         chunks = {self.active_chunks}

@@ -8,7 +8,7 @@ arXiv:2410.08151; Ho et al. 2022, arXiv:2204.03458).
 from dataclasses import dataclass
 
 from pyengine.errors import ConfigError
-from pyengine.schedule.progressive import noise_levels
+from pyengine.schedule.progressive import MOST_ROWS, noise_levels
 from pyengine.schedule.ring import EMPTY
 from pyengine.schedule.step import Step
 
@@ -50,6 +50,10 @@ class ReplacementConfig:
                 raise ConfigError(
                     f"{name} must be a multiple of chunk_frames {self.chunk_frames} but is {frames}"
                 )
+        if max(self.clip_frames, self.ring_frames) > MOST_ROWS:
+            raise ConfigError(
+                f"clip_frames and ring_frames must be at most {MOST_ROWS} but are {self.clip_frames} and {self.ring_frames}"
+            )
         if self.overlap_frames >= self.clip_frames:
             raise ConfigError(
                 f"overlap_frames must be below clip_frames {self.clip_frames} but is {self.overlap_frames}"

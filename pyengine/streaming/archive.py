@@ -9,6 +9,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,17 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 1
 
 
-def read_archive(data: bytes, *, max_bytes: int) -> dict[str, np.ndarray]:
-    """The arrays of a npz by name, which take at most `max_bytes` together.
+def read_archive(
+    data: bytes, *, max_bytes: int, only: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of a npz by name, which take at most `max_bytes` together; of those named in `only`, the ones that are there.
 
     Raises InputError, before it unpacks anything, for what is no npz, is damaged or cut, holds more than it may or other than numbers,
     or names an array twice.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = _checked(archive.infolist(), max_bytes)
+            entries = _checked(archive.infolist(), max_bytes, only)
             return {name: _array(archive, entry) for name, entry in entries.items()}
     except InputError:
         raise
@@ -56,7 +59,9 @@ def read_archive(data: bytes, *, max_bytes: int) -> dict[str, np.ndarray]:
         raise InputError(f"expected an archive of arrays but it is damaged ({reason})") from error
 
 
-def _checked(infos: list[zipfile.ZipInfo], max_bytes: int) -> dict[str, zipfile.ZipInfo]:
+def _checked(
+    infos: list[zipfile.ZipInfo], max_bytes: int, only: Collection[str] | None
+) -> dict[str, zipfile.ZipInfo]:
     """The entries by the names of their arrays. Their declared sizes are kept, since an entry is read no further than that."""
     if len(infos) > MOST_ARRAYS:
         raise InputError(f"expected an archive of at most {MOST_ARRAYS} arrays but got {len(infos)}")
@@ -70,7 +75,9 @@ def _checked(infos: list[zipfile.ZipInfo], max_bytes: int) -> dict[str, zipfile.
         if info.compress_type not in METHODS or info.flag_bits & ENCRYPTED:
             raise InputError(f"expected {name!r} as numpy compresses it but it is packed otherwise")
         entries[name] = info
-    total = sum(info.file_size for info in infos)
+    if only is not None:
+        entries = {name: info for name, info in entries.items() if name in only}
+    total = sum(info.file_size for info in entries.values())
     if total > max_bytes:
         raise InputError(f"expected an archive of at most {max_bytes} bytes but it unpacks to {total}")
     return entries

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
@@ -15,8 +14,10 @@ import numpy as np
 from pyengine.errors import ConfigError, InputError, StreamClosed
 from pyengine.methods import make_method
 from pyengine.runtime.executor import Executor
+from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver, StreamState
 from pyengine.streaming.stream import Stream
+from pyengine.streaming.turns import Turns
 
 if TYPE_CHECKING:
     from pyengine.engine import Engine
@@ -42,7 +43,7 @@ class Batch:
         """`settings` of every stream: method and guidance."""
         if isinstance(max_streams, bool) or not isinstance(max_streams, int) or not 1 <= max_streams <= 64:
             raise ConfigError(f"expected max_streams as a whole number from 1 to 64 but got {max_streams!r}")
-        self.lock = threading.RLock()
+        self.lock = Turns()
         self.max_streams = max_streams
         self._engine, self._settings = engine, settings
         self._schedule = make_method(settings["method"], settings["chunks"], 0)
@@ -109,7 +110,7 @@ class Batch:
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """One more stream, from a snapshot of a stream of the same method and guidance. Raises InputError, ConfigError."""
-        data = self._engine.snapshot_bytes(state)
+        data = snapshot.read_bytes(state)
         with self.lock:
             self._room()
             return self._join(Stream.restore(self._engine, data, self))

@@ -1,31 +1,68 @@
-"""Snapshots: a stream as bytes. A npz without pickles: a header in JSON, and arrays that are checked before any is used."""
+"""Snapshots: a stream as bytes. A npz without pickles: a header in JSON, and arrays that are checked before any is used.
+
+A snapshot may come from anywhere. Its header is read first, within a small bound. Once the stream that it describes is open, the plan says
+what arrays there must be and how large all of them may be together; only then are they unpacked.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from pyengine.bundle.bundle import Bundle, Video
 from pyengine.errors import InputError, OutputError, ShapeError
 from pyengine.runtime.executor import Executor
-from pyengine.streaming.driver import StreamState
+from pyengine.settings import shown
+from pyengine.streaming.archive import read_archive
+from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.fitting import (
+    CALL,
+    CLEAN,
+    INDEX,
+    KEPT,
+    LATENTS,
+    PENDING,
+    RINGS,
+    STATE,
+    Fit,
+    fit_of,
+    missing_latents,
+)
 
-__all__ = ["check_bundle", "load", "pack", "unpack", "write"]
+__all__ = ["check_bundle", "digest", "load", "pack", "read_bytes", "read_header", "state_arrays", "write"]
 
-FORMAT = 2
+FORMAT = 3
+HEADER = "header"
+MOST_HEADER = 2**22  # bytes; one with the longest ladder takes half of it
+MOST_NUMBER = 2**53  # of a call or a frame
+ENTRIES = {"bundle": str, "settings": dict, "frames_made": int, "clips": list, "digest": str}
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """Header and arrays as bytes."""
     buffer = io.BytesIO()
-    text = json.dumps({"format": FORMAT, **header}).encode()
+    whole = {"format": FORMAT, **header}
+    text = json.dumps(whole | {"digest": digest(whole, arrays)}).encode()
     np.savez_compressed(buffer, header=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 of all that a snapshot says, so that parts of two are told from one."""
+    said = {name: value for name, value in header.items() if name != "digest"}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"\n{name} {array.dtype.str} {arrays[name].shape}\n".encode(errors="replace"))
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def write(path: str | Path, data: bytes) -> None:
@@ -38,34 +75,72 @@ def write(path: str | Path, data: bytes) -> None:
         ) from error
 
 
-def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a snapshot. Raises InputError for bytes that are none, or of another format."""
+def read_bytes(state: bytes | str | Path) -> bytes:
+    """A snapshot, or the content of its file. Raises InputError."""
+    if isinstance(state, bytes | bytearray | memoryview):
+        return bytes(state)
+    if not isinstance(state, str | os.PathLike):
+        raise InputError(f"expected a snapshot as bytes or the name of its file but got {shown(state)}")
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(arrays.pop("header").tobytes())
-    except Exception as error:
+        path = Path(os.fsdecode(state))
+        # A pipe or a device may have no end.
+        is_other = path.exists() and not path.is_file()
+        data = b"" if is_other else path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the snapshot {shown(str(state))}: {reason}") from error
+    if is_other:
+        raise InputError(f"expected the file of a snapshot but {shown(str(state))} is none")
+    return data
+
+
+def state_arrays(
+    executor: Executor, state: StreamState, pending: list[Any], video: Video
+) -> dict[str, np.ndarray]:
+    """All that a stream depends on, beside its settings. `executor` is that of its decoder; `pending` are frames nobody has taken."""
+    latents = state.store.state()
+    arrays = {CALL: np.array(state.call, np.int64), LATENTS: latents["latents"]}
+    arrays |= {INDEX: latents["clean_index"], CLEAN: latents["clean"]}
+    arrays |= {RINGS + name: ring.copy() for name, ring in state.rings.items()}
+    arrays |= {STATE + name: value for name, value in executor.state().items()}
+    # A resumed stream makes the prepared ones again.
+    kept = {name: value for name, value in state.kept.items() if value is not state.prepared.get(name)}
+    arrays |= {KEPT + name: value for name, value in kept.items()}
+    nothing = np.zeros((0, video.height, video.width, 3), np.uint8)
+    arrays[PENDING] = np.stack([np.asarray(frame) for frame in pending]) if pending else nothing
+    return arrays
+
+
+def read_header(data: bytes) -> dict[str, Any]:
+    """The header of a snapshot. Raises InputError for bytes that are none, or of another format."""
+    try:
+        found = read_archive(data, max_bytes=MOST_HEADER, only={HEADER})[HEADER]
+        header = json.loads(found.tobytes(), parse_constant=_refuse_constant)
+    except KeyError:
+        raise InputError("expected a snapshot that Stream.snapshot made but it has no header") from None
+    except RecursionError as error:
+        raise InputError("expected a snapshot but its header is nested too deep; make it again") from error
+    except (InputError, ValueError) as error:
         raise InputError(
             f"expected a snapshot that Stream.snapshot made but cannot read this one ({error})"
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else header
-        raise InputError(f"expected a snapshot of format {FORMAT} but got {found!r}; make it again")
-    kinds = {"bundle": str, "settings": dict, "call": int, "frames_made": int, "clips": list}
-    for name, kind in kinds.items():
+        got = header.get("format") if isinstance(header, dict) else header
+        raise InputError(f"expected a snapshot of format {FORMAT} but got {shown(got)}; make it again")
+    for name, kind in ENTRIES.items():
         if type(header.get(name)) is not kind:
             raise InputError(
-                f"expected '{name}' of the snapshot's header as {kind.__name__} but got {header.get(name)!r}; make it again"
+                f"expected '{name}' of the snapshot's header as {kind.__name__} but got {shown(header.get(name))}; make it again"
             )
-    if "pending" not in arrays:
-        raise InputError("expected a snapshot with the array 'pending' but it has none; make it again")
-    clips, frames = header["clips"], len(arrays["pending"]) if arrays["pending"].ndim else 0
-    if any(type(length) is not int or length < 1 for length in clips) or sum(clips) > frames:
+    if not 0 <= header["frames_made"] <= MOST_NUMBER:
         raise InputError(
-            f"expected 'clips' of the snapshot's header as the lengths of clips in {frames} pending frames but got {clips}; "
-            "make it again"
+            f"expected 'frames_made' of the snapshot's header from 0 to {MOST_NUMBER} but got {shown(header['frames_made'])}"
         )
-    return header, arrays
+    if any(type(length) is not int or not 1 <= length <= MOST_NUMBER for length in header["clips"]):
+        raise InputError(
+            f"expected 'clips' of the snapshot's header as lengths of clips but got {shown(header['clips'])}"
+        )
+    return header
 
 
 def check_bundle(header: Mapping[str, Any], bundle: Bundle) -> None:
@@ -77,54 +152,94 @@ def check_bundle(header: Mapping[str, Any], bundle: Bundle) -> None:
 
 
 def load(
+    driver: Driver,
     executor: Executor,
     state: StreamState,
     video: Video,
-    header: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-) -> None:
-    """Puts arrays into a stream that has just been opened. Raises InputError, before anything is used, where one does not fit."""
-    schedule, call, pending = state.schedule, header["call"], arrays["pending"]
-    last = schedule.calls
-    if call < schedule.first_call or (last is not None and call > last):
-        raise InputError(
-            f"expected a snapshot at a call from {schedule.first_call} to {last} but it is at {call}; make it again"
-        )
-    shape = (video.height, video.width, 3)
-    if pending.shape[1:] != shape or pending.dtype != np.uint8 or header["frames_made"] < 0:
-        raise InputError(
-            f"expected pending frames as uint8 {['frames', *shape]} but the snapshot has {pending.dtype} {list(pending.shape)}"
-        )
-    rings = {f"rings/{name}": ring for name, ring in state.rings.items()}
-    given = {name for name in arrays if name.startswith("rings/")}
-    if given != set(rings):
-        raise InputError(
-            f"expected the rings {', '.join(sorted(rings)) or 'none'} but the snapshot has {', '.join(sorted(given)) or 'none'}"
-        )
-    for name, ring in rings.items():
-        dtype = getattr(ring, "host_dtype", ring.dtype)
-        if arrays[name].shape != tuple(ring.shape) or arrays[name].dtype != dtype:
-            raise InputError(
-                f"expected {name} as {dtype} {list(ring.shape)} but the snapshot has "
-                f"{arrays[name].dtype} {list(arrays[name].shape)}"
-            )
-    kept = _under("kept/", arrays)
-    for name, value in kept.items():
-        made = state.prepared.get(name, value)
-        if (value.shape, value.dtype) != (made.shape, made.dtype):
-            raise InputError(
-                f"expected kept {name} as {made.dtype} {list(made.shape)} but the snapshot has {value.dtype} {list(value.shape)}"
-            )
+    data: bytes,
+    frames: int | None,
+) -> np.ndarray:
+    """Puts what a snapshot holds into a stream that has just been opened, and returns its pending frames. `frames` is the stream's
+    length. Raises InputError, before anything is used, where something does not fit.
+    """
+    header = read_header(data)
+    call = _call(data, state)
+    fit = fit_of(driver, executor, state, video, call)
+    arrays = _arrays(data, header, fit)
+    fit.check(arrays)
+    _check_progress(header, state, call, arrays, frames)
+    kept = _under(KEPT, arrays)
+    rings = {name: arrays[RINGS + name] for name in state.rings}
+    own = {name: arrays[STATE + name] for name in executor.state()}
     try:
-        executor.load_state(_under("state/", arrays))
-        state.store.load_state(_under("latents/", arrays))
+        executor.load_state(own)
+        state.store.load_state(
+            {"latents": arrays[LATENTS], "clean_index": arrays[INDEX], "clean": arrays[CLEAN]}
+        )
     except ShapeError as error:
         raise InputError(f"the snapshot does not fit this plan: {error}") from error
-    for name, ring in rings.items():
-        ring[...] = arrays[name]
+    for name, ring in state.rings.items():
+        ring[...] = rings[name]
     state.kept |= kept
     state.call = call
+    return arrays[PENDING]
+
+
+def _call(data: bytes, state: StreamState) -> int:
+    """The number of the call that comes next."""
+    found = read_archive(data, max_bytes=MOST_HEADER, only={CALL}).get(CALL)
+    if found is None or found.shape != () or found.dtype != np.int64:
+        raise InputError(f"expected a snapshot with {CALL} as one whole number; make it again")
+    call, first, last = int(found), state.schedule.first_call, state.schedule.calls
+    if not first <= call <= (MOST_NUMBER if last is None else last):
+        raise InputError(
+            f"expected a snapshot at a call from {first} to {last} but it is at {call}; make it again"
+        )
+    return call
+
+
+def _arrays(data: bytes, header: Mapping[str, Any], fit: Fit) -> dict[str, np.ndarray]:
+    try:
+        arrays = read_archive(data, max_bytes=fit.max_bytes + MOST_HEADER)
+    except InputError as error:
+        raise InputError(f"the snapshot does not fit this plan ({error}); make it again") from error
+    arrays.pop(HEADER)
+    if header["digest"] != digest(header, arrays):
+        raise InputError(
+            "expected a snapshot as Stream.snapshot made it but it was changed since; make it again"
+        )
+    return arrays
+
+
+def _check_progress(
+    header: Mapping[str, Any],
+    state: StreamState,
+    call: int,
+    arrays: Mapping[str, np.ndarray],
+    frames: int | None,
+) -> None:
+    """Raises InputError where the stream could not go on from there."""
+    pending, made, clips = len(arrays[PENDING]), header["frames_made"], header["clips"]
+    if sum(clips) > pending:
+        raise InputError(
+            f"expected clips of {pending} pending frames in the snapshot but they have {sum(clips)}; make it again"
+        )
+    if frames is not None and made > frames:
+        raise InputError(f"expected at most {frames} frames made but the snapshot says {made}; make it again")
+    is_ended = state.schedule.calls is not None and call >= state.schedule.calls
+    if is_ended and frames is not None and made + pending < frames:
+        raise InputError(
+            f"expected a snapshot with the rest of {frames} frames, since every call is made, but it has {made} and {pending} pending"
+        )
+    if missing := missing_latents(state.schedule, call, arrays[INDEX]):
+        raise InputError(
+            f"expected a snapshot with the clean latents that the next calls read but it has none of frame {missing[0]}; make it again"
+        )
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")

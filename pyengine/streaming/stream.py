@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyengine.device.array import joined
-from pyengine.errors import PlanError, StreamClosed
+from pyengine.errors import ConfigError, InputError, PlanError, StreamClosed
 from pyengine.methods import MethodSettings, make_method, method_settings, positions_of, sampler_of
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
 from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.turns import Turns
 
 if TYPE_CHECKING:
     from pyengine.engine import Engine
@@ -55,7 +55,7 @@ class Stream:
         bundle = engine.bundle
         assert bundle.video is not None  # Engine refuses other bundles
         self._engine, self._settings, self._video, self._batch = engine, settings, bundle.video, batch
-        self._lock = threading.RLock() if batch is None else batch.lock
+        self._lock = Turns() if batch is None else batch.lock
         how = method_settings(settings["method"])
         self._schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
         self.frames = self._schedule.length(settings["frames"], bundle.video.frames_per_latent)
@@ -145,20 +145,10 @@ class Stream:
             executor, state = self._open(), self._state
             clips = [clip.result() for clip in state.clips]
             pending = [*self._rest, *(frame for clip in clips for frame in clip)]
-            nothing = np.zeros((0, self._video.height, self._video.width, 3), np.uint8)
-            arrays = {f"latents/{name}": value for name, value in state.store.state().items()}
-            arrays |= {f"rings/{name}": ring.copy() for name, ring in state.rings.items()}
-            arrays |= {f"state/{name}": value for name, value in executor.state().items()}
-            arrays |= {
-                f"kept/{name}": value
-                for name, value in state.kept.items()
-                if value is not state.prepared.get(name)  # what a resumed stream makes again
-            }
-            arrays["pending"] = np.stack([np.asarray(frame) for frame in pending]) if pending else nothing
+            arrays = snapshot.state_arrays(executor, state, pending, self._video)
             header = {
                 "bundle": self._engine.bundle.digest,
                 "settings": self._settings,
-                "call": state.call,
                 "frames_made": self.frames_made,
                 "clips": [len(clip) for clip in clips],
             }
@@ -170,18 +160,22 @@ class Stream:
     @classmethod
     def restore(cls, engine: Engine, data: bytes, batch: Batch | None = None) -> Stream:
         """The stream that `snapshot` saved. Raises InputError if the bytes are not a snapshot of this engine's bundle."""
-        header, arrays = snapshot.unpack(data)
+        header = snapshot.read_header(data)
         snapshot.check_bundle(header, engine.bundle)
         settings = engine.restored_settings(header["settings"])
         if batch is not None:
             batch.check(settings)
-        stream = cls(engine, settings, batch=batch)
         try:
-            snapshot.load(stream._open(), stream._state, stream._video, header, arrays)
+            stream = cls(engine, settings, batch=batch)
+        except ConfigError as error:
+            raise InputError(f"the stream of the snapshot cannot be opened here: {error}") from error
+        try:
+            pending = snapshot.load(
+                stream._driver, stream._open(), stream._state, stream._video, data, stream.frames
+            )
         except Exception:
             stream.close()
             raise
-        pending = arrays["pending"]
         begun, decoder = len(pending) - sum(header["clips"]), stream._state.decoder
         stream._rest.extend(decoder.own(pending[:begun]))
         # Clips that nobody has begun to take stay clips: the stream makes its next call when it would have made it.

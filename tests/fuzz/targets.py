@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 import pyengine
 from pyengine import PyEngineError
 from pyengine.bundle.bundle import BUNDLED, Bundle
+from pyengine.streaming import snapshot
 from pyengine.streaming.archive import read_archive
 from pyengine.video.reader import read_video
 from pyengine.video.writer import VideoWriter
 
-__all__ = ["TARGETS"]
+__all__ = ["TARGETS", "fed", "prepare"]
 
 HOME = TemporaryDirectory(prefix="pyengine-fuzz-")
 FOLDER = Path(HOME.name)
@@ -168,6 +169,45 @@ def stream_arguments(data: st.DataObject) -> None:
         assert frame.shape == (64, 64, 3)
 
 
+@cache
+def saved() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and arrays of a snapshot."""
+    with engine().stream(RED, frames=60) as stream:
+        for _ in range(21):
+            next(stream)
+        whole = stream.snapshot()
+    arrays = read_archive(whole, max_bytes=1 << 30)
+    arrays.pop("header")
+    return snapshot.read_header(whole), arrays
+
+
+def snapshots(data: st.DataObject) -> None:
+    header, arrays = copy.deepcopy(saved()[0]), dict(saved()[1])
+    places = [header, header["settings"], header["settings"]["method"]]
+    for _ in range(data.draw(st.integers(0, 2))):
+        place = places[data.draw(st.integers(0, 2))]
+        # What JSON holds.
+        value = data.draw(
+            st.one_of(st.none(), st.booleans(), st.integers(-3, 70), st.integers(), st.floats(), st.text(max_size=5), st.just([]))
+        )  # fmt: skip
+        place[data.draw(st.sampled_from([*place, "other"]))] = value
+    for name in data.draw(st.lists(st.sampled_from(sorted(arrays)), max_size=2, unique=True)):
+        shape = data.draw(st.sampled_from([arrays[name].shape, (), (0,), (3, 2), None]))
+        if shape is None:
+            del arrays[name]
+        else:
+            dtype = data.draw(st.sampled_from(["u1", "i8", "f4", "f2", "u2", "?", arrays[name].dtype]))
+            arrays[name] = np.full(shape, data.draw(st.integers(0, 100)), dtype)
+    kept = {name: value for name, value in header.items() if name not in ("digest", "format")}
+    whole = snapshot.pack(kept, arrays)
+    if data.draw(st.booleans()):
+        whole = changed(data, whole)
+    with engine().resume(whole) as stream:
+        for _ in range(12):
+            if next(stream, None) is None:
+                break
+
+
 def outputs(data: st.DataObject) -> None:
     name = data.draw(
         st.one_of(
@@ -186,8 +226,25 @@ def outputs(data: st.DataObject) -> None:
 
 TARGETS: dict[str, Callable[[st.DataObject], None]] = {
     function.__name__: function
-    for function in (pictures, reader_arguments, archives, manifests, prompts, stream_arguments, outputs)
+    for function in (
+        pictures,
+        reader_arguments,
+        archives,
+        manifests,
+        prompts,
+        stream_arguments,
+        snapshots,
+        outputs,
+    )
 }
+
+
+def prepare() -> None:
+    """Makes what inputs are made of and fed to, which takes far longer than an input."""
+    files()
+    manifest()
+    engine()
+    saved()
 
 
 def fed(name: str, data: st.DataObject) -> None:

@@ -15,7 +15,7 @@ from pyengine.device.array import DeviceArray
 from pyengine.device.cuda import Stream
 from pyengine.runtime.cuda.memory import Large, Pool, Staging
 from pyengine.runtime.host.latents import check_state
-from pyengine.runtime.latents import Draw
+from pyengine.runtime.latents import Draw, kept
 
 if TYPE_CHECKING:
     from pyengine.runtime.cuda.executor import CudaExecutor, Enqueue
@@ -100,7 +100,7 @@ class CudaLatentStore:
 
     def read(self, frame: int) -> DeviceArray:
         """A clean latent for a reader on the stream in use: its block is not written again before that is done."""
-        latent = self.clean[frame]
+        latent = kept(self.clean, frame)
         if latent.stream is not self.stream:
             latent.owner.own_readers.add(self.stream)  # type: ignore[attr-defined]
         return latent

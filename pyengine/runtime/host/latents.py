@@ -10,7 +10,7 @@ import numpy as np
 from pyengine import _C
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ShapeError
-from pyengine.runtime.latents import Draw
+from pyengine.runtime.latents import Draw, kept
 
 if TYPE_CHECKING:
     from pyengine.runtime.executor import Executor
@@ -29,12 +29,12 @@ class HostLatentStore:
         noise(self.flight[place])
 
     def put(self, place: int, frame: int) -> None:
-        self.flight[place] = self.clean[frame]
+        self.flight[place] = self.read(frame)
 
     def mix(self, place: int, frame: int, keep: float, share: float, noise: Draw) -> None:
         fresh = np.empty_like(self.flight[place])
         noise(fresh)
-        _mix(self.clean[frame], keep, share, fresh, self.flight[place])
+        _mix(self.read(frame), keep, share, fresh, self.flight[place])
 
     def finish(self, place: int, frame: int) -> None:
         self.clean[frame] = self.flight[place].copy()
@@ -47,7 +47,11 @@ class HostLatentStore:
             del self.clean[frame]
 
     def window(self, frames: Sequence[int]) -> np.ndarray:
-        return np.stack([self.clean[frame] for frame in frames])
+        return np.stack([self.read(frame) for frame in frames])
+
+    def read(self, frame: int) -> np.ndarray:
+        """A clean latent."""
+        return kept(self.clean, frame)
 
     def state(self) -> dict[str, np.ndarray]:
         frames = sorted(self.clean)
@@ -81,7 +85,7 @@ class HostCallBuffers:
         self._sample[lane, row : row + count] = store.flight[place : place + count]
 
     def give(self, lane: int, row: int, store: HostLatentStore, frame: int) -> None:
-        self._sample[lane, row] = store.clean[frame]
+        self._sample[lane, row] = store.read(frame)
 
     def clear(self, lane: int, row: int, count: int) -> None:
         self._sample[lane, row : row + count] = 0
