@@ -154,7 +154,7 @@ class Batch:
                 clip = next(member.clips(), None)
                 if clip is not None:
                     yield member, clip
-            if not waiting and not self.advance():
+            if not waiting and not self.advance(calls=self._calls_to_clip()):
                 return
 
     def leave(self, stream: Stream) -> None:
@@ -213,6 +213,12 @@ class Batch:
         wait(futures)
         for future in futures:
             future.result()
+
+    def _calls_to_clip(self) -> int:
+        """How many calls there are until somebody has frames."""
+        with self.lock:
+            going = [member for member in self._members if self._has_room(member) and not member.ended]
+            return min((member._state.calls_to_clip(0) for member in going), default=1)
 
     def _has_room(self, member: Stream) -> bool:
         if member.paused or (member.frames is not None and member.frames_made >= member.frames):
