@@ -28,9 +28,6 @@ __all__ = ["Driver", "StreamState", "sized"]
 RENOISED = 1 << 40  # noise of re-noised rows is drawn under numbers from here on, never those of a sampler
 
 
-KNOWN_CALLS = 32  # that a stream remembers: those to its next clip are looked at before they are made
-
-
 @dataclass(eq=False)
 class StreamState:
     """The state of one stream: its schedule, latents, rings and decoder, and the number of its next call."""
@@ -50,6 +47,7 @@ class StreamState:
     prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
     clips: deque[Clip] = field(default_factory=deque)
     scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
+    # Those to the next clip, which are looked at before they are made, and the last one.
     _calls: dict[int, Call] = field(default_factory=dict)
 
     @property
@@ -61,8 +59,7 @@ class StreamState:
     def call_at(self, number: int) -> Call:
         """What the schedule says, asked once."""
         if number not in self._calls:
-            if len(self._calls) >= KNOWN_CALLS:
-                self._calls.clear()
+            self._calls = {known: call for known, call in self._calls.items() if known >= self.call - 1}
             self._calls[number] = self.schedule.call(number)
         return self._calls[number]
 
