@@ -19,7 +19,7 @@ from pyengine.errors import PlanError
 
 
 class EngineCache:
-    """Keeps engines by graph and weights. Two engines of one graph differ in their weights only, so that one can be refitted into the other."""
+    """Keeps engines by graph and weights. Those of one graph differ in their weights only, so one can be refitted into another."""
 
     def __init__(self, folder: Path, version: str, device: str) -> None:
         self._folder = folder / _plain(version) / _plain(device)

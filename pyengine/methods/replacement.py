@@ -17,7 +17,7 @@ __all__ = ["Replacement", "ReplacementSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacementSettings(WindowSettings):
-    """The settings of the method, from a manifest or a caller. `context` says how many given frames a stream takes; lengths in latent frames.
+    """The settings of the method, from a manifest or a caller. `context` says how long a start a stream takes; lengths in latent frames.
 
     clip_frames     rows of every call
     overlap_frames  rows taken from the clip before
