@@ -212,7 +212,7 @@ class Engine:
         method: Mapping[str, Any] | None,
         device_frames: bool,
     ) -> tuple[dict[str, Any], np.ndarray | None]:
-        """Checks the arguments of `stream`; returns the settings that a stream keeps and its start's latents. Raises what `stream` raises."""
+        """Checks the arguments of `stream`; returns a stream's settings and its start's latents. Raises what `stream` raises."""
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
