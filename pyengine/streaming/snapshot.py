@@ -67,12 +67,20 @@ def digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write(path: str | Path, data: bytes) -> None:
-    """Raises OutputError."""
+    """An earlier file is replaced once the whole is written. Raises OutputError."""
+    from pyengine.video.target import Target
+
     if not isinstance(path, str | bytes | os.PathLike):
         raise OutputError(f"expected the name of a file for the snapshot but got {shown(path)}")
     name = os.fsdecode(path)
     try:
-        Path(name).write_bytes(data)
+        target = Target(Path(name))
+        try:
+            target.write(data)
+            target.check()
+            target.publish()
+        finally:
+            target.close()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
