@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pyengine.errors import ConfigError
+import numpy as np
+
+from pyengine.errors import ConfigError, ShapeError
 from pyengine.settings import Range, read_value, shown
 
-__all__ = ["check_guidance", "check_length", "check_seed", "finite", "printable", "whole"]
+__all__ = ["as_array", "check_guidance", "check_length", "check_seed", "finite", "printable", "whole"]
 
 MOST_FRAMES = 2**53  # above it a float no longer tells two frames apart: 12 million years at 24 frames/s
 MOST_SECONDS = 10**12
@@ -23,6 +25,16 @@ def whole(name: str, value: Any, least: float = -math.inf, most: float = math.in
 def finite(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """`value` as a finite Python float from `least` to `most`. Raises ConfigError."""
     return float(read_value(Annotated[float, Range(least, most)], value, name))
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """`value` as an array, of whatever shape and dtype. Raises ShapeError for rows of different lengths."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"[{name}] expected an array but got {shown(value)}, which cannot become one"
+        ) from error
 
 
 def check_length(frames: Any, seconds: Any, fps: float) -> int | None:

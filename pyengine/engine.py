@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pyengine.arguments import check_guidance, check_length, check_seed
+from pyengine.arguments import as_array, check_guidance, check_length, check_seed
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
 from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
@@ -367,7 +367,7 @@ class Engine:
         assert video is not None
         if not settings.start_chunks:
             raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
-        start = np.asarray(start)
+        start = as_array("start", start)
         if (
             start.ndim != 4
             or start.shape[1:] != (video.height, video.width, 3)

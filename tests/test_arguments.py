@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pyengine
 from pyengine.arguments import check_guidance, check_length, check_seed, finite, printable, whole
 from pyengine.errors import ConfigError
+
+PROMPT = "a red circle bounces over a blue background"
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -86,3 +91,41 @@ def test_seeds_fit_64_bits() -> None:
 def test_names_are_shown_in_one_line() -> None:
     assert printable("take [red] ü.mp4") == "take [red] ü.mp4"
     assert printable("a\nb\udcff") == "a\\nb\\udcff"
+
+
+@pytest.mark.parametrize("bundle", [5, None, b"shapes", "", "\0", "\udcff", ["shapes"], "a" * 5000, "../x"])
+def test_what_is_no_bundle_is_said(bundle: Any) -> None:
+    with pytest.raises(pyengine.BundleError, match="bundle") as caught:
+        pyengine.load(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_different_lengths_are_no_frames(engine: pyengine.Engine, tmp_path: Path) -> None:
+    ragged: Any = [[1], [2, 3]]
+    with pytest.raises(pyengine.ShapeError, match=r"\[start\] expected an array"):
+        engine.stream(PROMPT, start=ragged)
+    with (
+        pyengine.VideoWriter(tmp_path / "a.gif", height=8, width=8) as writer,
+        pytest.raises(pyengine.ShapeError, match=r"\[video\] expected an array"),
+    ):
+        writer.write(ragged)
+
+
+def test_the_size_of_a_batch_is_any_whole_number(engine: pyengine.Engine) -> None:
+    with engine.batch(np.int64(1)) as batch:
+        assert batch.max_streams == 1
+    for wrong in (True, "2", 0, 65, 2.0):
+        with pytest.raises(
+            pyengine.ConfigError, match=r"\[max_streams\] expected a whole number from 1 to 64"
+        ):
+            engine.batch(wrong)  # type: ignore[arg-type]
+
+
+def test_places_of_a_snapshot(engine: pyengine.Engine, tmp_path: Path) -> None:
+    with engine.stream(PROMPT, frames=2) as stream:
+        stream.snapshot(os.fsencode(tmp_path / "state"))  # type: ignore[arg-type]
+        assert (tmp_path / "state").stat().st_size > 1000
+        for place in (5, "a\0b", "", str(tmp_path), "/nowhere/x", "a" * 5000):
+            with pytest.raises(pyengine.OutputError, match="snapshot") as caught:
+                stream.snapshot(place)  # type: ignore[arg-type]
+            assert "\n" not in str(caught.value)

@@ -23,6 +23,7 @@ from pyengine.methods import make_method
 from pyengine.streaming import snapshot
 from pyengine.streaming.archive import read_archive
 from pyengine.streaming.fitting import missing_latents, most_clean
+from pyengine.video import target
 
 PROMPT = "a red circle bounces over a blue background"
 RING = "executor/denoiser/ring_key.0"
@@ -331,3 +332,22 @@ def test_no_stream_keeps_more_than_a_snapshot_may_hold(
         if call.keeps is not None:
             kept = {frame for frame in kept if not call.keeps[0] <= frame < call.keeps[1]}
     assert kept or not any(schedule.call(last - 1).emit)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device /dev/full")
+def test_a_snapshot_that_cannot_be_written_leaves_the_earlier_one(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine.stream(PROMPT, frames=20) as stream:
+        earlier = stream.snapshot(tmp_path / "state")
+        next(stream)
+        with pytest.raises(pyengine.OutputError, match="No space left on device"):
+            stream.snapshot("/dev/full")
+        limited = open
+        monkeypatch.setattr(
+            target, "open", lambda path, *a, **k: limited("/dev/full", *a, **k), raising=False
+        )
+        with pytest.raises(pyengine.OutputError, match="No space left on device"):
+            stream.snapshot(tmp_path / "state")
+    assert (tmp_path / "state").read_bytes() == earlier
+    assert os.listdir(tmp_path) == ["state"]

@@ -16,7 +16,7 @@ from pyengine.export.ops.frame_window_attention_cases import GROUP_CASES, Attent
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "ops"))
 from arrays import cast, error, in_precision
-from cuda_arrays import CudaOps
+from cuda_arrays import CudaOps, TensorArray
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = {"float32": 1e-6, "bfloat16": 4e-3, "float16": 5e-4}

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_arrays import TensorArray
 from op_checks import (
     PLAIN,
     CudaOps,
+    TensorArray,
     check,
     check_warpgroups,
     context_lives,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pyengine.arguments import printable
 from pyengine.bundle.manifest import (
     Cleaning,
     Component,
@@ -31,6 +33,7 @@ from pyengine.bundle.manifest import (
 )
 from pyengine.bundle.schema import check_constants, check_manifest
 from pyengine.errors import BundleError
+from pyengine.settings import shown
 
 __all__ = [
     "Bundle",
@@ -193,17 +196,24 @@ def write_manifest(
 
 
 def _locate(source: str | Path) -> Path:
+    if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str):
+        raise BundleError(f"expected a bundle as a name or a folder but got {shown(source)}")
     folder = Path(source)
-    if isinstance(source, str) and "/" not in source and (BUNDLED / source / MANIFEST).is_file():
+    if isinstance(source, str) and "/" not in source and _is_file(BUNDLED / source / MANIFEST):
         return BUNDLED / source
-    if (folder / MANIFEST).is_file():
+    if _is_file(folder / MANIFEST):
         return folder
     known = ", ".join(bundled_names()) or "none"
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with `pyengine export`")
     raise BundleError(
-        f"there is no bundle {str(source)!r}: expected a folder with {MANIFEST} or a bundled name ({known})"
+        f"there is no bundle '{printable(str(source)[:200])}': expected a folder with {MANIFEST} or a bundled name ({known})"
     )
+
+
+def _is_file(path: Path) -> bool:
+    # Unlike Path.is_file it takes a name that no file can have, such as one too long.
+    return os.path.isfile(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyengine.arguments import whole
 from pyengine.errors import ConfigError, InputError, StreamClosed
 from pyengine.methods import make_method
 from pyengine.runtime.executor import Executor
@@ -41,8 +42,7 @@ class Batch:
 
     def __init__(self, engine: Engine, settings: dict[str, Any], max_streams: int) -> None:
         """`settings` of every stream: method and guidance."""
-        if isinstance(max_streams, bool) or not isinstance(max_streams, int) or not 1 <= max_streams <= 64:
-            raise ConfigError(f"expected max_streams as a whole number from 1 to 64 but got {max_streams!r}")
+        max_streams = whole("max_streams", max_streams, 1, 64)
         self.lock = Turns()
         self.max_streams = max_streams
         self._engine, self._settings = engine, settings

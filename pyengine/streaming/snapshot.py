@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pyengine.arguments import printable
 from pyengine.bundle.bundle import Bundle, Video
 from pyengine.errors import InputError, OutputError, ShapeError
 from pyengine.runtime.executor import Executor
@@ -66,12 +67,24 @@ def digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write(path: str | Path, data: bytes) -> None:
-    """Raises OutputError."""
+    """An earlier file is replaced once the whole is written. Raises OutputError."""
+    from pyengine.video.target import Target
+
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise OutputError(f"expected the name of a file for the snapshot but got {shown(path)}")
+    name = os.fsdecode(path)
     try:
-        Path(path).write_bytes(data)
-    except OSError as error:
+        target = Target(Path(name))
+        try:
+            target.write(data)
+            target.check()
+            target.publish()
+        finally:
+            target.close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"cannot write the snapshot '{path}': {error.strerror}; choose another place"
+            f"cannot write the snapshot '{printable(name[:200])}': {reason}; choose another place"
         ) from error
 
 
@@ -88,9 +101,9 @@ def read_bytes(state: bytes | str | Path) -> bytes:
         data = b"" if is_other else path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read the snapshot {shown(str(state))}: {reason}") from error
+        raise InputError(f"cannot read the snapshot '{printable(str(state)[:200])}': {reason}") from error
     if is_other:
-        raise InputError(f"expected the file of a snapshot but {shown(str(state))} is none")
+        raise InputError(f"expected the file of a snapshot but '{printable(str(state)[:200])}' is none")
     return data
 
 

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace
 
-from pyengine.arguments import finite, printable, whole
+from pyengine.arguments import as_array, finite, printable, whole
 from pyengine.errors import ConfigError, OutputError, ShapeError
 from pyengine.video.target import Target
 
@@ -94,7 +94,7 @@ class VideoWriter:
             raise OutputError(f"'{printable(str(self.path))}' is closed after {self.frames_written} frames")
         if self._failure is not None:
             raise self._failure
-        frame = np.asarray(frame)
+        frame = as_array("video", frame)
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise ShapeError(
                 f"[video] expected uint8 {list(self._shape)} but got {frame.dtype} {list(frame.shape)}"
