@@ -18,6 +18,18 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "ops"))
 from arrays import cast, error, in_precision
 from cuda_arrays import CudaOps, TensorArray
 
+__all__ = [
+    "PLAIN",
+    "CudaOps",
+    "TensorArray",
+    "check",
+    "check_warpgroups",
+    "context_lives",
+    "in_precision",
+    "one_line",
+    "warpgroups",
+]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = {"float32": 1e-6, "bfloat16": 4e-3, "float16": 5e-4}
 PLAIN = tuple(spec for spec in OPS if spec.reference is not reference)  # ring_append is in tests/ops
