@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -179,7 +180,8 @@ def _report(
     cache_dir: str | Path | None,
 ) -> Report:
     with tempfile.TemporaryDirectory() as scratch:
-        options = EngineOptions(**{"backend": backend, "cache_dir": cache_dir or scratch})
+        given: dict[str, Any] = {"backend": backend, "cache_dir": cache_dir or scratch}
+        options = EngineOptions(**given)
         rows = [
             row
             for name, reference in references.items()

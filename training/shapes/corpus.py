@@ -30,7 +30,7 @@ def load_autoencoder(folder: Path) -> tuple[Encoder, Decoder]:
     model = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()})
     model.load_state_dict(autoencoder_weights(folder))
     model.eval()
-    return model["encoder"], model["decoder"]
+    return model["encoder"], model["decoder"]  # type: ignore[return-value]
 
 
 @torch.inference_mode()

@@ -138,7 +138,7 @@ def main() -> None:
     model = torch.nn.ModuleDict({"denoiser": denoiser, "text": text}).to(arguments.device)
     trainer = Trainer(model, arguments.folder, peak_rate=arguments.rate, ema=0.999, muon=True)
     torch.manual_seed(trainer.step + 1 + 1_000_003 * process)
-    denoiser.over_clip = torch.compile(denoiser.over_clip)
+    denoiser.over_clip = torch.compile(denoiser.over_clip)  # type: ignore[method-assign]
     # On a CPU plain matrix products are several times faster than the flash kernel for sequences this short.
     attention = (
         [SDPBackend.MATH] if arguments.device == "cpu" else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
