@@ -1,4 +1,4 @@
-"""Reference numbers of the original StreamingT2V code, and networks with the weights that the rule gives (golden/streamingt2v/manifest.json).
+"""Reference numbers of the original StreamingT2V code, and networks with the weights of its rule (golden/streamingt2v/manifest.json).
 
 The numbers were made by the released code (repository Picsart-AI-Research/StreamingT2V, commit a8aceea5) with tiny configurations in fp32.
 Inputs that a rule draws are drawn again (`by_rule`). Of large arrays every third value is kept, the first included (`arrays`).

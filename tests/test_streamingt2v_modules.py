@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from streamingt2v_golden import CONFIG, FOLDER, difference, modules, own_error, rule_weight, tensor
+from streamingt2v_golden import CONFIG, FOLDER, difference, modules, own_error, tensor
 from torch import Tensor, nn
 
 from pyengine.errors import ConfigError
@@ -40,7 +40,9 @@ def check(got: Any, name: str, own: str) -> None:
     """Within twice the error that the original makes in fp32: the largest difference and the root of the mean square."""
     largest, relative = difference(got, name)
     allowed = own_error(own)
-    assert largest <= 2 * allowed[0] and relative <= 2 * allowed[1], f"{name}: {largest:.2e} {relative:.2e}, own {allowed}"
+    said = f"{name}: {largest:.2e} {relative:.2e}, own {allowed}"
+    assert largest <= 2 * allowed[0], said
+    assert relative <= 2 * allowed[1], said
 
 
 @cache
@@ -102,7 +104,9 @@ def test_the_denoiser_predicts_what_the_original_predicts() -> None:
         check(found[name], f"denoiser_base/{name}", f"denoiser:{name}")
 
 
-@pytest.mark.parametrize("place", ["down_blocks.2.attentions.1", "mid_block.attentions.0", "up_blocks.2.attentions.2"])
+@pytest.mark.parametrize(
+    "place", ["down_blocks.2.attentions.1", "mid_block.attentions.0", "up_blocks.2.attentions.2"]
+)
 @torch.no_grad()
 def test_appearance_is_mixed_into_the_text_as_in_the_original(place: str) -> None:
     attention = modules()["base_model"].get_submodule(f"{place}.transformer_blocks.0.attn2")
@@ -162,7 +166,10 @@ def test_the_enhancer_predicts_what_the_original_predicts() -> None:
         enhancer.get_submodule(place).register_forward_hook(
             lambda _, given, out, name=name: found.__setitem__(name, out)
         )
-        for name, place in {"after_input_block_3": "input_blocks.3", "after_middle": "middle_block.3.temopral_conv"}.items()
+        for name, place in {
+            "after_input_block_3": "input_blocks.3",
+            "after_middle": "middle_block.3.temopral_conv",
+        }.items()
     ]
     t = tensor("enhancer_unet/t")
     found["v"] = enhancer(tensor("enhancer_unet/x"), t, tensor("enhancer_unet/y"))
@@ -213,10 +220,12 @@ def test_parameter_counts_are_the_published_ones() -> None:
     assert isinstance(base, ModelScopeUNet)
     assert sum(p.numel() for merger in base.mergers() for p in merger.parameters()) == 68_867_200
     mixing = [n for n, _ in base.named_parameters() if ".attn2.conv" in n or n.endswith(".alpha")]
-    assert len(mixing) == 80 and sum(base.get_parameter(n).numel() for n in mixing) == 377_744
+    assert len(mixing) == 80
+    assert sum(base.get_parameter(n).numel() for n in mixing) == 377_744
     assert base.skip_channels() == [*[320] * 4, *[640] * 3, *[1280] * 5, 1280]
     attentions = base.cross_attentions()
-    assert len(attentions) == 16 and all(isinstance(each, AppearanceAttention) for each in attentions)
+    assert len(attentions) == 16
+    assert all(isinstance(each, AppearanceAttention) for each in attentions)
     assert sum(each.to_q.in_features for each in attentions) == 12_480
     extractor = parts["unet"]
     assert sum(each.to_q.in_features for each in extractor.cross_attentions()) == 5_760  # type: ignore[operator]
@@ -224,49 +233,43 @@ def test_parameter_counts_are_the_published_ones() -> None:
     assert [sum(each) for each in widths] == [20_160, 9_600]
 
 
-def test_weights_of_the_golden_configuration_are_those_of_its_tiny_models() -> None:
-    """The rule gives each name and shape a draw: a module with another name would not have met the numbers above."""
-    alpha = modules()["base_model"].get_parameter("mid_block.attentions.0.transformer_blocks.0.attn2.alpha")
-    assert alpha.shape == () and alpha == rule_weight("base_model.mid_block.attentions.0.transformer_blocks.0.attn2.alpha", ())
-
-
 SMALL = Widths((64, 64, 64, 64), head_size=32)
 
 
 @cache
 def small() -> tuple[ModelScopeUNet, nn.Module]:
-    """Denoiser and extractor with random weights, everything filled, in fp64."""
+    """Denoiser and extractor with random weights, every path filled."""
     torch.manual_seed(4)
     base = ModelScopeUNet(SMALL, appearance=True, merges=True)
     for attention in base.cross_attentions():
         nn.init.constant_(attention.get_parameter("alpha"), 0.7)
-    return base.double().eval(), Extractor(SMALL, (8, 8, 8, 8)).double().eval()
+    return base.eval(), Extractor(SMALL, (8, 8, 8, 8)).eval()
 
 
 def given(rows: int = 2) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    sizes = {"x": (1, 4, 16, 8, 8), "context": (rows, 93, 1024), "condition": (8, 3, 64, 64)}
-    drawn = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
+    sizes = {"x": (1, 4, 4, 8, 8), "context": (rows, 93, 1024), "condition": (2, 3, 64, 64)}
+    drawn = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
     return drawn | {"x": drawn["x"].expand(rows, -1, -1, -1, -1), "t": torch.full((rows,), 500)}
 
 
 @torch.no_grad()
 def test_without_mergers_and_appearance_it_is_the_published_model() -> None:
     base, extractor = small()
-    plain = ModelScopeUNet(base.widths).double().eval()
+    plain = ModelScopeUNet(base.widths).eval()
     plain.load_state_dict({name: v for name, v in base.state_dict().items() if name in plain.state_dict()})
     values = given()
-    untrained = ModelScopeUNet(base.widths, appearance=True, merges=True).double().eval()
+    untrained = ModelScopeUNet(base.widths, appearance=True, merges=True).eval()
     untrained.load_state_dict(base.state_dict())
     for attention in untrained.cross_attentions():
         nn.init.zeros_(attention.get_parameter("alpha"))
     for merger in untrained.mergers():
         nn.init.zeros_(merger.temporal_transformer.proj_out.weight)
         nn.init.zeros_(merger.temporal_transformer.proj_out.bias)
-    features = extractor(values["x"][:, :, :8], values["t"], values["context"], values["condition"])
+    features = extractor(values["x"][:, :, :2], values["t"], values["context"], values["condition"])
     got = untrained(values["x"], values["t"], values["context"], features)
     want = plain(values["x"], values["t"], values["context"][:, :77])
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    assert torch.equal(got, want)
     whole = base(values["x"], values["t"], values["context"], features)
     assert (whole - want).abs().max() > 0.01
 
@@ -278,7 +281,7 @@ def test_the_anchor_reaches_the_spatial_cross_attentions_of_the_denoiser_alone()
     other = values["context"].clone()
     other[:, 77:] += 1
     features, changed = (
-        extractor(values["x"][:, :, :8], values["t"], context, values["condition"])
+        extractor(values["x"][:, :, :2], values["t"], context, values["condition"])
         for context in (values["context"], other)
     )
     assert all(torch.equal(a, b) for a, b in zip(features, changed, strict=True))
@@ -297,7 +300,9 @@ def test_the_anchor_reaches_the_spatial_cross_attentions_of_the_denoiser_alone()
     assert all(not same for name, same in seen if name in spatial)
 
 
-def _inputs(base: nn.Module, outputs: dict[str, Tensor], values: dict[str, Tensor], context: Tensor) -> dict[str, Tensor]:
+def _inputs(
+    base: nn.Module, outputs: dict[str, Tensor], values: dict[str, Tensor], context: Tensor
+) -> dict[str, Tensor]:
     outputs.clear()
     base(values["x"], values["t"], context)
     return dict(outputs)
@@ -312,13 +317,14 @@ def test_the_branches_of_guidance_part_at_the_first_cross_attention() -> None:
     hooks = []
     for top, network in {"base": base, "cam": extractor}.items():
         for name, layer in network.named_modules():
+
             def note(_: nn.Module, given: Any, out: Any, name: str = f"{top}.{name}") -> None:
                 if isinstance(out, Tensor) and out.shape[0] % 2 == 0 and ".to_" not in name:
                     first, second = out.chunk(2)
                     same[name] = bool(torch.equal(first, second))
 
             hooks.append(layer.register_forward_hook(note))
-    features = extractor(values["x"][:, :, :8], values["t"], values["context"], values["condition"])
+    features = extractor(values["x"][:, :, :2], values["t"], values["context"], values["condition"])
     base(values["x"], values["t"], values["context"], features)
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""The autoencoder of single frames that latent diffusion began with (Rombach et al. 2022, arXiv:2112.10752), 8 x 8 pixels to one latent place.
+"""The autoencoder of single frames of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), 8 x 8 pixels to one latent place.
 
 Parameters have the names of `AutoencoderKL` in diffusers, as the checkpoints of Open-Sora (under `spatial_vae.module.`) and of StreamingT2V
 (under `vae.`) have them.

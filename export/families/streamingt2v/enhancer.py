@@ -22,7 +22,7 @@ from .layers import (
     TemporalConv,
     TemporalTransformer,
 )
-from .modelscope import LAYERS, Widths
+from .modelscope import LAYERS, RELEASED, Widths
 from .trunk import Layers, Trunk, Walk, per_frame, rows_of, video_of
 
 
@@ -36,16 +36,21 @@ class ResBlock(Residual):
         )
         self.emb_layers = nn.ModuleList([nn.SiLU(), nn.Linear(time_channels, out)])
         self.out_layers = nn.ModuleList(
-            [nn.GroupNorm(GROUPS, out, EPSILON), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(out, out, 3, padding=1)]
+            [
+                nn.GroupNorm(GROUPS, out, EPSILON),
+                nn.SiLU(),
+                nn.Dropout(0.0),
+                nn.Conv2d(out, out, 3, padding=1),
+            ]
         )
         self.skip_connection = nn.Conv2d(channels, out, 1) if channels != out else None
         self.temopral_conv = TemporalConv(out)
 
     def parts(self) -> ResidualParts:
-        first, second = self.in_layers, self.out_layers
-        return ResidualParts(
-            first[0], first[2], self.emb_layers[1], second[0], second[3], self.skip_connection  # type: ignore[arg-type]
-        )
+        norm1, _, conv1 = self.in_layers
+        norm2, _, _, conv2 = self.out_layers
+        embedding, shortcut = self.emb_layers[1], self.skip_connection
+        return ResidualParts(norm1, conv1, embedding, norm2, conv2, shortcut)  # type: ignore[arg-type]
 
 
 class Downsample(nn.Module):
@@ -69,7 +74,7 @@ class Upsample(nn.Module):
 class Enhancer(Trunk):
     """enhancer(x [rows, 4, frames, h, w], t [rows], text [rows, 77, 1024]) -> v, of x's shape. h must be 2 more than a multiple of 8."""
 
-    def __init__(self, widths: Widths = Widths()) -> None:
+    def __init__(self, widths: Widths = RELEASED) -> None:
         super().__init__()
         first, time = widths.channels[0], widths.time_channels
         self.channels = first
@@ -130,7 +135,8 @@ class Enhancer(Trunk):
 
     def time_layers(self) -> tuple[nn.Linear, nn.Linear]:
         first, second = self.time_embed[0], self.time_embed[2]
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
         return first, second
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ behind the stem. Its features depend on the latents, so it runs at every step; t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .appearance import TEXT_TOKENS
-from .modelscope import ModelScopeTrunk, Widths
+from .modelscope import RELEASED, ModelScopeTrunk, Widths
 from .trunk import Walk, per_frame, rows_of
 
 
@@ -23,7 +24,7 @@ class ConditionEncoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             self.blocks.append(nn.Conv2d(inputs, inputs, 3, padding=1))
             self.blocks.append(nn.Conv2d(inputs, outputs, 3, 2, padding=1))
         self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1)
@@ -40,7 +41,9 @@ class Extractor(ModelScopeTrunk):
     [rows * 8, C, h', w'] each. All rows have the same condition frames. Of a longer context the text alone is read.
     """
 
-    def __init__(self, widths: Widths = Widths(), condition_widths: Sequence[int] = (32, 96, 256, 512)) -> None:
+    def __init__(
+        self, widths: Widths = RELEASED, condition_widths: Sequence[int] = (32, 96, 256, 512)
+    ) -> None:
         super().__init__(widths)
         self.controlnet_cond_embedding = ConditionEncoder(condition_widths, widths.channels[0])
 

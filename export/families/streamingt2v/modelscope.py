@@ -23,7 +23,6 @@ from .layers import (
     SpatialTransformer,
     TemporalConv,
     TemporalTransformer,
-    TextKeys,
 )
 from .merger import Merger
 from .trunk import Layers, Trunk, Walk, per_frame, rows_of, video_of
@@ -50,6 +49,9 @@ class Widths:
     @property
     def time_channels(self) -> int:
         return 4 * self.channels[0]
+
+
+RELEASED = Widths()
 
 
 class ResnetBlock(Residual):
@@ -85,7 +87,9 @@ class Resize(nn.Module):
 class Level(nn.Module):
     """The layers at one size: lists by kind, as the checkpoint has them; `steps` gives them in the order they run."""
 
-    def __init__(self, inputs: Sequence[int], out: int, widths: Widths, attends: bool, appearance: bool) -> None:
+    def __init__(
+        self, inputs: Sequence[int], out: int, widths: Widths, attends: bool, appearance: bool
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(each, out, widths.time_channels) for each in inputs)
         self.temp_convs = nn.ModuleList(TemporalConv(out) for _ in inputs)
@@ -138,7 +142,7 @@ class ModelScopeTrunk(Trunk):
     appearance  whether cross-attentions mix the anchor's tokens into the text
     """
 
-    def __init__(self, widths: Widths = Widths(), appearance: bool = False) -> None:
+    def __init__(self, widths: Widths = RELEASED, appearance: bool = False) -> None:
         super().__init__()
         first, last = widths.channels[0], widths.channels[-1]
         self.widths, self.channels = widths, first
@@ -175,7 +179,8 @@ class ModelScopeTrunk(Trunk):
 
     def time_layers(self) -> tuple[nn.Linear, nn.Linear]:
         first, second = self.time_embedding["linear_1"], self.time_embedding["linear_2"]
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
         return first, second
 
     def skip_channels(self) -> list[int]:
@@ -193,9 +198,7 @@ class ModelScopeUNet(ModelScopeTrunk):
              [rows * condition frames, C, h', w'] each. Without features they are left out
     """
 
-    def __init__(
-        self, widths: Widths = Widths(), appearance: bool = False, merges: bool = False
-    ) -> None:
+    def __init__(self, widths: Widths = RELEASED, appearance: bool = False, merges: bool = False) -> None:
         super().__init__(widths, appearance)
         skips = self.skip_channels()[:-1]
         self.up_blocks = nn.ModuleList()
@@ -246,19 +249,26 @@ class ModelScopeUNet(ModelScopeTrunk):
         walk = Walk(per_frame(self.embed(t), frames), self.text_keys(context), frames)
         return video_of(self.denoise(rows_of(x), walk, features), frames)
 
-    def denoise(self, x: Tensor, walk: Walk, features: Sequence[Tensor] | None = None) -> Tensor:
-        """Frames to predicted noise, as `forward`, with all that the walk has been given. x [rows * frames, 4, h, w]
+    def denoise(
+        self,
+        x: Tensor,
+        walk: Walk,
+        features: Sequence[Tensor] | None = None,
+        mergers: Sequence[nn.Module] | None = None,
+    ) -> Tensor:
+        """Frames to predicted noise, as `forward`, with all that the walk has been given. x [rows * frames, 4, h, w]. Its own mergers
+        unless others are given.
 
         The mergers act on the skip tensors and on the middle; the encoder runs as without them. A feature that was made before the
         branches parted belongs to a skip tensor of which that is true as well.
         """
-        mergers = self.mergers() if features is not None else []
         skips: list[tuple[Tensor, bool]] = []
         for step in self.encoder():
             x = walk.run(step, x)
             skips.append((x, walk.parted))
         x = walk.run(self.middle(), x)
         if features is not None:
+            mergers = self.mergers() if mergers is None else mergers
             x = mergers[-1](x, features[-1], walk.frames)
             pairs = zip(mergers[:-1], skips, features[:-1], strict=True)
             skips = [(merge(skip, y, walk.frames), parted) for merge, (skip, parted), y in pairs]
@@ -266,13 +276,3 @@ class ModelScopeUNet(ModelScopeTrunk):
             skip, parted = skips.pop()
             x = walk.run(step, torch.cat([x, skip if parted else walk.part(skip)], 1))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-
-def text_part(context: Tensor, tokens: int) -> Tensor:
-    """The tokens of the text, which come before those of the anchor."""
-    return context[:, :tokens]
-
-
-def keys_of(names: Sequence[Tensor], values: Sequence[Tensor]) -> list[TextKeys]:
-    """Pairs of keys and values, from one list each."""
-    return [TextKeys(key, value) for key, value in zip(names, values, strict=True)]
