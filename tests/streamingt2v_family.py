@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.streamingt2v import build
-from pyengine.export.families.streamingt2v.assembly import Networks, Sizes
+from pyengine.export.families.streamingt2v.assembly import Networks, Part, Sizes, assemble
+from pyengine.export.families.streamingt2v.cached import fill
+from pyengine.export.families.streamingt2v.export import write_bundle
 from pyengine.export.families.streamingt2v.modelscope import ModelScopeUNet
 from pyengine.export.families.streamingt2v.networks import autoencoder
+from pyengine.export.graph import round_weights
+from pyengine.export.output import prepared
 
 CONFIG: dict[str, Any] = {
     "base_unet": {
@@ -49,3 +56,23 @@ def networks() -> Networks:
         first=filled(ModelScopeUNet(base.widths)),  # type: ignore[arg-type]
         enhancer_vae=filled(autoencoder(CONFIG)),  # type: ignore[arg-type]
     )
+
+
+@functools.cache
+def parts() -> dict[str, Part]:
+    """The components with the weights that the bundle has."""
+    root, found = assemble(networks(), SIZES)
+    round_weights(root)
+    fill(root)
+    round_weights(root)
+    return found
+
+
+@functools.cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def bundle() -> Bundle:
+    return write_bundle(prepared(Path(_home().name) / "bundle"), parts(), SIZES, networks())

@@ -42,7 +42,8 @@ class TimeTable(nn.Module):
     def __init__(self, *trunks: Trunk) -> None:
         super().__init__()
         self.widths = [_width(block) for trunk in trunks for block in trunk.residuals()]
-        self.rows = nn.Parameter(torch.zeros(TIMESTEPS, sum(self.widths)))
+        device = next(trunks[0].parameters()).device
+        self.rows = nn.Parameter(torch.zeros(TIMESTEPS, sum(self.widths), device=device))
 
     def forward(self, level: Tensor) -> list[Tensor]:
         timestep = (level * TIMESTEPS).round().to(torch.int64) - 1
@@ -61,7 +62,8 @@ class FusedMerger(nn.Module):
         parts = merger.temporal_transformer
         channels = parts.proj_in.in_features
         self.groups, self.epsilon = parts.norm.num_groups, parts.norm.eps
-        self.query, self.out = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        device = parts.proj_in.weight.device
+        self.query, self.out = (nn.Linear(channels, channels, device=device) for _ in range(2))
         for layer in (self.query, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -150,7 +152,7 @@ class TextEncoder(nn.Module):
 
 
 class AnchorEncoder(nn.Module):
-    """pixels [3, H, W] of the anchor in [-1, 1] -> anchor [2, 16, channels]: its tokens, and those of a grey picture for the null branch."""
+    """pixels [3, H, W] of the anchor in [-1, 1] -> anchor [2, 16, channels]: its tokens, and a grey picture's for the null branch."""
 
     def __init__(self, encoder: ImageEncoder, tokens: ImageTokens) -> None:
         super().__init__()
