@@ -49,8 +49,8 @@ def by_row(y: Tensor, like: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention across frames, apart for every place. q [rows, frames, places, C], k and v [rows, others, places, C] -> as q."""
     places = q.shape[2]
-    q, k, v = (
-        part.unflatten(-1, (-1, HEAD_SIZE)).permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (q, k, v)
-    )
-    out = F.scaled_dot_product_attention(q, k, v).unflatten(0, (-1, places))  # [rows, places, heads, frames, head size]
+    q, k, v = (part.unflatten(-1, (-1, HEAD_SIZE)).permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v).unflatten(
+        0, (-1, places)
+    )  # [rows, places, heads, frames, head size]
     return out.permute(0, 3, 1, 2, 4).flatten(3)
