@@ -36,7 +36,12 @@ def _rebuild_shapes(bundle: Bundle) -> dict[str, tuple[nn.Module, Inputs]]:
     return components(load_modules(bundle))
 
 
-FAMILIES = {"shapes": Family(_rebuild_shapes, streams_in_torch=True), "lvdm": Family(), "opensora": Family()}
+FAMILIES = {
+    "shapes": Family(_rebuild_shapes, streams_in_torch=True),
+    "lvdm": Family(),
+    "opensora": Family(),
+    "streamingt2v": Family(),
+}
 
 
 def family_of(bundle: Bundle) -> Family:

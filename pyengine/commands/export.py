@@ -6,13 +6,14 @@ import argparse
 from importlib import import_module
 from typing import Any
 
-from pyengine.commands import export_opensora
+from pyengine.commands import export_opensora, export_streamingt2v
 from pyengine.errors import BackendUnavailable
 
 FAMILIES = {
     "shapes": "pyengine.export.families.shapes.export",
     "opensora": "pyengine.export.families.opensora.export",
     "lvdm": "pyengine.export.families.lvdm.export",
+    "streamingt2v": "pyengine.export.families.streamingt2v.export",
 }
 
 
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=("ema", "raw"), default="raw", help="which of a checkpoint's weights"
     )
     lvdm.add_argument("--clip", default=None, help="folder of openai/clip-vit-large-patch14, for text2video")
+    streamingt2v = families.add_parser(
+        "streamingt2v", help="StreamingT2V: chunk by chunk with conditional attention, and its enhancer"
+    )
+    export_streamingt2v.add_arguments(streamingt2v)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError, ConfigError
 from pyengine.schedule.samplers import Prediction
 
+from ...clip import clip_tokenizer
 from ...graph import Inputs, export_component, round_weights
 from ...output import prepared
 from ...weights import WeightStore
@@ -362,24 +363,17 @@ def add_clip(modules: Modules, folder: Path) -> str:
     Raises BackendUnavailable without `transformers`, BundleError for a folder that holds no CLIP.
     """
     try:
-        from transformers import AutoTokenizer, CLIPTextModel
+        from transformers import CLIPTextModel
     except ImportError as error:
         raise BackendUnavailable(
             f"a CLIP folder is read by transformers ({error}): pip install 'pyengine-video[lvdm]'"
         ) from error
     try:
         modules.text = CLIPTextModel.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer, modules.empty_prompt = clip_tokenizer(folder, CLIP_TOKENS)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BundleError(
             f"expected openai/clip-vit-large-patch14 at '{folder}' but it cannot be read ({reason}); download it again"
         ) from error
-    ids = tokenizer("", padding="max_length", max_length=CLIP_TOKENS, truncation=True)["input_ids"]
-    modules.empty_prompt = torch.tensor(ids)
-    rules = tokenizer.backend_tokenizer
-    rules.no_truncation()  # a prompt that is too long is refused rather than cut
-    rules.enable_padding(
-        length=CLIP_TOKENS, pad_id=tokenizer.pad_token_id, pad_token=str(tokenizer.pad_token)
-    )
-    return str(rules.to_str())
+    return tokenizer

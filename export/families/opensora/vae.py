@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyengine.errors import ConfigError, ShapeError
 
-from .vae_spatial import FrameAutoencoder
+from ...layers.frame_autoencoder import FrameAutoencoder
 from .vae_temporal import TimeAutoencoder
 
 SCALING_FACTOR = 0.18215

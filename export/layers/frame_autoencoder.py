@@ -1,6 +1,7 @@
-"""The first stage of the autoencoder: a 2-D autoencoder of single frames, 8 x 8 pixels to one latent place.
+"""The autoencoder of single frames of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), 8 x 8 pixels to one latent place.
 
-AutoencoderKL layout of latent diffusion (Rombach et al. 2022), names as in the checkpoint under `spatial_vae.module.`.
+Parameters have the names of `AutoencoderKL` in diffusers, as the checkpoints of Open-Sora (under `spatial_vae.module.`) and of StreamingT2V
+(under `vae.`) have them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""A tiny StreamingT2V with random weights, every path of it filled."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyengine.bundle.bundle import Bundle
+from pyengine.export.families.streamingt2v import build
+from pyengine.export.families.streamingt2v.assembly import Networks, Part, Sizes, assemble
+from pyengine.export.families.streamingt2v.cached import fill
+from pyengine.export.families.streamingt2v.export import write_bundle
+from pyengine.export.families.streamingt2v.modelscope import ModelScopeUNet
+from pyengine.export.families.streamingt2v.networks import autoencoder
+from pyengine.export.graph import round_weights
+from pyengine.export.output import prepared
+
+CONFIG: dict[str, Any] = {
+    "base_unet": {
+        "block_out_channels": [64, 64, 64, 64], "attention_head_dim": 32, "cross_attention_dim": 32,
+        "stem_transformer": {"heads": 2},
+    },
+    "cam": {"cond_embedding_out_channels": [4, 4, 8, 8]},
+    "apm": {"resampler_inner_dim": 8},
+    "image_encoder": {
+        "image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16, "embed_dim": 32,
+    },
+    "vae": {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1},
+    "enhancer_unet": {"dim": 32, "dim_mult": [1, 1, 1, 1], "head_dim": 16, "num_heads": 2, "context_dim": 32},
+}  # fmt: skip
+# Smaller, the deepest norms would be over two values, where rounding is all that counts: torch in fp32 is then off by up to 5e-5.
+SIZES = Sizes((16, 16), 4, 2, (10, 16), 3)
+
+
+def filled(module: nn.Module) -> nn.Module:
+    """Vectors that begin as zero or one, drawn, so that a forgotten one shows."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2:
+            nn.init.normal_(parameter, float(name.endswith("weight")), 0.2)
+    return module.eval().requires_grad_(False)
+
+
+@functools.cache
+def networks() -> Networks:
+    """All but the text towers."""
+    torch.manual_seed(3)
+    parts = {name: filled(module) for name, module in build(CONFIG).items()}
+    base = parts["base_model"]
+    assert isinstance(base, ModelScopeUNet)
+    return Networks(
+        **parts,  # type: ignore[arg-type]
+        first=filled(ModelScopeUNet(base.widths)),  # type: ignore[arg-type]
+        enhancer_vae=filled(autoencoder(CONFIG)),  # type: ignore[arg-type]
+    )
+
+
+@functools.cache
+def parts() -> dict[str, Part]:
+    """The components with the weights that the bundle has."""
+    root, found = assemble(networks(), SIZES)
+    round_weights(root)
+    fill(root)
+    round_weights(root)
+    return found
+
+
+@functools.cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def bundle(*names: str) -> Bundle:
+    """A bundle of these components alone: the whole takes minutes to export."""
+    folder = prepared(Path(_home().name) / "-".join(names))
+    return write_bundle(folder, parts(), SIZES, networks(), only=names)
