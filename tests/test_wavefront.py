@@ -20,7 +20,6 @@ from pyengine.schedule.refinement import (
     solver_step,
     split_at,
     time_grid,
-    vid2vid_sigmas,
 )
 from pyengine.schedule.wavefront import Wavefront
 
@@ -115,7 +114,9 @@ def test_a_video_goes_on_as_an_endless_one_begins(wave: Wavefront, more: int) ->
 
 @given(wavefronts())
 def test_what_is_in_flight_is_bounded(wave: Wavefront) -> None:
-    most, begun, ended = 0, set(), set()
+    most = 0
+    begun: set[int] = set()
+    ended: set[int] = set()
     for at in wave:
         begun.add(at.chunk)
         most = max(most, len(begun - ended))
@@ -162,6 +163,9 @@ def test_what_makes_no_sense_is_refused(change: dict[str, Any], said: str) -> No
 # ---- the numbers --------------------------------------------------------------------------------
 
 
+Array = np.ndarray[Any, Any]
+
+
 class Video:
     """The golden case: a stand-in for a network, its guidance, and the solver, on one chunk or on all of them."""
 
@@ -175,7 +179,7 @@ class Video:
         frames = self.overlap + chunks * (self.chunk - self.overlap)
         if seed is None:
             x0, noise = (array(f"blending_loop/{name}")[0].astype(dtype) for name in ("x0", "noise"))
-            self.draws = array("blending_loop/sde_noise").astype(dtype)
+            self.draws: Array = array("blending_loop/sde_noise").astype(dtype)
         else:
             rng = np.random.default_rng(seed)
             x0, noise = rng.standard_normal((2, 4, frames, 5, 7)).astype(dtype)
@@ -211,7 +215,7 @@ class Video:
 
     def in_a_wavefront(self, wave: Wavefront) -> np.ndarray:
         """Chunk by chunk, with as many latents as the wavefront has places for."""
-        held = np.full((4, wave.places, 5, 7), np.nan, self.dtype)
+        held: Array = np.full((4, wave.places, 5, 7), np.nan, self.dtype)
         out = np.full_like(self.start, np.nan)
         for at in wave:
             places = {frame: wave.place(frame, at) for frame in at.frames}

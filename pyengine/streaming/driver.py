@@ -21,7 +21,7 @@ from pyengine.runtime.host.decoder import Clip, Decoder
 from pyengine.runtime.latents import CallBuffers, LatentStore
 from pyengine.schedule.call import Call, Key, Lane, Row, Schedule
 from pyengine.schedule.positions import PositionPolicy, positions
-from pyengine.schedule.samplers import Coefficients, Sampler, frame_noise
+from pyengine.schedule.samplers import Coefficients, Multistep, Sampler, frame_noise
 
 __all__ = ["Driver", "StreamState", "sized"]
 
@@ -46,7 +46,9 @@ class StreamState:
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
     clips: deque[Clip] = field(default_factory=deque)
-    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
+    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients | Multistep] = field(
+        default_factory=dict
+    )
     # Those to the next clip, which are looked at before they are made, and the last one.
     _calls: dict[int, Call] = field(default_factory=dict)
 
@@ -146,7 +148,7 @@ class Driver:
         if not call.update:
             buffers.run()
             return
-        self._update(buffers, lanes, branches)
+        self._update(buffers, lanes)
 
     def _transform(self, state: StreamState, call: Call) -> None:
         """Runs a network that turns numbers, kept values or clean latents into values that are kept."""
@@ -203,6 +205,7 @@ class Driver:
         """Writes numbers, texts and kept values into the inputs. Lanes that no stream fills get no frames: they see and write nothing."""
         level, frame_index, mask = (buffers.input(name) for name in ("level", "frame_index", "mask"))
         ring_index, append_slot = buffers.input("ring_index"), buffers.input("append_slot")
+        guidance = buffers.input("guidance")
         for place, (state, _, lane) in enumerate(lanes):
             rows, (policy, pinned) = lane.rows, state.positions
             if level is not None:
@@ -217,11 +220,17 @@ class Driver:
             if mask is not None:
                 mask[0, place] = [row.mask for row in rows]
                 mask[1:, place] = 0
+            if guidance is not None:
+                guidance[:, place] = state.weights
         for array in (frame_index, ring_index, append_slot):
             if array is not None:
                 array[len(lanes) :] = -1
         self._write_texts(variant, buffers, lanes)
         for place, (state, call, _) in enumerate(lanes):
+            for name, (number,) in call.values.items():
+                target = buffers.input(name)
+                if target is not None:
+                    target[place] = number
             for name, key in call.reads.items():
                 target = buffers.input(name)
                 if target is not None:
@@ -254,18 +263,23 @@ class Driver:
                     : len(state.weights)
                 ]
 
-    def _update(
-        self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]], branches: int
-    ) -> None:
+    def _update(self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]) -> None:
         """Runs the network, updates every row that is not a condition, and keeps what became clean."""
         rows = len(lanes[0][2].rows)
-        weights = np.zeros((branches, buffers.lanes), np.float32)
-        scales = np.zeros((3, buffers.lanes, rows), np.float32)
+        weights = np.ones((buffers.branches, buffers.lanes), np.float32)
+        scales = np.zeros((6, buffers.lanes, rows), np.float32)
         scales[0] = 1  # a lane that no stream fills is copied
-        noise = False
+        noise = remembers = False
         for place, (state, call, lane) in enumerate(lanes):
-            weights[:, place] = state.weights
+            if buffers.branches == len(state.weights):
+                weights[:, place] = state.weights
             affine = _scales(state, lane)
+            if isinstance(affine, Multistep):
+                remembers, (affine, *kept) = True, affine
+                scales[3:, place] = kept
+                for first, row, count in _runs(lane.rows):
+                    if kept[0][first]:
+                        buffers.recall(place, first, state.store, row.history, count)
             for kind, values in enumerate(affine):
                 scales[kind, place] = values
             if affine.needs_noise:
@@ -273,14 +287,17 @@ class Driver:
                 for index, row in enumerate(lane.rows):
                     if affine.noise[index]:
                         buffers.draw(place, index, self._noise(state, row.frame, call.draw))
-        buffers.run(weights, (scales[0], scales[1], scales[2]), noise)
+        history = (scales[3], scales[4], scales[5]) if remembers else None
+        buffers.run(weights, (scales[0], scales[1], scales[2]), noise, history)
         for place, (state, _, lane) in enumerate(lanes):
             for first, row, count in _runs(lane.rows):
                 if row.level != row.level_next:
-                    buffers.save(place, first, state.store, row.place, count)
+                    buffers.save(place, first, state.store, _target(row), count)
+                    if row.history >= 0:
+                        buffers.keep(place, first, state.store, row.history, count)
             for row in lane.rows:
                 if row.done:
-                    state.store.finish(row.place, row.frame)
+                    state.store.finish(_target(row), row.frame)
 
     def _noise(
         self, state: StreamState, frame: int, draw: int | None = None
@@ -323,10 +340,19 @@ def _kind(index: int, row: Row) -> tuple[Any, ...]:
         return ("absent",)
     if row.place < 0:
         return ("given", index)
-    return row.place - index, row.level == row.level_next
+    return (
+        row.place - index,
+        row.level == row.level_next,
+        _target(row) - index,
+        row.history >= 0 and row.history - index,
+    )
 
 
-def _scales(state: StreamState, lane: Lane) -> Coefficients:
+def _target(row: Row) -> int:
+    return row.place if row.target < 0 else row.target
+
+
+def _scales(state: StreamState, lane: Lane) -> Coefficients | Multistep:
     """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
     levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
     if levels not in state.scales:

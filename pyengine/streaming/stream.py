@@ -12,10 +12,12 @@ import numpy as np
 
 from pyengine.device.array import joined
 from pyengine.errors import ConfigError, InputError, PlanError, StreamClosed
-from pyengine.methods import MethodSettings, make_method, method_settings, positions_of, sampler_of
+from pyengine.methods import make_method, method_settings, positions_of, sampler_of
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
+from pyengine.schedule.positions import PositionPolicy
+from pyengine.schedule.samplers import Sampler
 from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver, StreamState
 from pyengine.streaming.turns import Turns
@@ -70,7 +72,14 @@ class Stream:
             self._driver = batch.driver
             rings = batch.driver.executor.new_rings()
         self._state = open_state(
-            self._driver, self._schedule, how, settings, rings, self._executor, engine.bundle.latent
+            self._driver,
+            self._schedule,
+            sampler_of(how),
+            settings,
+            rings,
+            self._executor,
+            engine.bundle.latent,
+            positions_of(how),
         )
         self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
         self.frames_made = 0  # frames handed out so far
@@ -269,18 +278,19 @@ class Stream:
 def open_state(
     driver: Driver,
     schedule: Schedule,
-    how: MethodSettings,
+    sampler: Sampler,
     settings: Mapping[str, Any],
     rings: Mapping[str, Any],
     codec: Executor,
     latent: Any,
+    numbered: tuple[PositionPolicy, int] = ("local", 0),
 ) -> StreamState:
     """A stream before its first call. `codec` is the executor whose decoder it has for itself."""
     shape = (latent.channels, latent.height, latent.width)
     return StreamState(
         schedule=schedule,
-        sampler=sampler_of(how),
-        positions=positions_of(how),
+        sampler=sampler,
+        positions=numbered,
         seed=settings["seed"],
         weights=schedule.weights(settings["guidance"]),
         store=driver.executor.latent_store(shape, schedule.places),
