@@ -54,17 +54,17 @@ def _run(given: Arrays, rings: Sequence[Arrays]) -> Arrays:
     return {"prediction": out}
 
 
-def enhancer(frames: int) -> FakeNetwork:
+def enhancer(frames: int, shape: tuple[int, ...] = SHAPE) -> FakeNetwork:
     rows, lanes = ("streams", frames), ("streams",)
     return FakeNetwork(
         {
-            "latents": TensorSpec((*rows, *SHAPE), "float32"),
+            "latents": TensorSpec((*rows, *shape), "float32"),
             "level": TensorSpec(rows, "float32"),
             "guidance": TensorSpec(("branches", "streams"), "float32"),
             "rescale": TensorSpec(lanes, "float32"),
             "text": TensorSpec(("branches", "streams", 3), "float32"),
         },
-        {"prediction": TensorSpec((1, *rows, *SHAPE), "float32")},
+        {"prediction": TensorSpec((1, *rows, *shape), "float32")},
         _run,
     )
 

@@ -135,6 +135,10 @@ class Wavefront:
             newest = min(newest, self.chunks - 1)
         return self.start(newest) + self.chunk
 
+    def first_in_flight(self, call: int) -> int:
+        """The first frame of the oldest chunk that a call, or one after it, works on."""
+        return self.start(max(0, call // self.steps - self.chunks_in_flight + 1))
+
     def first_open(self, call: int) -> int:
         """The first frame that is not finished before a call."""
         finished = call // self.steps - self.chunks_in_flight
