@@ -210,6 +210,10 @@ class Engine:
         says whether streams of one call are independent to the bit. Raises ConfigError.
         """
         how = method_settings(self.bundle.method, method)
+        if enhancer_of(how) is not None:
+            raise ConfigError(
+                "[method.enhance] expected false for a batch, whose streams have one stage, but got true; use engine.stream"
+            )
         scale = check_guidance(how.guidance if guidance is None else guidance)
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}

@@ -23,7 +23,7 @@ from fake_network import (
     stream_settings,
 )
 
-from pyengine.errors import ConfigError, InputError, PromptError
+from pyengine.errors import InputError, PromptError
 from pyengine.methods import method_settings
 from pyengine.methods.enhancement import Enhancement
 from pyengine.schedule.wavefront import Wavefront
@@ -225,12 +225,6 @@ def test_the_three_ways_give_three_videos() -> None:
         whole(14, enhancer=SECOND | {"blending": name}) for name in ("randomized", "shared", "independent")
     ]
     assert not any(np.array_equal(made[a], made[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-
-
-def test_a_batch_makes_no_enhanced_streams() -> None:
-    batch: Any = object()
-    with pytest.raises(ConfigError, match="streams of one stage in a batch"):
-        EnhancedStream(Engine(), options(14), batch=batch)  # type: ignore[arg-type]
 
 
 def test_closing_closes_both_stages() -> None:

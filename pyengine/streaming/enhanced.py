@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyengine.errors import ConfigError, InputError, PromptError
+from pyengine.errors import InputError, PromptError
 from pyengine.methods import MethodSettings, StreamingT2VSettings, method_settings
 from pyengine.methods.enhancement import Enhancement, EnhancerSettings
 from pyengine.settings import shown
@@ -39,14 +39,9 @@ class EnhancedStream(Stream):
         engine: Engine,
         settings: dict[str, Any],
         given: Any = None,
-        batch: Batch | None = None,
         source: Stream | None = None,
     ) -> None:
         """`given`: what the first stage begins with. `source`: the first stage, where it is there already."""
-        if batch is not None:
-            raise ConfigError(
-                "expected streams of one stage in a batch but got method={'enhance': True}; start enhanced streams with engine.stream"
-            )
         how = enhancer_of(settings["method"])
         assert how is not None
         stage = self._stage = engine.second_stage()
@@ -137,7 +132,7 @@ class EnhancedStream(Stream):
                 raise InputError(
                     "expected a snapshot whose two stages belong together but they do not; make it again"
                 )
-            return cls(engine, settings, batch=batch, source=source)
+            return cls(engine, settings, source=source)
         except BaseException:
             source.close()
             raise

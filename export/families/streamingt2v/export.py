@@ -55,8 +55,8 @@ METHOD: dict[str, Any] = {
     "betas": [0.00085, 0.012],
     "guidance": 7.5,
 }
-# Of the second stage: noised to level 600 of 1000, 30 steps, chunks of 24 frames that overlap by 8.
-ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2, "overlap": 8}
+# Of the second stage: noised to level 600 of 1000, 30 steps. Its chunks, of 24 frames, overlap by a third.
+ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2}
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
     if networks.enhancer is not None:
         found["enhancer"] = ENHANCER | {
             "clip_frames": sizes.enhancer_frames,
+            "overlap": sizes.enhancer_frames // 3,
             "latent": list(sizes.enhancer_latent),
         }
     return found
