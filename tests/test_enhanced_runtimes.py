@@ -78,7 +78,10 @@ def test_a_prompt_may_change_on_the_way(engine: pyengine.Engine) -> None:
 
 
 def test_what_cannot_be_is_said(engine: pyengine.Engine, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected false for a batch, whose streams have one stage"), engine.batch(2, **ENHANCE):
+    with (
+        pytest.raises(ConfigError, match="expected false for a batch, whose streams have one stage"),
+        engine.batch(2, **ENHANCE),
+    ):
         pass
     with engine.stream("a red fox", seed=5, frames=4, start=start(), **ENHANCE) as stream:
         data = stream.snapshot()
