@@ -19,6 +19,7 @@ from .components import (
     Appearance,
     Condition,
     Denoiser,
+    GuidedDenoiser,
     TextDenoiser,
     TextEncoder,
     TextProjector,
@@ -177,9 +178,11 @@ def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Par
         )
     if networks.enhancer is not None:
         parts["enhancer_text"] = _projector(networks.enhancer, normal)
-        module = TextDenoiser(networks.enhancer)
+        module = GuidedDenoiser(networks.enhancer)
         size = (sizes.enhancer_frames, *sizes.enhancer_latent)
-        parts["enhancer"] = _denoiser(module, normal, size, {"text": networks.enhancer})
+        guidance = torch.tensor([[7.5, 5.0, 2.0], [-6.5, -4.0, -1.0]])
+        guides = {"guidance": guidance, "rescale": torch.tensor([0.2, 0.0, 0.7])}
+        parts["enhancer"] = _denoiser(module, normal, size, {"text": networks.enhancer}, guides)
     if networks.enhancer_vae is not None:
         parts |= _codec("enhancer_", networks.enhancer_vae, sizes.enhancer_latent, normal)
     if networks.enhancer_text is not None:
@@ -212,6 +215,8 @@ def _denoiser(
         **(more or {}),
     }
     dynamic = {name: {0: "streams"} for name in inputs}
+    if "guidance" in inputs:
+        dynamic["guidance"] = {0: "branches", 1: "streams"}
     for name, unet in texts.items():
         for kind in ("key", "value"):
             inputs[f"{name}_{kind}"] = [

@@ -45,6 +45,8 @@ TEXT_TOWER: dict[str, Any] = {
     "max_position_embeddings": TEXT_TOKENS,
     "hidden_act": "gelu",
 }
+# Of the first clip, as the pipeline of ModelScope's model has them.
+FIRST: dict[str, Any] = {"steps": 50, "guidance": 9.0}
 METHOD: dict[str, Any] = {
     "name": "streamingt2v",
     "steps": 50,
@@ -53,8 +55,8 @@ METHOD: dict[str, Any] = {
     "betas": [0.00085, 0.012],
     "guidance": 7.5,
 }
-# Of the second stage: noised to level 600 of 1000, 30 steps, chunks of 24 frames that overlap by 8.
-ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2, "overlap": 8}
+# Of the second stage: noised to level 600 of 1000, 30 steps. Its chunks, of 24 frames, overlap by a third.
+ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2}
 
 
 @dataclass(frozen=True)
@@ -203,9 +205,13 @@ def write_bundle(
 def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
     """The released settings."""
     found = METHOD | {"clip_frames": sizes.frames, "condition_frames": sizes.condition_frames}
+    found["attentions"] = [len(part.cross_attentions()) for part in (networks.base_model, networks.unet)]
+    if networks.first is not None:
+        found["first"] = FIRST
     if networks.enhancer is not None:
         found["enhancer"] = ENHANCER | {
             "clip_frames": sizes.enhancer_frames,
+            "overlap": sizes.enhancer_frames // 3,
             "latent": list(sizes.enhancer_latent),
         }
     return found
