@@ -175,6 +175,7 @@ def write_bundle(
             outputs=part.outputs,
             dynamic=part.dynamic,
             working=part.working,
+            state=part.state,
             deferred=deferred,
         )
         for name, part in parts.items()
