@@ -28,7 +28,13 @@ from pyengine.errors import (
     ShapeError,
     StreamClosed,
 )
-from pyengine.methods import MethodSettings, check_presets, make_method, method_settings
+from pyengine.methods import (
+    MethodSettings,
+    StreamingT2VSettings,
+    check_presets,
+    make_method,
+    method_settings,
+)
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
 from pyengine.processor import cores
@@ -165,8 +171,8 @@ class Engine:
 
         prompt    words that the bundle's tokenizer knows; none for a model without text
         seed      the same seed, prompt and plan give the same video
-        start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used,
-                  and a start shorter than a chunk is held still in front
+        start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used (of
+                  StreamingT2V also the very first frame), and a start shorter than a chunk is held still in front
         guidance  of classifier-free guidance; 1 = none, default the bundle's
         method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first.
                   {"preset": "rflow"} takes one of the bundle's presets, and changes that
@@ -215,14 +221,16 @@ class Engine:
         guidance: float | None,
         method: Mapping[str, Any] | None,
         device_frames: bool,
-    ) -> tuple[dict[str, Any], np.ndarray | None]:
-        """Checks the arguments of `stream`; returns the settings that a stream keeps and the latents of its start. Raises as `stream`."""
+    ) -> tuple[dict[str, Any], np.ndarray | Mapping[str, np.ndarray] | None]:
+        """Checks the arguments of `stream`; returns the settings that a stream keeps, and of its start the latents, or by name what its
+        calls read. Raises as `stream`.
+        """
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
         scale = check_guidance(how.guidance if guidance is None else guidance)
-        given = self._encode_start(start, how) if start is not None else None
-        given_latents = 0 if given is None else len(given)
+        given = None if start is None else self._given(start, how)
+        given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
@@ -232,7 +240,7 @@ class Engine:
             "seed": check_seed(seed),
             "frames": length,
             "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
-            "given_chunks": given_latents // how.chunk_frames,
+            "given_chunks": 1 if isinstance(given, Mapping) else given_latents // how.chunk_frames,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
@@ -361,8 +369,10 @@ class Engine:
     def _program(self, variants: tuple[Variant, ...]) -> Program:
         return self._library.program(variants)
 
-    def _encode_start(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray:
-        """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
+    def _given(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray | Mapping[str, np.ndarray]:
+        """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]; or, of methods
+        that begin with pixels, what their calls read.
+        """
         video = self.bundle.video
         assert video is not None
         if not settings.start_chunks:
@@ -380,6 +390,8 @@ class Engine:
         size = video.frames(settings.chunk_frames)
         if len(start) < size:
             start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
+        if isinstance(settings, StreamingT2VSettings):
+            return settings.pixels_of(start)
         chunks = min(len(start) // size, settings.start_chunks)
         start = start[len(start) - chunks * size :]
         executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()

@@ -52,6 +52,9 @@ class FakeDecoder:
             clip.result()
         return clip
 
+    def outputs(self, latents: int, names: Sequence[str]) -> Arrays:
+        return {"pixels": self._pixels}
+
     def own(self, frames: np.ndarray) -> np.ndarray:
         return frames
 
@@ -60,7 +63,9 @@ class FakeDecoder:
 
     def _frames(self, latents: np.ndarray, kept: slice) -> np.ndarray:
         time.sleep(self._seconds or 0)
-        return self._decode(latents, self._memory)[kept]
+        frames = self._decode(latents, self._memory)
+        self._pixels = np.moveaxis(frames, -1, 1) / np.float32(128)
+        return frames[kept]
 
 
 class FakeExecutor:

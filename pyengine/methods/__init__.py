@@ -11,8 +11,10 @@ from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
 from pyengine.methods.rflow import RflowSettings, rflow
 from pyengine.methods.shared import WindowSettings
+from pyengine.methods.streamingt2v import StreamingT2V, StreamingT2VSettings
 from pyengine.schedule.positions import PositionPolicy
 from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
+from pyengine.schedule.timesteps import with_first_alpha
 from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "Replacement",
     "ReplacementSettings",
     "RflowSettings",
+    "StreamingT2V",
+    "StreamingT2VSettings",
     "check_presets",
     "make_method",
     "method_settings",
@@ -32,8 +36,10 @@ __all__ = [
     "sampler_of",
 ]
 
-Method = Progressive | Replacement | Hierarchical
-MethodSettings = ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings
+Method = Progressive | Replacement | Hierarchical | StreamingT2V
+MethodSettings = (
+    ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings | StreamingT2VSettings
+)
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
     "progressive": ProgressiveSettings,
@@ -41,6 +47,7 @@ SETTINGS: dict[str, type[MethodSettings]] = {
     "rflow": RflowSettings,
     "hierarchical": HierarchicalSettings,
     "clip": HierarchicalSettings,
+    "streamingt2v": StreamingT2VSettings,
 }
 
 
@@ -93,6 +100,8 @@ def make_method(
         return Replacement.from_settings(settings, chunks, given_chunks)
     if isinstance(settings, RflowSettings):
         return rflow(settings, chunks, given_chunks)
+    if isinstance(settings, StreamingT2VSettings):
+        return StreamingT2V.from_settings(settings, chunks, given_chunks)
     return Hierarchical.from_settings(settings, chunks, given_chunks)
 
 
@@ -101,6 +110,9 @@ def sampler_of(settings: MethodSettings) -> Sampler:
     if isinstance(settings, HierarchicalSettings):
         table = alphas_cumprod(*settings.betas, settings.timesteps)
         return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
+    if isinstance(settings, StreamingT2VSettings):
+        table = alphas_cumprod(*settings.betas, settings.timesteps)
+        return make_sampler("ddim", alpha_bar=with_first_alpha(table), eta=settings.eta)
     return make_sampler(settings.sampler)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 from pyengine.bundle.variant import Variant
@@ -53,10 +54,15 @@ class Lane(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """Clean latents that are decoded together once the call is done. `keep` are those whose frames are shown."""
+    """Clean latents that are decoded together once the call is done.
+
+    keep    those whose frames are shown
+    writes  further outputs of the decoder that are kept, and under which names; of one call's emits the last alone may have any
+    """
 
     frames: tuple[int, ...]
     keep: slice = slice(None)
+    writes: Mapping[str, str] = MappingProxyType({})
 
 
 class Key(NamedTuple):
@@ -71,7 +77,8 @@ class Call:
     """One run of one component.
 
     variant  the component and its sizes for one stream of one lane; the driver adds branches and streams. None: nothing to run
-    lanes    what a denoiser works on; none for networks that only turn one kept value into another
+    lanes    what a denoiser works on; none for networks that only turn one kept value, or the prompt's features, into another: such a
+             network is not run again while what it reads is the same
     values   small inputs as numbers: timesteps, labels
     reads    inputs that are outputs kept by an earlier call
     latents  clean latents that the input `latents` takes, for codecs and feature networks
@@ -79,6 +86,7 @@ class Call:
     draw     number under which noise that is added on the way is drawn
     noised_draw  the same of rows that begin as "noised"; None: that of their birth
     update   whether the prediction updates the latents; False: only keys and values are written
+    weights  of the guidance branches; None: the stream's
     emit     clean latents for the decoder
     keeps    (pinned, oldest): clean latents below `pinned` and from `oldest` on may be asked for later, others are forgotten
     """
@@ -92,6 +100,7 @@ class Call:
     draw: int = 0
     noised_draw: int | None = None
     update: bool = True
+    weights: tuple[float, ...] | None = None
     emit: tuple[Emit, ...] = ()
     keeps: tuple[int, int] | None = None
 
@@ -146,7 +155,7 @@ class Schedule(Protocol):
         ...
 
     def denoisers(self) -> tuple[tuple[Variant, int], ...]:
-        """Every denoiser variant that calls name, with its number of lanes."""
+        """Every denoiser variant that calls name, with its number of lanes. One with a size `branches` has weights of its own."""
         ...
 
     def others(self) -> tuple[Variant, ...]:

@@ -35,6 +35,7 @@ from pyengine.streaming.fitting import (
     Fit,
     fit_of,
     missing_latents,
+    missing_values,
 )
 
 __all__ = ["check_bundle", "digest", "load", "pack", "read_bytes", "read_header", "state_arrays", "write"]
@@ -247,6 +248,10 @@ def _check_progress(
     if missing := missing_latents(state.schedule, call, arrays[INDEX]):
         raise InputError(
             f"expected a snapshot with the clean latents that the next calls read but it has none of frame {missing[0]}; make it again"
+        )
+    if lacking := missing_values(state, call, _under(KEPT, arrays).keys()):
+        raise InputError(
+            f"expected a snapshot with the values that the next calls read but it has no '{lacking[0]}'; make it again"
         )
 
 

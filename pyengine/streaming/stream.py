@@ -46,17 +46,22 @@ class Stream:
         self,
         engine: Engine,
         settings: dict[str, Any],
-        given: np.ndarray | None = None,
+        given: np.ndarray | Mapping[str, np.ndarray] | None = None,
         batch: Batch | None = None,
     ) -> None:
-        """`settings` as `Engine.stream` makes them; `given` are clean latents that the video continues [frames, c, h, w]. A stream of
-        a `batch` is advanced together with the others there.
+        """`settings` as `Engine.stream` makes them; `given` are clean latents that the video continues [frames, c, h, w], or values
+        that the calls read, by name. A stream of a `batch` is advanced together with the others there.
         """
         bundle = engine.bundle
         assert bundle.video is not None  # Engine refuses other bundles
         self._engine, self._settings, self._video, self._batch = engine, settings, bundle.video, batch
         self._lock = Turns() if batch is None else batch.lock
         how = method_settings(settings["method"])
+        if how.needs_start and not settings["given_chunks"]:
+            raise ConfigError(
+                f"[start] expected frames to begin with, since '{bundle.name}' has no network that makes a first clip of a text, but got "
+                "none; give a picture or a video, or export the bundle with that network"
+            )
         self._schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
         self.frames = self._schedule.length(settings["frames"], bundle.video.frames_per_latent)
         self._executor: Executor | None
@@ -79,6 +84,9 @@ class Stream:
         self._set_text(self._prompt)
         with self._lock:
             self._driver.prepare(self._state)
+        if isinstance(given, Mapping):
+            self._state.kept |= given
+            given = None
         for frame, latent in enumerate(() if given is None else given):
             self._state.store.give(frame, latent)
         size, kept = self._schedule.chunk_frames, 0 if given is None else self._schedule.given_frames
@@ -244,7 +252,6 @@ class Stream:
 
     def _give_text(self, features: dict[str, np.ndarray]) -> None:
         self._state.text = features
-        self._state.text_version += 1
 
     def _next_clip(self) -> Any:
         """Makes calls until a clip is on its way, a fixed number more while it is decoded, and waits for it."""

@@ -45,6 +45,8 @@ TEXT_TOWER: dict[str, Any] = {
     "max_position_embeddings": TEXT_TOKENS,
     "hidden_act": "gelu",
 }
+# Of the first clip, as the pipeline of ModelScope's model has them.
+FIRST: dict[str, Any] = {"steps": 50, "guidance": 9.0}
 METHOD: dict[str, Any] = {
     "name": "streamingt2v",
     "steps": 50,
@@ -204,6 +206,9 @@ def write_bundle(
 def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
     """The released settings."""
     found = METHOD | {"clip_frames": sizes.frames, "condition_frames": sizes.condition_frames}
+    found["attentions"] = [len(part.cross_attentions()) for part in (networks.base_model, networks.unet)]
+    if networks.first is not None:
+        found["first"] = FIRST
     if networks.enhancer is not None:
         found["enhancer"] = ENHANCER | {
             "clip_frames": sizes.enhancer_frames,
