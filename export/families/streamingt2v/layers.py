@@ -1,8 +1,8 @@
 """What the three 3-D UNets of StreamingT2V are made of, by the names of their checkpoints.
 
 Activations are frames one after the other, x [rows * frames, C, h, w]; a row is one video, that of one branch of guidance. Convolutions
-and spatial attention see single frames; temporal layers take `frames` and see all frames of a row. In the release nothing knows the position of
-a frame: its order enters through temporal convolutions alone.
+and spatial attention see single frames; temporal layers take `frames` and see all frames of a row. In the release nothing knows the
+position of a frame: its order enters through temporal convolutions alone.
 """
 
 from __future__ import annotations
