@@ -69,13 +69,17 @@ def denoise(
     timesteps, levels = ladder(sampling.steps)
     both = torch.cat(texts)
     given = None if condition is None else torch.cat([condition] * 2)
-    for timestep, now, then in zip(timesteps, levels, levels[1:], strict=True):
+    for timestep, now, then in zip(timesteps, levels[:-1], levels[1:], strict=True):
         at = torch.full((2 * len(x),), int(timestep))
         prompt, null = model.predict(torch.cat([x] * 2), at, both, given).float().chunk(2)
         scales = step([now], [then])
         guided = null + sampling.guidance * (prompt - null)
         noise = torch.randn(x.shape, generator=random)
-        x = float(scales.sample[0]) * x + float(scales.prediction[0]) * guided + float(scales.noise[0]) * noise
+        x = (
+            float(scales.sample[0]) * x
+            + float(scales.prediction[0]) * guided
+            + float(scales.noise[0]) * noise
+        )
     return x
 
 
@@ -87,7 +91,9 @@ def videos(
     random = torch.Generator().manual_seed(seed)
     count, null = len(tokens), null_ids().expand(len(tokens), -1)
     plain = (model.context(tokens), model.context(null))
-    window = denoise(model, torch.randn(count, FRAMES, *LATENT, generator=random), plain, None, sampling, random)
+    window = denoise(
+        model, torch.randn(count, FRAMES, *LATENT, generator=random), plain, None, sampling, random
+    )
     parts, anchor = [window], window[:, 0]
     grey = torch.zeros_like(anchor)
     texts = (model.context(tokens, anchor if sampling.anchored else grey), model.context(null, grey))
@@ -126,7 +132,7 @@ def enhance(
     keep = float(bar(np.array(levels[0])))
     whole = torch.randn(latents.shape, generator=random)
     noise = [
-        torch.randn(latents[:, : ENHANCED_FRAMES].shape, generator=random)
+        torch.randn(latents[:, :ENHANCED_FRAMES].shape, generator=random)
         if blending == "independent"
         else whole[:, start : start + ENHANCED_FRAMES]
         for start in starts
@@ -136,7 +142,7 @@ def enhance(
         for start, each in zip(starts, noise, strict=True)
     ]
     texts = torch.cat([model.context(tokens), model.context(null_ids().expand(len(tokens), -1))])
-    for timestep, now, then in zip(timesteps, levels, levels[1:], strict=True):
+    for timestep, now, then in zip(timesteps, levels[:-1], levels[1:], strict=True):
         scales = step([now], [then])
         for index, x in enumerate(parts):
             at = torch.full((2 * len(x),), int(timestep))
@@ -193,12 +199,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a stage")
     parser.add_argument("captions", nargs="+")
     parser.add_argument("--conditioning", choices=CONDITIONINGS, default="cam")
-    parser.add_argument("--latents", type=int, default=FRAMES, help="latent frames of each video, 4 frames each")
+    parser.add_argument(
+        "--latents", type=int, default=FRAMES, help="latent frames of each video, 4 frames each"
+    )
     parser.add_argument("--guidance", type=float, default=Sampling.guidance)
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", default="shapes", help="whose decoder goes with the latents")
-    parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="one row of frames per caption")
+    parser.add_argument(
+        "--output", type=Path, default=Path("sheet.png"), help="one row of frames per caption"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load(arguments.folder, arguments.conditioning)

@@ -6,6 +6,7 @@ anchor is taken from, are latent frames here, which the decoder hands through.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,14 @@ def assemble_small(networks: SmallNetworks, decoder: Decoder) -> tuple[nn.Module
     return root, parts
 
 
-def export_small(networks: SmallNetworks, decoder: Decoder, folder: Path, name: str = NAME) -> Bundle:
-    """Writes the bundle into a new or empty folder, or over an earlier bundle. Raises OutputError."""
+def export_small(
+    networks: SmallNetworks,
+    decoder: Decoder,
+    folder: Path,
+    name: str = NAME,
+    only: Collection[str] | None = None,
+) -> Bundle:
+    """Writes the bundle into a new or empty folder, or over an earlier bundle. `only`: these components. Raises OutputError."""
     _, parts = assemble_small(networks, decoder)
     prepared(folder)
     store = WeightStore()
@@ -166,6 +173,7 @@ def export_small(networks: SmallNetworks, decoder: Decoder, folder: Path, name: 
             state=part.state,
         )
         for component, part in parts.items()
+        if only is None or component in only
     }
     store.write(folder)
     build_tokenizer().save(str(folder / "tokenizer.json"))
