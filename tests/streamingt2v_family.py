@@ -124,6 +124,25 @@ def streamed_bundle() -> Bundle:
 
 
 @functools.cache
+def enhanced_bundle() -> Bundle:
+    """A bundle of two stages, whose videos begin with frames."""
+    torch.manual_seed(4)
+    tower = Tower(filled(TinyTower()), torch.zeros(TEXT_TOKENS, dtype=torch.int64))
+    own = dataclasses.replace(networks(), text=tower, first=None, enhancer_text=tower)
+    root, found = assemble(own, SIZES)
+    round_weights(root)
+    fill(root)
+    round_weights(root)
+    folder = prepared(Path(_home().name) / "enhanced")
+    made = write_bundle(folder, found, SIZES, own, tokenizer(), only=set(found) - {"encoder"})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["method"]["steps"] = 2
+    manifest["method"]["enhancer"]["steps"] = 3
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return Bundle.load(made.folder)
+
+
+@functools.cache
 def _home() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 

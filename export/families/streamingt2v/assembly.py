@@ -19,6 +19,7 @@ from .components import (
     Appearance,
     Condition,
     Denoiser,
+    GuidedDenoiser,
     TextDenoiser,
     TextEncoder,
     TextProjector,
@@ -178,9 +179,8 @@ def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Par
         )
     if networks.enhancer is not None:
         parts["enhancer_text"] = projector_part(networks.enhancer, normal)
-        module = TextDenoiser(networks.enhancer)
         size = (sizes.enhancer_frames, *sizes.enhancer_latent)
-        parts["enhancer"] = denoiser_part(module, normal, size, {"text": networks.enhancer})
+        parts["enhancer"] = enhancer_part(GuidedDenoiser(networks.enhancer), normal, size)
     if networks.enhancer_vae is not None:
         parts |= _codec("enhancer_", networks.enhancer_vae, sizes.enhancer_latent, normal)
     if networks.enhancer_text is not None:
@@ -215,6 +215,8 @@ def denoiser_part(
         **(more or {}),
     }
     dynamic = {name: {0: "streams"} for name in inputs}
+    if "guidance" in inputs:
+        dynamic["guidance"] = {0: "branches", 1: "streams"}
     for name, unet in texts.items():
         for kind in ("key", "value"):
             inputs[f"{name}_{kind}"] = [
@@ -223,6 +225,19 @@ def denoiser_part(
             ]
             dynamic[f"{name}_{kind}"] = {0: "branches", 1: "streams"}
     return Part(module, inputs, ["prediction"], dynamic, KEPT)
+
+
+def enhancer_part(
+    module: GuidedDenoiser,
+    normal: Any,
+    size: tuple[int, int, int],
+    channels: int = 4,
+    tokens: int = TEXT_TOKENS,
+) -> Part:
+    """Which takes the weights of guidance as inputs."""
+    guidance = torch.tensor([[7.5, 5.0, 2.0], [-6.5, -4.0, -1.0]])
+    guides = {"guidance": guidance, "rescale": torch.tensor([0.2, 0.0, 0.7])}
+    return denoiser_part(module, normal, size, {"text": module.unet}, guides, channels, tokens)
 
 
 def projector_part(unet: Enhancer | ModelScopeUNet, normal: Any, tokens: int = TEXT_TOKENS) -> Part:

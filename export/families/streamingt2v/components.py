@@ -115,7 +115,7 @@ class Denoiser(nn.Module):
 class TextDenoiser(nn.Module):
     """latents [streams, frames, 4, h, w], level [streams, frames] and the text -> prediction [branches, streams, frames, 4, h, w].
 
-    The enhancer, which predicts v, and ModelScope's own UNet, which predicts noise and makes a first clip.
+    ModelScope's own UNet, which predicts noise and makes a first clip; `GuidedDenoiser` for the enhancer.
     """
 
     def __init__(self, unet: Enhancer | ModelScopeUNet, timesteps: int = TIMESTEPS) -> None:
@@ -129,6 +129,37 @@ class TextDenoiser(nn.Module):
         frames = latents.shape[1]
         walk = Walk(self.table(level.flatten()), _texts(text_key, text_value), frames, branches)
         return self.unet.denoise(latents.flatten(0, 1), walk).unflatten(0, (branches, streams, frames))
+
+
+class GuidedDenoiser(TextDenoiser):
+    """The same, guided in the network: guidance [branches, streams], rescale [streams] -> prediction [1, streams, frames, 4, h, w].
+
+    guidance  weights of the branches, of which the first is the prompt's and all together are 1
+    rescale   share by which the deviation of what is guided, over the whole chunk, is drawn to that of the first branch (Lin et al.
+              2023, arXiv:2305.08891); that takes all frames of a chunk at once, so no sampler could do it row by row
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        latents: Tensor,
+        level: Tensor,
+        guidance: Tensor,
+        rescale: Tensor,
+        text_key: Sequence[Tensor],
+        text_value: Sequence[Tensor],
+    ) -> Tensor:
+        each = super().forward(latents, level, text_key, text_value)
+        guided = (guidance[..., None, None, None, None] * each).sum(0)
+        ratio = _deviation(each[0]) / (_deviation(guided) + 1e-12)
+        scale = rescale * ratio + (1 - rescale)
+        return (guided * scale[:, None, None, None, None])[None]
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """x [streams, ...] -> [streams], with divisor N - 1."""
+    flat = x.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    return ((flat * flat).mean(1) * (flat.shape[1] / (flat.shape[1] - 1))).sqrt()
 
 
 def _texts(keys: Sequence[Tensor], values: Sequence[Tensor]) -> list[TextKeys]:
