@@ -112,7 +112,9 @@ def sampler_of(settings: MethodSettings) -> Sampler:
         return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
     if isinstance(settings, StreamingT2VSettings):
         table = alphas_cumprod(*settings.betas, settings.timesteps)
-        return make_sampler("ddim", alpha_bar=with_first_alpha(table), eta=settings.eta)
+        return make_sampler(
+            "ddim", alpha_bar=with_first_alpha(table), eta=settings.eta, predicts=settings.predicts
+        )
     return make_sampler(settings.sampler)
 
 
