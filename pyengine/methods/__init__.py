@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyengine.errors import ConfigError
+from pyengine.methods.artv import Artv, ArtvSettings
 from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
 from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
@@ -17,6 +18,8 @@ from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
     "SETTINGS",
+    "Artv",
+    "ArtvSettings",
     "Hierarchical",
     "HierarchicalSettings",
     "MethodSettings",
@@ -32,8 +35,10 @@ __all__ = [
     "sampler_of",
 ]
 
-Method = Progressive | Replacement | Hierarchical
-MethodSettings = ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings
+Method = Progressive | Replacement | Hierarchical | Artv
+MethodSettings = (
+    ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings | ArtvSettings
+)
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
     "progressive": ProgressiveSettings,
@@ -41,6 +46,7 @@ SETTINGS: dict[str, type[MethodSettings]] = {
     "rflow": RflowSettings,
     "hierarchical": HierarchicalSettings,
     "clip": HierarchicalSettings,
+    "artv": ArtvSettings,
 }
 
 
@@ -93,12 +99,14 @@ def make_method(
         return Replacement.from_settings(settings, chunks, given_chunks)
     if isinstance(settings, RflowSettings):
         return rflow(settings, chunks, given_chunks)
+    if isinstance(settings, ArtvSettings):
+        return Artv.from_settings(settings, chunks, given_chunks)
     return Hierarchical.from_settings(settings, chunks, given_chunks)
 
 
 def sampler_of(settings: MethodSettings) -> Sampler:
     """How latents go from level to level: by the sampler that the settings name, or DDIM where they say betas."""
-    if isinstance(settings, HierarchicalSettings):
+    if isinstance(settings, (HierarchicalSettings, ArtvSettings)):
         table = alphas_cumprod(*settings.betas, settings.timesteps)
         return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
     return make_sampler(settings.sampler)

@@ -164,10 +164,18 @@ class Driver:
         for name, key in call.reads.items():
             inputs[name][...] = _part(state.kept, key, 0).reshape(inputs[name].shape)
         if window is not None:
-            inputs["latents"][...] = window
+            inputs["latents"][...] = self._noised(state, call, window) if call.latents_level else window
         self.executor.run(variant)
         for name, kept in call.writes.items():
             state.kept[kept] = self.executor.output(variant, name).copy()
+
+    def _noised(self, state: StreamState, call: Call, window: Any) -> np.ndarray:
+        """The clean latents of a call with noise on each, of its frame and the call's number. [frames, c, h, w]"""
+        keep, share = state.sampler.noised(call.latents_level)
+        latents: np.ndarray = np.float32(keep) * window.copy()
+        for latent, frame in zip(latents, call.latents, strict=True):
+            latent += np.float32(share) * frame_noise(state.seed, frame, self._frame_shape, call.draw)
+        return latents
 
     def _gather(self, buffers: CallBuffers, place: int, state: StreamState, call: Call, lane: Lane) -> None:
         """Puts the rows of a lane where the network reads them. Latents are born where they will lie in flight."""
@@ -224,9 +232,13 @@ class Driver:
         for place, (state, call, _) in enumerate(lanes):
             for name, key in call.reads.items():
                 target = buffers.input(name)
-                if target is not None:
+                if target is None:
+                    continue
+                if self._components[variant.component].inputs[name].shape[0] == "branches":
                     for branch in range(len(target)):
                         target[branch, place] = _part(state.kept, key, branch)
+                else:
+                    target[place] = _part(state.kept, key, 0)
 
     def _write_texts(
         self, variant: Variant, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]

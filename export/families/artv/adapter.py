@@ -47,9 +47,7 @@ class Adapter(nn.Module):
         entering = config.references * config.channels * config.unshuffle**2
         self.conv_in = nn.Conv2d(entering, widths[0], 3, padding=1)
         pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
-        self.body = nn.ModuleList(
-            Stage(i, o, config.blocks, level > 0) for level, (i, o) in enumerate(pairs)
-        )
+        self.body = nn.ModuleList(Stage(i, o, config.blocks, level > 0) for level, (i, o) in enumerate(pairs))
 
     def forward(self, references: Tensor) -> list[Tensor]:
         """[streams, K * channels, H, W], the newest first; pictures in -1..1 or latents -> one [streams, width, h, w] per level."""

@@ -19,6 +19,13 @@ class AnchorEncoder(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.proj = nn.Linear(hidden, width)
 
+    def tokens(self, size: tuple[int, int]) -> int:
+        """How many tokens a latent of this height and width has."""
+        high, wide = size
+        for _ in self.halves:
+            high, wide = -(-high // 2), -(-wide // 2)
+        return high * wide
+
     def forward(self, latent: Tensor) -> Tensor:
         """[streams, channels, h, w] -> [streams, tokens, width]"""
         x = F.silu(self.conv_in(latent))

@@ -1,4 +1,4 @@
-"""All that is trained of ART-V, in one module: UNet, adapter, mask head and anchor encoder."""
+"""All that is denoised with, in one module: UNet, adapter, mask head and anchor encoder."""
 
 from __future__ import annotations
 
@@ -66,66 +66,3 @@ class Denoiser(nn.Module):
         signal, noise = self.table.at(timesteps)
         still = static(latents, reference, signal, noise, self.config.predicts)
         return Predicted(mixed(mask, still, predicted), mask, predicted)
-
-
-class Streaming(nn.Module):
-    """The denoiser as it ships: what is constant over steps comes from the other components."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(
-        self,
-        latents: Tensor,
-        level: Tensor,
-        present: Tensor,
-        augmentation: Tensor,
-        reference: Tensor,
-        text: Sequence[Tensor],
-        anchor: Sequence[Tensor],
-        feature: Sequence[Tensor],
-    ) -> Tensor:
-        """latents [streams, 1, channels, h, w], level [streams, 1]; present, augmentation [streams, 1] float; reference [streams,
-        channels, h, w]; text: per transformer [branches, streams, 2, heads, words, head size]; anchor: per transformer [streams, 2,
-        heads, tokens, head size]; feature: per level [streams, width, ..]. Returns [branches, streams, 1, channels, h, w].
-        """
-        branches = text[0].shape[0]
-        timesteps = (level[:, 0].float() * self.denoiser.config.timesteps).round().long() - 1
-        timesteps = timesteps.clamp(min=0)
-        contexts = [Context(one.flatten(0, 1), other) for one, other in zip(text, anchor, strict=True)]
-        predicted = self.denoiser.predict(
-            latents[:, 0], timesteps, augmentation[:, 0], reference, present[:, 0], feature, contexts, branches
-        )
-        return predicted.mixed.unsqueeze(2)
-
-
-class References(nn.Module):
-    """The adapter as it ships, once per frame."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, latents: Tensor, present: Tensor, augmentation: Tensor) -> tuple[Tensor, ...]:
-        """latents [K, channels, h, w], the newest first; present, augmentation [1] -> the reference that the mask copies, `present` and
-        `augmentation` as the denoiser takes them, and the adapter's features [1, width, ..] per level.
-        """
-        reference = without(latents[:1], present)
-        features = self.denoiser.references(latents.flatten(0, 1)[None], present)
-        return reference, present[:, None].float(), augmentation[:, None].float(), *features
-
-
-class Anchor(nn.Module):
-    """The anchor's keys and values, once per stream."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, latents: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-        """latents [1, channels, h, w], present [1] -> [1, 2, heads, tokens, head size] per transformer."""
-        return tuple(self.denoiser.anchors(latents, present))
-
-
-__all__ = ["Anchor", "Denoiser", "Predicted", "References", "Streaming"]

@@ -72,9 +72,7 @@ class CrossAttention(Attention):
 
     def __init__(self, width: int, heads: int, text_width: int, anchor_width: int) -> None:
         super().__init__(width, heads, text_width)
-        self.to_k_anchor, self.to_v_anchor = (
-            nn.Linear(anchor_width, width, bias=False) for _ in range(2)
-        )
+        self.to_k_anchor, self.to_v_anchor = (nn.Linear(anchor_width, width, bias=False) for _ in range(2))
         nn.init.zeros_(self.to_v_anchor.weight)
 
     def of_text(self, tokens: Tensor) -> Tensor:

@@ -33,20 +33,20 @@ class MaskHead(nn.Module):
 
 
 class NoiseTable(nn.Module):
-    """Square roots of alpha bar and of 1 - alpha bar by timestep."""
+    """Square roots of alpha bar and of 1 - alpha bar by timestep: cosine and sine of an angle, which an export keeps in float32."""
 
-    signal: Tensor
-    noise: Tensor
+    angle: Tensor
 
     def __init__(self, config: ArtvConfig) -> None:
         super().__init__()
         alpha_bar = torch.from_numpy(alphas_cumprod(*config.betas, config.timesteps))
-        self.register_buffer("signal", alpha_bar.sqrt().float(), persistent=False)
-        self.register_buffer("noise", (1 - alpha_bar).sqrt().float(), persistent=False)
+        angle = torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt())
+        self.register_buffer("angle", angle.float(), persistent=False)
 
     def at(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """[streams] int64 -> two of [streams, 1, 1, 1]."""
-        return self.signal[timesteps].reshape(-1, 1, 1, 1), self.noise[timesteps].reshape(-1, 1, 1, 1)
+        angle = self.angle[timesteps].reshape(-1, 1, 1, 1)
+        return angle.cos(), angle.sin()
 
 
 def static(noisy: Tensor, reference: Tensor, signal: Tensor, noise: Tensor, predicts: Prediction) -> Tensor:
