@@ -64,7 +64,7 @@ def test_every_frame_gets_all_its_steps_and_leaves_clean(given: int) -> None:
 
 
 def test_what_is_constant_is_computed_once() -> None:
-    """The anchor once without a first frame and once of it; references once per frame, the newest first, the first frame for missing ones."""
+    """The anchor twice, without a first frame and of it; references once per frame, the newest first; the first frame for missing ones."""
     made = schedule(6)
     calls = [made.call(index) for index in range(6 * (STEPS + 2))]
     anchors = [call.latents for call in calls if call.variant and call.variant.component == "anchor"]
@@ -159,9 +159,7 @@ def networks() -> dict[str, FakeNetwork]:
             {"kept_present": spec(1), "kept_augmentation": spec(1), "feature": spec(3)},
             _features,
         ),
-        "anchor": FakeNetwork(
-            {"latents": spec(1, *SHAPE), "present": spec(1)}, {"anchor": spec(3)}, _anchor
-        ),
+        "anchor": FakeNetwork({"latents": spec(1, *SHAPE), "present": spec(1)}, {"anchor": spec(3)}, _anchor),
     }
 
 

@@ -86,8 +86,11 @@ class CrossAttention(Attention):
     def attend(self, x: Tensor, context: Context) -> Tensor:
         """x [rows, tokens, width] -> the same."""
         q = self.split(self.to_q(x))
-        out = F.scaled_dot_product_attention(q, *context.text.unbind(1))
-        return self.joined(out + F.scaled_dot_product_attention(q, *context.anchor.unbind(1)))
+        text, anchor = (
+            F.scaled_dot_product_attention(q, each[:, 0], each[:, 1])
+            for each in (context.text, context.anchor)
+        )
+        return self.joined(text + anchor)
 
 
 class GEGLU(nn.Module):
