@@ -24,6 +24,7 @@ from pyengine.errors import ConfigError
 from pyengine.methods.enhancement import EnhancerSettings
 from pyengine.methods.shared import Beta, Count, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
+from pyengine.schedule.samplers import Prediction
 from pyengine.schedule.timesteps import leading_timesteps, levels_of
 from pyengine.settings import Range
 
@@ -48,12 +49,13 @@ class FirstSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingT2VSettings:
-    """The settings of the method, from a manifest or a caller. Lengths in latent frames, each of which is one frame.
+    """The settings of the method, from a manifest or a caller. Lengths in latent frames: of the release each is one frame.
 
     steps             of DDIM, for every chunk
     timesteps         T of the training
     eta               0 deterministic, 1 as released
     betas             first and last; linear in the square root between them
+    predicts          what the networks name, as in `samplers.ddim`: epsilon, as released, or velocity
     guidance          scale of classifier-free guidance where a stream gives none; 1 = none
     clip_frames       F, frames of a window
     condition_frames  the first of them, which stand for the last frames of the chunk before: half of F, as trained
@@ -68,6 +70,7 @@ class StreamingT2VSettings:
     timesteps: Steps = 1000
     eta: Annotated[float, Range(0, 1)] = 1.0
     betas: tuple[Beta, Beta]
+    predicts: Prediction = "epsilon"
     guidance: float
     clip_frames: Count
     condition_frames: Count
