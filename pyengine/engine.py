@@ -18,6 +18,7 @@ from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
 from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
 from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.second import second_stage
 from pyengine.bundle.variant import Variant
 from pyengine.errors import (
     BundleError,
@@ -45,6 +46,8 @@ from pyengine.schedule.call import Schedule
 from pyengine.settings import shown
 from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
+from pyengine.streaming.enhanced import EnhancedStream, enhancer_of
+from pyengine.streaming.second_stage import SecondStage
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -124,6 +127,7 @@ class Engine:
         self._lock = threading.Lock()
         self._running: weakref.WeakSet[Stream | Batch] = weakref.WeakSet()
         self._closed = False
+        self._second: SecondStage | None = None
         try:
             method = make_method(bundle.method, None, 0)
             check_presets(bundle.method)
@@ -190,7 +194,8 @@ class Engine:
             method=method,
             device_frames=device_frames,
         )
-        return self._started(Stream(self, settings, given))
+        kind = Stream if enhancer_of(settings["method"]) is None else EnhancedStream
+        return self._started(kind(self, settings, given))
 
     def batch(
         self,
@@ -205,6 +210,10 @@ class Engine:
         says whether streams of one call are independent to the bit. Raises ConfigError.
         """
         how = method_settings(self.bundle.method, method)
+        if enhancer_of(how) is not None:
+            raise ConfigError(
+                "[method.enhance] expected false for a batch, whose streams have one stage, but got true; use engine.stream"
+            )
         scale = check_guidance(how.guidance if guidance is None else guidance)
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
@@ -283,7 +292,10 @@ class Engine:
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
-        return self._started(Stream.restore(self, snapshot.read_bytes(state)))
+        data = snapshot.read_bytes(state)
+        saved = self.restored_settings(snapshot.read_header(data)["settings"])
+        kind = Stream if enhancer_of(saved["method"]) is None else EnhancedStream
+        return self._started(kind.restore(self, data))
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, read-only, for every guidance branch."""
@@ -318,6 +330,17 @@ class Engine:
         """How many parts a call of so many streams is divided into, which run at the same time."""
         return min(streams, self.cores)
 
+    def second_stage(self) -> SecondStage:
+        """The networks that enhance frames, loaded when a stream first wants them. Raises BundleError, StreamClosed."""
+        with self._lock:
+            if self._closed:
+                raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
+            if self._second is None:
+                words = None if self._tokenizer is None else self._tokenizer.inputs
+                bundle, progress = second_stage(self.bundle), self._library.progress
+                self._second = SecondStage(bundle, self.options, words, self.encode_prompt, progress)
+            return self._second
+
     def codec_program(self, schedule: Schedule) -> Program:
         """The decoder's networks, of which each stream of a batch gets an executor."""
         return self._program(codec_variants(self.bundle, schedule))
@@ -325,12 +348,12 @@ class Engine:
     @property
     def plans(self) -> list[Plan]:
         """Every plan built or found so far, with the measured times of its choices."""
-        return self._library.plans
+        return [*self._library.plans, *(self._second.plans if self._second else ())]
 
     @property
     def nbytes(self) -> int:
         """An estimate of the bytes that compiled networks (their files and weights) and the buffers of open streams take."""
-        return self._library.nbytes
+        return self._library.nbytes + (self._second.nbytes if self._second else 0)
 
     def close(self) -> None:
         """Close its streams and batches and let go of every compiled network; what any is asked afterwards raises StreamClosed.
@@ -345,6 +368,8 @@ class Engine:
         if self._prompts is not None:
             self._prompts.close()
         self._library.close()
+        if self._second is not None:
+            self._second.close()
 
     def __enter__(self) -> Engine:
         return self

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyengine.errors import ConfigError
+from pyengine.methods.artv import Artv, ArtvSettings
 from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
 from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
@@ -19,6 +20,8 @@ from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
     "SETTINGS",
+    "Artv",
+    "ArtvSettings",
     "Hierarchical",
     "HierarchicalSettings",
     "MethodSettings",
@@ -36,9 +39,14 @@ __all__ = [
     "sampler_of",
 ]
 
-Method = Progressive | Replacement | Hierarchical | StreamingT2V
+Method = Progressive | Replacement | Hierarchical | StreamingT2V | Artv
 MethodSettings = (
-    ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings | StreamingT2VSettings
+    ProgressiveSettings
+    | ReplacementSettings
+    | RflowSettings
+    | HierarchicalSettings
+    | StreamingT2VSettings
+    | ArtvSettings
 )
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
@@ -48,6 +56,7 @@ SETTINGS: dict[str, type[MethodSettings]] = {
     "hierarchical": HierarchicalSettings,
     "clip": HierarchicalSettings,
     "streamingt2v": StreamingT2VSettings,
+    "artv": ArtvSettings,
 }
 
 
@@ -102,17 +111,21 @@ def make_method(
         return rflow(settings, chunks, given_chunks)
     if isinstance(settings, StreamingT2VSettings):
         return StreamingT2V.from_settings(settings, chunks, given_chunks)
+    if isinstance(settings, ArtvSettings):
+        return Artv.from_settings(settings, chunks, given_chunks)
     return Hierarchical.from_settings(settings, chunks, given_chunks)
 
 
 def sampler_of(settings: MethodSettings) -> Sampler:
     """How latents go from level to level: by the sampler that the settings name, or DDIM where they say betas."""
-    if isinstance(settings, HierarchicalSettings):
+    if isinstance(settings, (HierarchicalSettings, ArtvSettings)):
         table = alphas_cumprod(*settings.betas, settings.timesteps)
         return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
     if isinstance(settings, StreamingT2VSettings):
         table = alphas_cumprod(*settings.betas, settings.timesteps)
-        return make_sampler("ddim", alpha_bar=with_first_alpha(table), eta=settings.eta)
+        return make_sampler(
+            "ddim", alpha_bar=with_first_alpha(table), eta=settings.eta, predicts=settings.predicts
+        )
     return make_sampler(settings.sampler)
 
 

@@ -21,12 +21,14 @@ import numpy as np
 
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
-from pyengine.methods.shared import Beta, Count, Frames, Steps
+from pyengine.methods.enhancement import EnhancerSettings
+from pyengine.methods.shared import Beta, Count, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
+from pyengine.schedule.samplers import Prediction
 from pyengine.schedule.timesteps import leading_timesteps, levels_of
 from pyengine.settings import Range
 
-__all__ = ["EnhancerSettings", "FirstSettings", "StreamingT2V", "StreamingT2VSettings"]
+__all__ = ["FirstSettings", "StreamingT2V", "StreamingT2VSettings"]
 
 # Rows that generate condition frames again are numbered from here on: their noise is their own, and they are never shown.
 REGENERATED = 1 << 40
@@ -46,34 +48,21 @@ class FirstSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnhancerSettings:
-    """How finished frames are enhanced: noised to `levels` of the timesteps, denoised in `steps`, in chunks of `clip_frames` that share
-    `overlap` frames. `latent`: height and width of its latent frames; `rescale`: share of guidance rescale.
-    """
-
-    steps: Steps
-    levels: Steps
-    guidance: float
-    rescale: Annotated[float, Range(0, 1)]
-    overlap: Frames
-    clip_frames: Count
-    latent: tuple[Count, Count]
-
-
-@dataclass(frozen=True, kw_only=True)
 class StreamingT2VSettings:
-    """The settings of the method, from a manifest or a caller. Lengths in latent frames, each of which is one frame.
+    """The settings of the method, from a manifest or a caller. Lengths in latent frames: of the release each is one frame.
 
     steps             of DDIM, for every chunk
     timesteps         T of the training
     eta               0 deterministic, 1 as released
     betas             first and last; linear in the square root between them
+    predicts          what the networks name, as in `samplers.ddim`: epsilon, as released, or velocity
     guidance          scale of classifier-free guidance where a stream gives none; 1 = none
     clip_frames       F, frames of a window
     condition_frames  the first of them, which stand for the last frames of the chunk before: half of F, as trained
     attentions        cross-attentions whose keys and values are kept: of the denoiser, and of its extractor
     first             how a first clip is made of a text; None: the bundle has no network for it, and streams begin with frames
     enhancer          of the second stage; None: the bundle has none
+    enhance           whether a stream's frames go through the second stage
     """
 
     name: Literal["streamingt2v"]
@@ -81,12 +70,14 @@ class StreamingT2VSettings:
     timesteps: Steps = 1000
     eta: Annotated[float, Range(0, 1)] = 1.0
     betas: tuple[Beta, Beta]
+    predicts: Prediction = "epsilon"
     guidance: float
     clip_frames: Count
     condition_frames: Count
     attentions: tuple[Count, Count] = (16, 7)
     first: FirstSettings | None = None
     enhancer: EnhancerSettings | None = None
+    enhance: bool = False
 
     def __post_init__(self) -> None:
         for name, steps in (("steps", self.steps), ("first.steps", self.first.steps if self.first else 1)):
@@ -96,6 +87,10 @@ class StreamingT2VSettings:
                 raise ConfigError(f"[method.{name}] {error}") from error
         if self.betas[0] > self.betas[1]:
             raise ConfigError(f"[method.betas] expected two numbers that rise but got {list(self.betas)}")
+        if self.enhance and self.enhancer is None:
+            raise ConfigError(
+                "[method.enhance] expected false, since this model has no second stage, but got true; export it with --enhancer"
+            )
         if self.clip_frames != 2 * self.condition_frames:
             raise ConfigError(
                 f"[method.condition_frames] expected half of clip_frames ({self.clip_frames}) but got {self.condition_frames}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from operator import is_
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from pyengine.runtime.host.decoder import Clip, Decoder
 from pyengine.runtime.latents import CallBuffers, LatentStore
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row, Schedule
 from pyengine.schedule.positions import PositionPolicy, positions
-from pyengine.schedule.samplers import Coefficients, Sampler, frame_noise
+from pyengine.schedule.samplers import Coefficients, Multistep, Sampler, frame_noise
 
 __all__ = ["Driver", "StreamState", "sized"]
 
@@ -49,7 +50,9 @@ class StreamState:
     # Of each network that turns kept values into others: what it read last, and what it gave.
     made: dict[Variant, tuple[tuple[Any, ...], dict[str, np.ndarray]]] = field(default_factory=dict)
     clips: deque[Clip] = field(default_factory=deque)
-    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
+    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients | Multistep] = field(
+        default_factory=dict
+    )
     # Those to the next clip, which are looked at before they are made, and the last one.
     _calls: dict[int, Call] = field(default_factory=dict)
 
@@ -94,6 +97,7 @@ class _Written(NamedTuple):
         return self.state is other.state and self.value is other.value and self.key == other.key
 
 
+@lru_cache(maxsize=256)
 def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
     """A denoiser variant of a schedule, as it is compiled for a number of streams. One that names its branches has those."""
     return variant.sized(branches=variant.symbols.get("branches", branches), streams=lanes * streams)
@@ -166,7 +170,7 @@ class Driver:
         if not call.update:
             buffers.run()
             return
-        self._update(buffers, lanes, branches)
+        self._update(buffers, lanes)
 
     def _transform(self, state: StreamState, call: Call) -> None:
         """Runs a network that turns numbers, texts, kept values or clean latents into values that are kept."""
@@ -191,12 +195,20 @@ class Driver:
         for name, key in call.reads.items():
             inputs[name][...] = _part(state, key, 0).reshape(inputs[name].shape)
         if window is not None:
-            inputs["latents"][...] = window
+            inputs["latents"][...] = self._noised(state, call, window) if call.latents_level else window
         self.executor.run(variant)
         made = {kept: self.executor.output(variant, name).copy() for name, kept in call.writes.items()}
         state.kept |= made
         if window is None:
             state.made[variant] = (read, made)
+
+    def _noised(self, state: StreamState, call: Call, window: Any) -> np.ndarray:
+        """The clean latents of a call with noise on each, of its frame and the call's number. [frames, c, h, w]"""
+        keep, share = state.sampler.noised(call.latents_level)
+        latents: np.ndarray = np.float32(keep) * window.copy()
+        for latent, frame in zip(latents, call.latents, strict=True):
+            latent += np.float32(share) * frame_noise(state.seed, frame, self._frame_shape, call.draw)
+        return latents
 
     def _gather(self, buffers: CallBuffers, place: int, state: StreamState, call: Call, lane: Lane) -> None:
         """Puts the rows of a lane where the network reads them. Latents are born where they will lie in flight."""
@@ -232,7 +244,8 @@ class Driver:
         """Writes numbers, texts and kept values into the inputs. Lanes that no stream fills get no frames: they see and write nothing."""
         level, frame_index, mask = (buffers.input(name) for name in ("level", "frame_index", "mask"))
         ring_index, append_slot = buffers.input("ring_index"), buffers.input("append_slot")
-        for place, (state, _, lane) in enumerate(lanes):
+        guidance = buffers.input("guidance")
+        for place, (state, call, lane) in enumerate(lanes):
             rows, (policy, pinned) = lane.rows, state.positions
             if level is not None:
                 level[place] = [row.level for row in rows]
@@ -246,9 +259,16 @@ class Driver:
             if mask is not None:
                 mask[0, place] = [row.mask for row in rows]
                 mask[1:, place] = 0
+            if guidance is not None:
+                guidance[:, place] = _weights(state, call)
         for array in (frame_index, ring_index, append_slot):
             if array is not None:
                 array[len(lanes) :] = -1
+        for place, (_, call, _) in enumerate(lanes):
+            for name, (number,) in call.values.items():
+                target = buffers.input(name)
+                if target is not None:
+                    target[place] = number
         shown = [(place, state, call) for place, (state, call, _) in enumerate(lanes)]
         for name, spec in self._components[variant.component].inputs.items():
             if name in lanes[0][0].text or name in lanes[0][1].reads:
@@ -287,18 +307,23 @@ class Driver:
                 for branch in range(len(own)):
                     own[branch] = _part(state, key, branch)
 
-    def _update(
-        self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]], branches: int
-    ) -> None:
+    def _update(self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]) -> None:
         """Runs the network, updates every row that is not a condition, and keeps what became clean."""
         rows = len(lanes[0][2].rows)
-        weights = np.zeros((branches, buffers.lanes), np.float32)
-        scales = np.zeros((3, buffers.lanes, rows), np.float32)
+        weights = np.ones((buffers.branches, buffers.lanes), np.float32)
+        scales = np.zeros((6, buffers.lanes, rows), np.float32)
         scales[0] = 1  # a lane that no stream fills is copied
-        noise = False
+        noise = remembers = False
         for place, (state, call, lane) in enumerate(lanes):
-            weights[:, place] = _weights(state, call)
+            if buffers.branches == len(_weights(state, call)):
+                weights[:, place] = _weights(state, call)
             affine = _scales(state, lane)
+            if isinstance(affine, Multistep):
+                remembers, (affine, *kept) = True, affine
+                scales[3:, place] = kept
+                for first, row, count in _runs(lane.rows):
+                    if kept[0][first]:
+                        buffers.recall(place, first, state.store, row.history, count)
             for kind, values in enumerate(affine):
                 scales[kind, place] = values
             if affine.needs_noise:
@@ -306,14 +331,17 @@ class Driver:
                 for index, row in enumerate(lane.rows):
                     if affine.noise[index]:
                         buffers.draw(place, index, self._noise(state, row.frame, call.draw))
-        buffers.run(weights, (scales[0], scales[1], scales[2]), noise)
+        history = (scales[3], scales[4], scales[5]) if remembers else None
+        buffers.run(weights, (scales[0], scales[1], scales[2]), noise, history)
         for place, (state, _, lane) in enumerate(lanes):
             for first, row, count in _runs(lane.rows):
                 if row.level != row.level_next:
-                    buffers.save(place, first, state.store, row.place, count)
+                    buffers.save(place, first, state.store, _target(row), count)
+                    if row.history >= 0:
+                        buffers.keep(place, first, state.store, row.history, count)
             for row in lane.rows:
                 if row.done:
-                    state.store.finish(row.place, row.frame)
+                    state.store.finish(_target(row), row.frame)
 
     def _noise(
         self, state: StreamState, frame: int, draw: int | None = None
@@ -357,10 +385,19 @@ def _kind(index: int, row: Row) -> tuple[Any, ...]:
         return ("absent",)
     if row.place < 0:
         return ("given", index)
-    return row.place - index, row.level == row.level_next
+    return (
+        row.place - index,
+        row.level == row.level_next,
+        _target(row) - index,
+        row.history >= 0 and row.history - index,
+    )
 
 
-def _scales(state: StreamState, lane: Lane) -> Coefficients:
+def _target(row: Row) -> int:
+    return row.place if row.target < 0 else row.target
+
+
+def _scales(state: StreamState, lane: Lane) -> Coefficients | Multistep:
     """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
     levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
     if levels not in state.scales:

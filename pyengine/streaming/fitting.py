@@ -131,8 +131,10 @@ def most_clean(schedule: Schedule) -> int:
     return 4 * schedule.places + ring + sum(schedule.decoder_sizes)
 
 
-def missing_latents(schedule: Schedule, call: int, index: np.ndarray) -> list[int]:
-    """Clean latents that calls from `call` on read, or the re-caching of a new prompt there, and that are not in `index`."""
+def missing_latents(schedule: Schedule, call: int, index: np.ndarray, given: int | None = None) -> list[int]:
+    """Clean latents that calls from `call` on read, or the re-caching of a new prompt there, and that are not in `index`. Those from
+    `given` on are still to come.
+    """
     there, missing = set(index.tolist()), set()
     with contextlib.suppress(PromptError):
         missing |= {row.frame for made in schedule.recache(call) for row in _read(made)} - there
@@ -146,7 +148,7 @@ def missing_latents(schedule: Schedule, call: int, index: np.ndarray) -> list[in
         if made.keeps is not None:
             pinned, oldest = made.keeps
             there = {frame for frame in there if not pinned <= frame < oldest}
-    return sorted(missing)
+    return sorted(frame for frame in missing if given is None or frame < given)
 
 
 def missing_values(state: StreamState, call: int, names: Set[str]) -> list[str]:

@@ -29,6 +29,7 @@ from .cached import derivations
 from .checkpoint import CLIP_FILE, TEXT_LAYERS, Weights, reader
 from .modelscope import ModelScopeUNet
 from .networks import autoencoder, build, unet_widths
+from .small_export import export_trained
 
 VERSION = "1"
 FPS = 8.0
@@ -55,8 +56,8 @@ METHOD: dict[str, Any] = {
     "betas": [0.00085, 0.012],
     "guidance": 7.5,
 }
-# Of the second stage: noised to level 600 of 1000, 30 steps, chunks of 24 frames that overlap by 8.
-ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2, "overlap": 8}
+# Of the second stage: noised to level 600 of 1000, 30 steps. Its chunks, of 24 frames, overlap by a third.
+ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2}
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def write_bundle(
             outputs=part.outputs,
             dynamic=part.dynamic,
             working=part.working,
+            state=part.state,
             deferred=deferred,
         )
         for name, part in parts.items()
@@ -211,13 +213,28 @@ def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
     if networks.enhancer is not None:
         found["enhancer"] = ENHANCER | {
             "clip_frames": sizes.enhancer_frames,
+            "overlap": sizes.enhancer_frames // 3,
             "latent": list(sizes.enhancer_latent),
         }
+        found["presets"] = {"enhanced": {"enhance": True}}
     return found
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command's work: export, then say how large the bundle is."""
+    bundle = _released(arguments) if arguments.training is None else _small(arguments)
+    size = sum(path.stat().st_size for path in bundle.folder.iterdir())
+    print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _small(arguments: argparse.Namespace) -> Bundle:
+    return export_trained(
+        Path(arguments.training), Bundle.load(arguments.autoencoder), Path(arguments.output)
+    )
+
+
+def _released(arguments: argparse.Namespace) -> Bundle:
     files = Files(arguments.checkpoint, arguments.enhancer, arguments.first, arguments.image_encoder)
     source = arguments.tokenizer or (Path(arguments.first) / "tokenizer" if arguments.first else None)
     if source is None:
@@ -236,12 +253,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"expected CLIP's tokenizer at '{source}' but it cannot be read ({reason}); download it again"
         ) from error
     sizes = Sizes(_latent(arguments.size), enhancer_latent=_enhancer_latent(arguments.enhancer_size))
-    bundle = export_bundle(
+    return export_bundle(
         files, arguments.output, tokenizer, null, sizes=sizes, half=arguments.weights == "fp16"
     )
-    size = sum(path.stat().st_size for path in bundle.folder.iterdir())
-    print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
-    return 0
 
 
 def _latent(text: str) -> tuple[int, int]:
