@@ -31,7 +31,6 @@ from pyengine.errors import (
 )
 from pyengine.methods import (
     MethodSettings,
-    StreamingT2VSettings,
     check_presets,
     make_method,
     method_settings,
@@ -418,7 +417,7 @@ class Engine:
         size = video.frames(settings.chunk_frames)
         if len(start) < size:
             start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        if isinstance(settings, StreamingT2VSettings):
+        if settings.reads_pixels:
             return settings.pixels_of(start)
         chunks = min(len(start) // size, settings.start_chunks)
         start = start[len(start) - chunks * size :]

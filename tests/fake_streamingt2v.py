@@ -11,7 +11,7 @@ from fake_network import Arrays, FakeNetwork
 
 from pyengine import _C
 from pyengine.bundle.manifest import TensorSpec
-from pyengine.methods import method_settings, sampler_of
+from pyengine.methods import method_settings
 from pyengine.methods.streamingt2v import REGENERATED
 from pyengine.schedule.samplers import frame_noise
 
@@ -118,7 +118,7 @@ def by_hand(
     texts  of each later chunk; before it, without `given` frames, that of the first clip
     """
     settings = method_settings(method)
-    sampler = sampler_of(settings)
+    sampler = settings.make_sampler()
 
     def clip(predict: Any, steps: int, numbers: Sequence[int], weights: list[float]) -> np.ndarray:
         x = np.stack([frame_noise(seed, number, FRAME) for number in numbers])[None]
