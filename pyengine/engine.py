@@ -335,12 +335,9 @@ class Engine:
             if self._closed:
                 raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
             if self._second is None:
-                method = self.bundle.method["enhancer"]
-                bundle = second_stage(self.bundle, tuple(method["latent"]), method)
                 words = None if self._tokenizer is None else self._tokenizer.inputs
-                self._second = SecondStage(
-                    bundle, self.options, words, self.encode_prompt, self._library.progress
-                )
+                bundle, progress = second_stage(self.bundle), self._library.progress
+                self._second = SecondStage(bundle, self.options, words, self.encode_prompt, progress)
             return self._second
 
     def codec_program(self, schedule: Schedule) -> Program:

@@ -216,6 +216,7 @@ def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
             "overlap": sizes.enhancer_frames // 3,
             "latent": list(sizes.enhancer_latent),
         }
+        found["presets"] = {"enhanced": {"enhance": True}}
     return found
 
 
