@@ -153,7 +153,7 @@ class Weights:
         self.compare(wanted, ", ".join(parts))
 
     def compare(self, wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
-        """Raises InputError in one sentence where tensors, by name and shape, are missing, unexpected or of other shapes. `what` they are of."""
+        """Raises InputError in one sentence where tensors of `what`, by name and shape, are missing, unexpected or of other shapes."""
         given = {name: source.shape for name, source in self.sources.items()}
         other = [
             f"{name} (expected {list(shape)} but got {list(given[name])})"
