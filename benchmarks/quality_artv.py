@@ -36,9 +36,9 @@ SEGMENTS = 4  # prompts of the video whose prompt changes
 # What a stream of the shipped network changes.
 SETTINGS: dict[str, dict[str, Any]] = {
     "artv": {},
-    "no_mask": {"mask": False},
-    "no_anchor": {"anchor": False},
-    "augmentation_50": {"augmentation": 50},
+    "artv_no_mask": {"mask": False},
+    "artv_no_anchor": {"anchor": False},
+    "artv_augmentation_50": {"augmentation": 50},
     "artv_guidance_1": {"guidance": 1.0},
 }
 TRAINED = ("trained_without_mask", "trained_without_noise", "trained_without_anchor")

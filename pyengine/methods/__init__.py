@@ -12,8 +12,10 @@ from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
 from pyengine.methods.rflow import RflowSettings, rflow
 from pyengine.methods.shared import WindowSettings
+from pyengine.methods.streamingt2v import StreamingT2V, StreamingT2VSettings
 from pyengine.schedule.positions import PositionPolicy
 from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
+from pyengine.schedule.timesteps import with_first_alpha
 from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Replacement",
     "ReplacementSettings",
     "RflowSettings",
+    "StreamingT2V",
+    "StreamingT2VSettings",
     "check_presets",
     "make_method",
     "method_settings",
@@ -35,9 +39,14 @@ __all__ = [
     "sampler_of",
 ]
 
-Method = Progressive | Replacement | Hierarchical | Artv
+Method = Progressive | Replacement | Hierarchical | StreamingT2V | Artv
 MethodSettings = (
-    ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings | ArtvSettings
+    ProgressiveSettings
+    | ReplacementSettings
+    | RflowSettings
+    | HierarchicalSettings
+    | StreamingT2VSettings
+    | ArtvSettings
 )
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
@@ -46,6 +55,7 @@ SETTINGS: dict[str, type[MethodSettings]] = {
     "rflow": RflowSettings,
     "hierarchical": HierarchicalSettings,
     "clip": HierarchicalSettings,
+    "streamingt2v": StreamingT2VSettings,
     "artv": ArtvSettings,
 }
 
@@ -99,6 +109,8 @@ def make_method(
         return Replacement.from_settings(settings, chunks, given_chunks)
     if isinstance(settings, RflowSettings):
         return rflow(settings, chunks, given_chunks)
+    if isinstance(settings, StreamingT2VSettings):
+        return StreamingT2V.from_settings(settings, chunks, given_chunks)
     if isinstance(settings, ArtvSettings):
         return Artv.from_settings(settings, chunks, given_chunks)
     return Hierarchical.from_settings(settings, chunks, given_chunks)
@@ -109,6 +121,11 @@ def sampler_of(settings: MethodSettings) -> Sampler:
     if isinstance(settings, (HierarchicalSettings, ArtvSettings)):
         table = alphas_cumprod(*settings.betas, settings.timesteps)
         return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
+    if isinstance(settings, StreamingT2VSettings):
+        table = alphas_cumprod(*settings.betas, settings.timesteps)
+        return make_sampler(
+            "ddim", alpha_bar=with_first_alpha(table), eta=settings.eta, predicts=settings.predicts
+        )
     return make_sampler(settings.sampler)
 
 
