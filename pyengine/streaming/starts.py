@@ -10,7 +10,7 @@ from pyengine.arguments import as_array
 from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ShapeError
-from pyengine.methods import MethodSettings, StreamingT2VSettings
+from pyengine.methods import MethodSettings
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 
@@ -43,7 +43,7 @@ def start_of(
     size = video.frames(settings.chunk_frames)
     if len(start) < size:
         start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-    if isinstance(settings, StreamingT2VSettings):
+    if settings.reads_pixels:
         return settings.pixels_of(start)
     chunks = min(len(start) // size, settings.start_chunks)
     start = start[len(start) - chunks * size :]
