@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pyengine.arguments import as_array, check_guidance, check_length, check_seed
+from pyengine.arguments import check_guidance, check_length, check_seed
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
 from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
@@ -26,12 +26,9 @@ from pyengine.errors import (
     InputError,
     PromptError,
     PyEngineError,
-    ShapeError,
     StreamClosed,
 )
 from pyengine.methods import (
-    MethodSettings,
-    StreamingT2VSettings,
     check_presets,
     make_method,
     method_settings,
@@ -39,7 +36,6 @@ from pyengine.methods import (
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
 from pyengine.processor import cores
-from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.schedule.call import Schedule
@@ -48,6 +44,7 @@ from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
 from pyengine.streaming.enhanced import EnhancedStream, enhancer_of
 from pyengine.streaming.second_stage import SecondStage
+from pyengine.streaming.starts import start_of
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -238,7 +235,7 @@ class Engine:
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
         scale = check_guidance(how.guidance if guidance is None else guidance)
-        given = None if start is None else self._given(start, how)
+        given = None if start is None else start_of(start, self.bundle, how, self._program)
         given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
@@ -393,37 +390,3 @@ class Engine:
 
     def _program(self, variants: tuple[Variant, ...]) -> Program:
         return self._library.program(variants)
-
-    def _given(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray | Mapping[str, np.ndarray]:
-        """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]; or, of methods
-        that begin with pixels, what their calls read.
-        """
-        video = self.bundle.video
-        assert video is not None
-        if not settings.start_chunks:
-            raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
-        start = as_array("start", start)
-        if (
-            start.ndim != 4
-            or start.shape[1:] != (video.height, video.width, 3)
-            or start.dtype != np.uint8
-            or not len(start)
-        ):
-            raise ShapeError(
-                f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
-            )
-        size = video.frames(settings.chunk_frames)
-        if len(start) < size:
-            start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        if isinstance(settings, StreamingT2VSettings):
-            return settings.pixels_of(start)
-        chunks = min(len(start) // size, settings.start_chunks)
-        start = start[len(start) - chunks * size :]
-        executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
-        try:
-            parts = (start[index * size : (index + 1) * size] for index in range(chunks))
-            return np.concatenate(
-                [encode_chunk(executor, self.bundle, part, settings.chunk_frames) for part in parts]
-            )
-        finally:
-            executor.close()

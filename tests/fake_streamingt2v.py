@@ -11,7 +11,7 @@ from fake_network import Arrays, FakeNetwork
 
 from pyengine import _C
 from pyengine.bundle.manifest import TensorSpec
-from pyengine.methods import method_settings, sampler_of
+from pyengine.methods import method_settings
 from pyengine.methods.streamingt2v import REGENERATED
 from pyengine.schedule.dpm_solver import dpm_solver
 from pyengine.schedule.samplers import Multistep, frame_noise
@@ -134,7 +134,7 @@ def by_hand(
     texts  of each later chunk; before it, without `given` frames, that of the first clip
     """
     settings: Any = method_settings(method)
-    sampler, window, seen = sampler_of(settings), settings.clip_frames, settings.condition_frames
+    sampler, window, seen = settings.make_sampler(), settings.clip_frames, settings.condition_frames
 
     def clip(
         name: str, kept: Arrays, times: Sequence[int], numbers: Sequence[int], weights: list[float], by: Any

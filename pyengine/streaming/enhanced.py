@@ -85,6 +85,8 @@ class EnhancedStream(Stream):
             self._stage.features(prompt)
             self._source.prompt = prompt
             self._prompt = self._settings["prompt"] = prompt
+            if self._prompts[-1][0] == self._given:
+                self._prompts.pop()
             self._prompts.append((self._given, prompt))
 
     def close(self) -> None:
