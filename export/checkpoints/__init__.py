@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .files import TensorFile, open_tensors
+from .named import NamedTensors, Source, open_all, some
 
-__all__ = ["TensorFile", "open_tensors"]
+__all__ = ["NamedTensors", "Source", "TensorFile", "open_all", "open_tensors", "some"]
