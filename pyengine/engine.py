@@ -227,12 +227,15 @@ class Engine:
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
             length = video.frames(how.clip_latents - given_latents)
+        first = how.first_chunk_frames
         settings = {
             "prompt": prompt,
             "seed": check_seed(seed),
             "frames": length,
-            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
-            "given_chunks": given_latents // how.chunk_frames,
+            "chunks": None
+            if length is None
+            else video.chunks(length, first, how.chunk_frames, given_latents),
+            "given_chunks": 0 if not given_latents else 1 + (given_latents - first) // how.chunk_frames,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
@@ -377,16 +380,28 @@ class Engine:
             raise ShapeError(
                 f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
             )
-        size = video.frames(settings.chunk_frames)
-        if len(start) < size:
-            start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        chunks = min(len(start) // size, settings.start_chunks)
-        start = start[len(start) - chunks * size :]
-        executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
+        first, later = settings.first_chunk_frames, settings.chunk_frames
+        # Latents, and frames, before each chunk and behind the last.
+        latents = [0, *(first + index * later for index in range(settings.start_chunks))]
+        ends = [video.frames(count) for count in latents]
+        if len(start) < ends[1]:
+            start = np.concatenate([np.repeat(start[:1], ends[1] - len(start), 0), start])
+        chunks = sum(end <= len(start) for end in ends[1:])
+        start = start[len(start) - ends[chunks] :]
+        sizes = dict.fromkeys((first, later) if chunks > 1 else (first,))
+        variants = dict.fromkeys(part for size in sizes for part in encoder_variants(self.bundle, size))
+        executor = self._program(tuple(variants)).executor()
         try:
-            parts = (start[index * size : (index + 1) * size] for index in range(chunks))
             return np.concatenate(
-                [encode_chunk(executor, self.bundle, part, settings.chunk_frames) for part in parts]
+                [
+                    encode_chunk(
+                        executor,
+                        self.bundle,
+                        start[ends[index] : ends[index + 1]],
+                        latents[index + 1] - latents[index],
+                    )
+                    for index in range(chunks)
+                ]
             )
         finally:
             executor.close()

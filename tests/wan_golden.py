@@ -52,7 +52,7 @@ def case(name: str, folder: Path = FOLDER, seed: int = SEED) -> dict[str, np.nda
             value = np.clip(0.5 * value, -1, 1)
         value = value.astype(np.float32)
         if part == "context":
-            for row, length in enumerate(np.atleast_1d(arrays["in_context_lens"])):
+            for row, length in enumerate(np.atleast_1d(arrays.get("in_context_lens", []))):
                 value[row, length:] = 0
         arrays[f"in_{part}"] = value
     return arrays

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyengine.errors import ConfigError
+from pyengine.methods.causal import Causal, CausalSettings
 from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
 from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
@@ -17,6 +18,8 @@ from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
     "SETTINGS",
+    "Causal",
+    "CausalSettings",
     "Hierarchical",
     "HierarchicalSettings",
     "MethodSettings",
@@ -32,11 +35,14 @@ __all__ = [
     "sampler_of",
 ]
 
-Method = Progressive | Replacement | Hierarchical
-MethodSettings = ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings
+Method = Progressive | Causal | Replacement | Hierarchical
+MethodSettings = (
+    ProgressiveSettings | CausalSettings | ReplacementSettings | RflowSettings | HierarchicalSettings
+)
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
     "progressive": ProgressiveSettings,
+    "causal": CausalSettings,
     "replacement": ReplacementSettings,
     "rflow": RflowSettings,
     "hierarchical": HierarchicalSettings,
@@ -89,6 +95,8 @@ def make_method(
         settings = method_settings(settings)
     if isinstance(settings, ProgressiveSettings):
         return Progressive.from_settings(settings, chunks, given_chunks)
+    if isinstance(settings, CausalSettings):
+        return Causal.from_settings(settings, chunks, given_chunks)
     if isinstance(settings, ReplacementSettings):
         return Replacement.from_settings(settings, chunks, given_chunks)
     if isinstance(settings, RflowSettings):
@@ -108,6 +116,8 @@ def positions_of(settings: MethodSettings) -> tuple[PositionPolicy, int]:
     """How frames are numbered for the rotary embedding, and how many of them are pinned at the start of the stream."""
     if not isinstance(settings, WindowSettings):
         return "local", 0
+    if isinstance(settings, CausalSettings):
+        return settings.positions, settings.sink_frames
     return settings.positions, settings.context.sink_frames if settings.context else 0
 
 

@@ -74,6 +74,11 @@ class HierarchicalSettings:
             )
 
     @property
+    def first_chunk_frames(self) -> int:
+        """Latents of the first chunk of a video."""
+        return self.chunk_frames
+
+    @property
     def start_chunks(self) -> int:
         """Most given chunks that a stream can begin with: none, such a model makes videos from noise alone."""
         return 0
@@ -188,6 +193,9 @@ class Hierarchical:
         if index:
             raise PromptError("the prompt of a clip cannot change on the way; start another stream")
         return iter(())
+
+    def switched(self, index: int) -> Hierarchical:
+        return self
 
     def call(self, index: int) -> Call:
         step = self.config.step_at(index)

@@ -63,6 +63,11 @@ class WindowSettings:
         return max(1, (self.context.sink_frames + self.context.recent_frames) // self.chunk_frames)
 
     @property
+    def first_chunk_frames(self) -> int:
+        """Latent frames of the first chunk of a video."""
+        return self.chunk_frames
+
+    @property
     def clip_latents(self) -> int | None:
         """Latent frames, given ones among them, of a stream without a length; None = it is endless."""
         return None

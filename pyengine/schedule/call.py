@@ -141,6 +141,10 @@ class Schedule(Protocol):
         """
         ...
 
+    def switched(self, index: int) -> Schedule:
+        """The schedule from call `index` on when the prompt changed before it: another where that changes what stays visible."""
+        ...
+
     def weights(self, guidance: float) -> tuple[float, ...]:
         """Weights of the guidance branches; one branch where guidance is neutral."""
         ...

@@ -57,11 +57,11 @@ class Stream:
         self._engine, self._settings, self._video, self._batch = engine, settings, bundle.video, batch
         self._lock = Turns() if batch is None else batch.lock
         how = method_settings(settings["method"])
-        self._schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
-        self.frames = self._schedule.length(settings["frames"], bundle.video.frames_per_latent)
+        schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
+        self.frames = schedule.length(settings["frames"], bundle.video.frames_per_latent)
         self._executor: Executor | None
         if batch is None:
-            program = engine.program(self._schedule, settings["guidance"])
+            program = engine.program(schedule, settings["guidance"])
             self._executor = program.executor()
             self._driver = Driver(self._executor, bundle)
             rings: Mapping[str, Any] = self._executor.rings
@@ -70,7 +70,7 @@ class Stream:
             self._driver = batch.driver
             rings = batch.driver.executor.new_rings()
         self._state = open_state(
-            self._driver, self._schedule, how, settings, rings, self._executor, engine.bundle.latent
+            self._driver, schedule, how, settings, rings, self._executor, engine.bundle.latent
         )
         self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
         self.frames_made = 0  # frames handed out so far
@@ -81,11 +81,12 @@ class Stream:
             self._driver.prepare(self._state)
         for frame, latent in enumerate(() if given is None else given):
             self._state.store.give(frame, latent)
-        size, kept = self._schedule.chunk_frames, 0 if given is None else self._schedule.given_frames
-        for start in range(0, kept, size):
-            # Fills the decoder's memory; the caller has the frames.
-            window = self._state.store.window(range(start, start + size))
-            self._state.decoder.submit(window).result()
+        # Fills the decoder's memory; the caller has the frames.
+        end, kept = how.first_chunk_frames, 0 if given is None else schedule.given_frames
+        start = 0
+        while end <= kept:
+            self._state.decoder.submit(self._state.store.window(range(start, end))).result()
+            start, end = end, end + schedule.chunk_frames
 
     @property
     def prompt(self) -> str:
@@ -102,6 +103,10 @@ class Stream:
             self._prompt = self._settings["prompt"] = prompt
             self._give_text(features)
             self._driver.recache(self._state)
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._state.schedule
 
     @property
     def fps(self) -> float:
@@ -152,6 +157,8 @@ class Stream:
                 "frames_made": self.frames_made,
                 "clips": [len(clip) for clip in clips],
             }
+            if state.switched_at is not None:
+                header["switched"] = state.switched_at
         data = snapshot.pack(header, arrays)
         if path is not None:
             snapshot.write(path, data)

@@ -22,21 +22,19 @@ TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "s
 TOKENIZER_PLACES = ("google/umt5-xxl", "tokenizer", ".")
 
 
-def text_source(given: str, folder: Path) -> str:
-    """What `transformers` is told to read for a bundle in `folder`: a name of the hub, or a folder by its absolute path.
+def text_source(given: str, target: Path) -> str:
+    """What `transformers` is told to read: a name of the hub, or a folder by its absolute path.
 
-    Wan's own file, or a folder that holds it, is turned into `folder`/text_encoder. Raises InputError.
+    Wan's own file, or a folder that holds it, becomes the folder `target`, which is beside the bundle. Raises InputError.
     """
     path = Path(given)
     original = path / ORIGINAL if path.is_dir() else path
     if original.is_file():
-        target = folder / "text_encoder"
         write_text_encoder(original, target)
         return str(target.resolve())
     if not path.is_dir():
         return given
-    parts = path / "text_encoder"
-    return str((parts if (parts / "config.json").is_file() else path).resolve())
+    return str(path.resolve())
 
 
 def write_text_encoder(original: Path, target: Path) -> None:
