@@ -117,7 +117,8 @@ def test_what_longlive_sees(name: str) -> None:
             break  # the last block's keys, which nobody reads
         assert_sees(schedule.call(index), schedule, method, arrays, number)
         index += 1
-    assert index == schedule.calls and not switches
+    assert index == schedule.calls
+    assert not switches
 
 
 def assert_recache(
@@ -127,7 +128,9 @@ def assert_recache(
     rows, keys, level = seen_of(call, schedule, method)
     frames = [frame for frame in arrays["key_frame"][number].tolist() if frame >= 0]
     asked = {frame for frame in arrays["query_frame"][number].tolist() if frame >= 0}
-    assert rows.keys() <= asked and keys.keys() == set(frames) and level == 0
+    assert rows.keys() <= asked
+    assert keys.keys() == set(frames)
+    assert level == 0
 
 
 def test_what_rolling_forcing_sees() -> None:

@@ -125,7 +125,7 @@ class TextProjector(nn.Module):
     def __init__(self, model: CausalWan) -> None:
         super().__init__()
         self.text_embedding = model.text_embedding
-        self.layers = nn.ModuleList(block.cross_attn for block in model.blocks)  # type: ignore[union-attr]
+        self.layers = nn.ModuleList([block.cross_attn for block in model.blocks if isinstance(block, Block)])
 
     def forward(self, states: Tensor, words: Tensor) -> tuple[Tensor, ...]:
         """states [words, text_dim]; words [words] int64, 1 = a word, 0 = padding. Returns text_key of every block, then text_value of
