@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
+from run_folder import made_once
 from torch import nn
 
 from pyengine.bundle.bundle import Bundle
@@ -18,7 +17,6 @@ from pyengine.export.families.streamingt2v.export import write_bundle
 from pyengine.export.families.streamingt2v.modelscope import ModelScopeUNet
 from pyengine.export.families.streamingt2v.networks import autoencoder
 from pyengine.export.graph import round_weights
-from pyengine.export.output import prepared
 
 CONFIG: dict[str, Any] = {
     "base_unet": {
@@ -70,12 +68,10 @@ def parts() -> dict[str, Part]:
 
 
 @functools.cache
-def _home() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
-
-
-@functools.cache
 def bundle(*names: str) -> Bundle:
     """A bundle of these components alone: the whole takes minutes to export."""
-    folder = prepared(Path(_home().name) / "-".join(names))
-    return write_bundle(folder, parts(), SIZES, networks(), only=names)
+    folder = made_once(
+        "-".join(("streamingt2v", *names)),
+        lambda folder: write_bundle(folder, parts(), SIZES, networks(), only=names),
+    )
+    return Bundle.load(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -85,6 +86,7 @@ class StreamState:
         return sum(len(self.call_at(number).emit) for number in range(first, self.call))
 
 
+@lru_cache(maxsize=256)
 def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
     """A denoiser variant of a schedule, as it is compiled for a number of streams."""
     return variant.sized(branches=branches, streams=lanes * streams)
