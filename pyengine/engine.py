@@ -199,7 +199,7 @@ class Engine:
         says whether streams of one call are independent to the bit. Raises ConfigError.
         """
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
         return self._started(Batch(self, settings, max_streams))
@@ -220,7 +220,7 @@ class Engine:
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         given = self._encode_start(start, how) if start is not None else None
         given_latents = 0 if given is None else len(given)
         video = self.bundle.video

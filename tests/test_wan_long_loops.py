@@ -21,6 +21,8 @@ from pyengine.methods.causal import Causal
 from pyengine.schedule.call import Call
 from pyengine.schedule.positions import positions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LONG, SEED = FOLDER.parent / "wan_long", 6
 TOLERANCE = 1e-4
 CONFIG: dict[str, Any] = {
@@ -33,11 +35,6 @@ LONGLIVE = [
     for positions in ("absolute", "relative")
     for switch in ("", "_switch_keepsink", "_switch_newsink")
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def long_case(name: str) -> dict[str, np.ndarray]:
@@ -150,14 +147,23 @@ def test_what_rolling_forcing_sees() -> None:
         assert np.allclose(levels, arrays["call_timestep"][number][: len(levels)], atol=1e-3)
 
 
-def run(name: str, method: dict[str, Any], mask: str, monkeypatch: pytest.MonkeyPatch) -> Streams:
+def run(
+    name: str, method: dict[str, Any], mask: str, monkeypatch: pytest.MonkeyPatch, **network: Any
+) -> Streams:
     """All calls of a file's streams, the prompt changed where the file says."""
     arrays = long_case(name)
     batch, frames, _, *latent = arrays["out"].shape
     schedule = made(method, frames // 3)
     shown = [1000 * level for level in schedule.config.levels]
     streams = Streams(
-        model(), method, shown, (latent[0], latent[1]), chunks=frames // 3, streams=batch, mask=mask
+        model(),
+        method,
+        shown,
+        (latent[0], latent[1]),
+        chunks=frames // 3,
+        streams=batch,
+        mask=mask,
+        **network,
     )
     texts = torch.from_numpy(arrays["in_y"])
     texts = texts[None] if texts.ndim == 3 else texts  # [prompts, B, words, channels]

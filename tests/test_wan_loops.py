@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from wan_golden import TOLERANCE, case, tensor, transformer
 from wan_streams import Streams, draw_as
 
 from pyengine.export.families.wan import presets
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Blocks, given frames, window and sink of each file; None: the system's own.
 LOOPS: dict[str, dict[str, Any]] = {
@@ -32,12 +33,8 @@ LOOPS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def streams_of(name: str) -> Streams:
+def streams_of(name: str, **network: Any) -> Streams:
+    """`network`: another than the module in torch, as of `Streams`."""
     loop, arrays = LOOPS[name], case(name)
     system = presets.system(loop.get("system", "self-forcing"))
     method, shown, blocks = system.method(), system.shown, loop["blocks"]
@@ -66,6 +63,7 @@ def streams_of(name: str) -> Streams:
         chunks=len(blocks) - given,
         given_chunks=given,
         streams=batch,
+        **network,
     )
     for number, state in enumerate(made.states):
         made.say(state, tensor(name, "in_context")[number])

@@ -28,6 +28,8 @@ from pyengine.export.families.wan.causal_wan import TIMESTEPS, clip_mask, rotate
 from pyengine.export.families.wan.rotary import rotate_space, time_channels
 from pyengine.export.families.wan.vae import FULL_SIZE
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLIPS = ["clip_blocks3", "clip_blocks1", "clip_first", "clip_local", "clip_equal", "bidirectional"]
 CACHES = ["cache_grow", "cache_first", "cache_roll", "cache_roll_sink", "cache_frame"]
 SIZES = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}
@@ -41,11 +43,6 @@ UMT5_XXL = {
     "encoder_layers": 24,
     "num_buckets": 32,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def shapes(module: nn.Module) -> dict[str, list[int]]:

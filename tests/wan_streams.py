@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
-from fake_network import Arrays, FakeExecutor, FakeNetwork, fake_bundle, open_stream, stream_settings
+from fake_network import Arrays, FakeExecutor, FakeNetwork, fake_bundle, stream_settings
 from torch import Tensor
 
-from pyengine.bundle.manifest import Latent, TensorSpec
+from pyengine.bundle.manifest import Component, Latent, TensorSpec
 from pyengine.export.families.wan import CausalWan
+from pyengine.export.families.wan.causal_wan import WanConfig
 from pyengine.export.families.wan.streaming import StreamingWan, Tables, TextProjector
 from pyengine.methods import make_method, method_settings
 from pyengine.methods.causal import Causal
+from pyengine.runtime.executor import Executor
 from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.stream import open_state
 
 Noise = Callable[
     [int, int, int | None], np.ndarray
 ]  # (stream, frame, denoising call or None at birth) -> a latent
 
 
-def denoiser(
+def exported_module(
     model: CausalWan, levels: Sequence[float], timesteps: Sequence[float], latent: tuple[int, int], mask: str
+) -> StreamingWan:
+    """The module that is exported, with its weights."""
+    tables = Tables.of(model.state_dict().__getitem__, model.config, timesteps)
+    return StreamingWan(model, tables, latent, levels, mask).eval()
+
+
+def portable(component: Component, path: Path) -> Callable[..., list[Tensor]]:
+    """The exported module again, as portable ONNX runs it."""
+    session = ort.InferenceSession(path)
+    outputs = list(component.outputs)
+
+    def run(*inputs: Tensor | list[Tensor]) -> list[Tensor]:
+        flat = [part for given in inputs for part in ([given] if isinstance(given, Tensor) else given)]
+        feeds = {name: part.numpy() for name, part in zip(component.inputs, flat, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(outputs, feeds)]
+
+    return run
+
+
+def denoiser(
+    config: WanConfig, latent: tuple[int, int], module: Callable[..., Sequence[Tensor]]
 ) -> FakeNetwork:
-    """The exported module as a network of a fake plan."""
-    config = model.config
-    tables = Tables.of(model.state_dict().__getitem__, config, timesteps)
-    module = StreamingWan(model, tables, latent, levels, mask).eval()
-    rows, columns = module.grid
+    """The exported module, or what takes its arguments, as a network of a fake plan."""
+    rows, columns = config.grid(*latent)
     kept: tuple[int | str, ...] = (1, "ring", rows * columns, config.num_heads, config.head_size)
     window: tuple[int | str, ...] = ("streams", "frames")
     text = ("branches", "streams", config.num_heads, config.text_len, config.head_size)
@@ -102,18 +125,32 @@ class Streams:
         given_chunks: int = 0,
         streams: int = 1,
         mask: str = "noise_causal",
+        module: Callable[..., Sequence[Tensor]] | None = None,
+        plan: Callable[[Causal, int], Executor] | None = None,
     ) -> None:
+        """The network is the exported module in torch, or `module`, or what `plan` gives for a schedule and a number of streams."""
         self.model = model
         schedule = make_method(method_settings(method), chunks, given_chunks)
         assert isinstance(schedule, Causal)
         self.schedule = schedule
-        networks = {"denoiser": denoiser(model, schedule.config.levels, timesteps, latent, mask)}
-        self.executor = FakeExecutor(networks, ring=schedule.config.ring_frames)
+        if module is None:
+            module = exported_module(model, schedule.config.levels, timesteps, latent, mask)
+        networks = {"denoiser": denoiser(model.config, latent, module)}
+        fake = FakeExecutor(networks, ring=schedule.config.ring_frames)
+        executor: Any = fake if plan is None else plan(schedule, streams)
         size = Latent(model.config.in_dim, *latent)
-        self.driver = Driver(self.executor, fake_bundle(networks, size), (streams,))  # type: ignore[arg-type]
-        given: dict[str, Any] = {"chunks": chunks, "given_chunks": given_chunks}
+        self.driver = Driver(executor, fake_bundle(networks, size), (streams,))
+        settings = stream_settings(method, chunks=chunks, given_chunks=given_chunks)
         self.states = [
-            open_stream(self.driver, size, stream_settings(method, seed=seed, **given), schedule)
+            open_state(
+                self.driver,
+                schedule,
+                method_settings(method),
+                settings | {"seed": seed},
+                executor.rings if streams == 1 else executor.new_rings(),
+                fake.codec(),  # type: ignore[arg-type]
+                size,
+            )
             for seed in range(streams)
         ]
 

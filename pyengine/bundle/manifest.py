@@ -140,13 +140,10 @@ class Video:
         """Chunks of `first` latents, then `later` ones each, that make at least so many frames behind `given` latents."""
         per, begin = self.frames_per_latent, self.first_frames or self.frames_per_latent
         wanted = self.frames(given) + frames
+        # Rounded, since frames per latent need not be whole.
         latents = 1 + math.ceil(max(0.0, (wanted - begin) / per - 1e-6)) - given
-        begun = given == 0
-        return (
-            1 + math.ceil((latents - first) / later)
-            if begun and latents > first
-            else max(1, -(-latents // (first if begun else later)))
-        )
+        behind = latents - (0 if given else first)
+        return max(1, (0 if given else 1) + max(0, -(-behind // later)))
 
 
 @dataclass(frozen=True)
@@ -181,9 +178,9 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class Text:
-    """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5` or `umt5`: by that model at `source`, of whose `max_tokens` states the
-    text encoder takes the first `words`. `cleaning`: what a prompt for such a model goes through first, None = it is taken as it is.
-    `example` is a prompt to try the bundle with; "": any text will do.
+    """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5` or `umt5`: by that model at `source`, of whose
+    `max_tokens` states the text encoder takes the first `words`. `cleaning`: what a prompt for such a model goes through first, None =
+    it is taken as it is. `example` is a prompt to try the bundle with; "": any text will do.
     """
 
     tokenizer: str

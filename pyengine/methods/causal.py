@@ -74,7 +74,8 @@ class Causal:
         odd = [level for level in config.levels if known is not None and level not in known]
         if odd:
             raise ConfigError(
-                f"[method.ladder] expected levels that the network has tables for, which are {', '.join(f'{level:.6g}' for level in known or ())}, "
+                "[method.ladder] expected levels that the network has tables for, which are "
+                f"{', '.join(f'{level:.6g}' for level in known or ())}, "
                 f"but got {odd[-1]:.6g}; choose among these, or export with another --system"
             )
         return cls(config)

@@ -96,7 +96,8 @@ class Driver:
     """Runs calls on one executor. `sizes` are the prepared numbers of streams in a call, smallest first."""
 
     def __init__(self, executor: Executor, bundle: Bundle, sizes: tuple[int, ...] = (1,)) -> None:
-        assert bundle.latent is not None and bundle.video is not None
+        assert bundle.latent is not None
+        assert bundle.video is not None
         self.executor, self.sizes, self._video = executor, sizes, bundle.video
         self._components = bundle.components
         self._frame_shape = (bundle.latent.channels, bundle.latent.height, bundle.latent.width)

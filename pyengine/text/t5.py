@@ -108,6 +108,7 @@ class T5Prompts:
             ) from error
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            name = self.model.removesuffix("EncoderModel")
             raise BundleError(
-                f"expected the encoder of {self.model.removesuffix('EncoderModel')} at {self.source!r} but it cannot be read ({reason}); set {SOURCE_VARIABLE} to its folder"
+                f"expected the encoder of {name} at {self.source!r} but it cannot be read ({reason}); set {SOURCE_VARIABLE} to its folder"
             ) from error

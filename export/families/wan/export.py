@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ def components(
         return torch.randn(*shape, generator=generator)
 
     return {
-        "denoiser": _denoiser(model, tables, system, latent, normal),
+        "denoiser": denoiser_plan(
+            StreamingWan(model, tables, latent, system.levels, system.mask), latent, system.levels
+        ),
         "text_encoder": _text_encoder(model, normal),
         "decoder": _coder(ChunkDecoder(vae), vae.decoder, "latents", normal(2, vae.z_dim, *latent), latent),
         "encoder": _coder(
@@ -110,11 +112,13 @@ def components(
     }
 
 
-def _denoiser(
-    model: CausalWan, tables: Tables, system: presets.System, latent: tuple[int, int], normal: Normal
-) -> Plan:
-    config = model.config
-    module = StreamingWan(model, tables, latent, system.levels, system.mask).eval()
+def denoiser_plan(module: StreamingWan, latent: tuple[int, int], levels: Sequence[float]) -> Plan:
+    """Of a window of every stream, beside its ring."""
+    config, generator = module.model.config, torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
     branches, streams, frames, slots = 2, 3, 4, 5
     tokens = module.grid[0] * module.grid[1]
     text = (branches, streams, config.num_heads, config.text_len, config.head_size)
@@ -123,9 +127,7 @@ def _denoiser(
     layers = range(config.num_layers)
     inputs: dict[str, Any] = {
         "latents": normal(streams, frames, config.in_dim, *latent),
-        "level": torch.tensor([system.levels[row % len(system.levels)] for row in range(frames)]).repeat(
-            streams, 1
-        ),
+        "level": torch.tensor([levels[row % len(levels)] for row in range(frames)]).repeat(streams, 1),
         "frame_index": index[:, slots:],
         "ring_index": index[:, :slots],
         "ring_key": [normal(*cached) for _ in layers],

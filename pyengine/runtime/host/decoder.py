@@ -39,7 +39,7 @@ class Decoder(Protocol):
     """Decodes a stream's chunks in order. What it remembers from chunk to chunk is the executor's state."""
 
     def submit(self, latents: Any, kept: slice = slice(None), lead: int = 0) -> Clip:
-        """Begins to decode a chunk of latents [frames, c, h, w], of which only the `kept` ones' frames but the first `lead` are returned."""
+        """Begins to decode a chunk of latents [frames, c, h, w]. Returned are the frames of the `kept` ones but the first `lead`."""
         ...
 
     def own(self, frames: np.ndarray) -> Any:
