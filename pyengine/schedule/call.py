@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 class Lane(NamedTuple):
     """One batch entry of a call: the rows that attend to each other, oldest first, and the frame in each ring slot
-    that they may read (-1 = empty, or written by this very call).
+    that they may read (-1 = empty, or hidden from them). A slot that this very call writes still holds the frame before.
     """
 
     rows: tuple[Row, ...]
