@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyengine
 from pyengine.cli import main
-from pyengine.errors import BundleError, ConfigError, InputError, PromptError
+from pyengine.errors import BundleError, ConfigError, InputError
 from pyengine.export.families.wan import presets
 from pyengine.export.families.wan.export import Options, export_bundle
 from pyengine.export.parity import parity
@@ -171,8 +171,6 @@ def test_settings_of_a_caller(wan: pyengine.Engine) -> None:
         wan.stream(PROMPT, method={"steps": 3, "ladder": None, "cadence": 3})
     with pytest.raises(ConfigError, match="branch"):
         wan.stream(PROMPT, guidance=3.0)
-    with pytest.raises(PromptError, match="at most 8 tokens"):
-        wan.stream(" ".join(["fox"] * 20))
 
 
 @pytest.mark.parametrize("component", ["denoiser", "text_encoder", "decoder", "encoder"])
@@ -216,9 +214,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_files_of_two_releases_are_refused(tmp_path: Path) -> None:
-    from wan_golden import tensor
-
-    assert tensor("cross", "in_x").ndim == 3
     transformer = family.transformer_weights(family.files() / "dit" / "self_forcing_dmd.pt")
     vae = family.autoencoder_weights(family.files() / "vae")
     wrong = {**vae.config, "num_res_blocks": 2}
