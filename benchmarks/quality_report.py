@@ -32,6 +32,14 @@ TITLES = {
     "perturbation_0": "hierarchical, perturbation level 0",
     "guidance_1": "hierarchical, unconditional guidance 1",
     "as_released": "hierarchical, released guidance and one known key",
+    "shipped": "as shipped, by the engine",
+    "cam": "conditional attention and anchor",
+    "concat": "condition beside the latents",
+    "add": "features added",
+    "no_anchor": "without the anchor",
+    "enhanced_independent": "enhanced, chunks independent",
+    "enhanced_shared": "enhanced, shared noise",
+    "enhanced_randomized": "enhanced, randomized blending",
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from pyengine.bundle.bundle import Latent, Video
 from pyengine.bundle.manifest import TensorSpec
 from pyengine.bundle.variant import Variant
-from pyengine.methods import make_method, method_settings
+from pyengine.methods import make_method, method_settings, positions_of, sampler_of
 from pyengine.runtime.host.latents import HostCallBuffers, HostLatentStore
 from pyengine.streaming.driver import Driver, StreamState
 from pyengine.streaming.stream import open_state
@@ -52,6 +52,9 @@ class FakeDecoder:
             clip.result()
         return clip
 
+    def outputs(self, latents: int, names: Sequence[str]) -> Arrays:
+        return {"pixels": self._pixels}
+
     def own(self, frames: np.ndarray) -> np.ndarray:
         return frames
 
@@ -60,7 +63,9 @@ class FakeDecoder:
 
     def _frames(self, latents: np.ndarray, kept: slice, lead: int) -> np.ndarray:
         time.sleep(self._seconds or 0)
-        return self._decode(latents, self._memory)[kept][lead:]
+        frames = self._decode(latents, self._memory)
+        self._pixels = np.moveaxis(frames, -1, 1) / np.float32(128)
+        return frames[kept][lead:]
 
 
 class FakeExecutor:
@@ -184,7 +189,9 @@ def open_stream(
     how = method_settings(settings["method"])
     if schedule is None:
         schedule = make_method(how, settings["chunks"], settings["given_chunks"])
-    state = open_state(driver, schedule, how, settings, executor.new_rings(), executor.codec(), latent)
+    rings, codec = executor.new_rings(), executor.codec()
+    sampler, numbered = sampler_of(how), positions_of(how)
+    state = open_state(driver, schedule, sampler, settings, rings, codec, latent, numbered)
     driver.prepare(state)
     return state
 

@@ -1,4 +1,4 @@
-"""Method causal: which frames each call has, sees and writes, for any settings. Levels and views of the released systems: test_wan_*loops."""
+"""Method causal: which frames each call has, sees and writes, for any settings. Views of the released systems: test_wan_*loops."""
 
 from __future__ import annotations
 

@@ -233,7 +233,6 @@ class Member:
 
 def change(driver: Driver, state: StreamState, prompt: str) -> None:
     state.text = encode(prompt)
-    state.text_version += 1
     driver.recache(state)
 
 

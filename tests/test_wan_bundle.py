@@ -138,6 +138,19 @@ def test_snapshot_goes_on_to_the_bit(wan: pyengine.Engine) -> None:
     assert len(before) + len(rest) == 45
 
 
+def test_snapshot_of_a_continuation(wan: pyengine.Engine) -> None:
+    """Its chunks are counted behind what was given: one of 12 frames, not two of 9 and 12."""
+    start = np.zeros((9, *family.SIZE, 3), np.uint8)
+    with wan.stream(PROMPT, seed=SEED, frames=12, start=start) as stream:
+        first = next(stream)
+        saved = stream.snapshot()
+        rest = np.stack(list(stream))
+    with wan.resume(saved) as resumed:
+        assert np.array_equal(np.stack(list(resumed)), rest)
+    assert first.shape == (*family.SIZE, 3)
+    assert len(rest) == 11
+
+
 def test_prompt_changes_on_the_way(wan: pyengine.Engine) -> None:
     def video(change: bool) -> np.ndarray:
         with wan.stream(PROMPT, seed=SEED, frames=33) as stream:

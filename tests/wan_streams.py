@@ -17,7 +17,7 @@ from pyengine.bundle.manifest import Component, Latent, TensorSpec
 from pyengine.export.families.wan import CausalWan
 from pyengine.export.families.wan.causal_wan import WanConfig
 from pyengine.export.families.wan.streaming import StreamingWan, Tables, TextProjector
-from pyengine.methods import make_method, method_settings
+from pyengine.methods import make_method, method_settings, positions_of, sampler_of
 from pyengine.methods.causal import Causal
 from pyengine.runtime.executor import Executor
 from pyengine.streaming.driver import Driver, StreamState
@@ -130,7 +130,8 @@ class Streams:
     ) -> None:
         """The network is the exported module in torch, or `module`, or what `plan` gives for a schedule and a number of streams."""
         self.model = model
-        schedule = make_method(method_settings(method), chunks, given_chunks)
+        how = method_settings(method)
+        schedule = make_method(how, chunks, given_chunks)
         assert isinstance(schedule, Causal)
         self.schedule = schedule
         if module is None:
@@ -145,11 +146,12 @@ class Streams:
             open_state(
                 self.driver,
                 schedule,
-                method_settings(method),
+                sampler_of(how),
                 settings | {"seed": seed},
                 executor.rings if streams == 1 else executor.new_rings(),
                 fake.codec(),  # type: ignore[arg-type]
                 size,
+                positions_of(how),
             )
             for seed in range(streams)
         ]
@@ -157,7 +159,6 @@ class Streams:
     def say(self, state: StreamState, context: Tensor) -> None:
         """Sets a text."""
         state.text = text_features(self.model, context)
-        state.text_version += 1
 
     def run(self, calls: int | None = None) -> None:
         """So many calls of every stream, or all that are left."""

@@ -42,6 +42,7 @@ FAMILIES = {
     "opensora": Family(),
     "streamingt2v": Family(),
     "wan": Family(),
+    "artv": Family(),
 }
 
 

@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from typing import Any
 
-from pyengine.commands import export_opensora, export_streamingt2v, export_wan
+from pyengine.commands import export_artv, export_opensora, export_streamingt2v, export_wan
 from pyengine.errors import BackendUnavailable
 
 FAMILIES = {
@@ -15,6 +15,7 @@ FAMILIES = {
     "lvdm": "pyengine.export.families.lvdm.export",
     "streamingt2v": "pyengine.export.families.streamingt2v.export",
     "wan": "pyengine.export.families.wan.export",
+    "artv": "pyengine.export.families.artv.export",
 }
 
 
@@ -49,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export_streamingt2v.add_arguments(streamingt2v)
     wan = families.add_parser("wan", help="causal Wan 2.1: Self-Forcing, CausVid, Rolling Forcing, LongLive")
     export_wan.add_arguments(wan)
+    artv = families.add_parser(
+        "artv", help="ART-V: frame by frame, on Stable Diffusion 2.1 or the small model"
+    )
+    export_artv.add_arguments(artv)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,18 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyengine.errors import ConfigError
+from pyengine.methods.artv import Artv, ArtvSettings
 from pyengine.methods.causal import Causal, CausalSettings
 from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
 from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
 from pyengine.methods.rflow import RflowSettings, rflow
 from pyengine.methods.shared import WindowSettings
+from pyengine.methods.streamingt2v import StreamingT2V, StreamingT2VSettings
 from pyengine.schedule.positions import PositionPolicy
 from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
+from pyengine.schedule.timesteps import with_first_alpha
 from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
     "SETTINGS",
+    "Artv",
+    "ArtvSettings",
     "Causal",
     "CausalSettings",
     "Hierarchical",
@@ -28,16 +33,25 @@ __all__ = [
     "Replacement",
     "ReplacementSettings",
     "RflowSettings",
+    "StreamingT2V",
+    "StreamingT2VSettings",
     "check_presets",
+    "first_chunk_of",
     "make_method",
     "method_settings",
     "positions_of",
     "sampler_of",
 ]
 
-Method = Progressive | Causal | Replacement | Hierarchical
+Method = Progressive | Replacement | Hierarchical | StreamingT2V | Artv | Causal
 MethodSettings = (
-    ProgressiveSettings | CausalSettings | ReplacementSettings | RflowSettings | HierarchicalSettings
+    ProgressiveSettings
+    | ReplacementSettings
+    | RflowSettings
+    | HierarchicalSettings
+    | StreamingT2VSettings
+    | ArtvSettings
+    | CausalSettings
 )
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
@@ -47,6 +61,8 @@ SETTINGS: dict[str, type[MethodSettings]] = {
     "rflow": RflowSettings,
     "hierarchical": HierarchicalSettings,
     "clip": HierarchicalSettings,
+    "streamingt2v": StreamingT2VSettings,
+    "artv": ArtvSettings,
 }
 
 
@@ -101,15 +117,31 @@ def make_method(
         return Replacement.from_settings(settings, chunks, given_chunks)
     if isinstance(settings, RflowSettings):
         return rflow(settings, chunks, given_chunks)
+    if isinstance(settings, StreamingT2VSettings):
+        return StreamingT2V.from_settings(settings, chunks, given_chunks)
+    if isinstance(settings, ArtvSettings):
+        return Artv.from_settings(settings, chunks, given_chunks)
     return Hierarchical.from_settings(settings, chunks, given_chunks)
 
 
 def sampler_of(settings: MethodSettings) -> Sampler:
     """How latents go from level to level: by the sampler that the settings name, or DDIM where they say betas."""
-    if isinstance(settings, HierarchicalSettings):
+    if isinstance(settings, (HierarchicalSettings, ArtvSettings)):
         table = alphas_cumprod(*settings.betas, settings.timesteps)
         return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
+    if isinstance(settings, StreamingT2VSettings):
+        table = alphas_cumprod(*settings.betas, settings.timesteps)
+        return make_sampler(
+            "ddim", alpha_bar=with_first_alpha(table), eta=settings.eta, predicts=settings.predicts
+        )
     return make_sampler(settings.sampler)
+
+
+def first_chunk_of(settings: MethodSettings) -> int:
+    """Latent frames of the first chunk of a video."""
+    if isinstance(settings, CausalSettings) and settings.first_chunk is not None:
+        return settings.first_chunk
+    return settings.chunk_frames
 
 
 def positions_of(settings: MethodSettings) -> tuple[PositionPolicy, int]:

@@ -39,10 +39,6 @@ class CausalSettings(WindowSettings):
     def start_chunks(self) -> int:
         return max(1, self.visible_frames // self.chunk_frames)
 
-    @property
-    def first_chunk_frames(self) -> int:
-        return self.first_chunk or self.chunk_frames
-
 
 @dataclass(frozen=True)
 class Causal:

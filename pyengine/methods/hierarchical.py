@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError, PromptError
-from pyengine.methods.shared import Count, Frames, Steps
+from pyengine.methods.shared import Beta, Count, Frames, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
 from pyengine.schedule.hierarchy import Behaviour, ClipStep, Decode, HierarchyConfig, ddim_timesteps
 from pyengine.schedule.samplers import Prediction
@@ -20,7 +20,6 @@ __all__ = ["Hierarchical", "HierarchicalSettings"]
 
 CONDITION_DRAW = 1 << 20  # perturbs conditions; steps draw under 0, 1, ...
 GuidanceForm = Literal["original", "text"]
-Beta = Annotated[float, Range(0, 0.999, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +73,14 @@ class HierarchicalSettings:
             )
 
     @property
-    def first_chunk_frames(self) -> int:
-        """Latents of the first chunk of a video."""
-        return self.chunk_frames
-
-    @property
     def start_chunks(self) -> int:
         """Most given chunks that a stream can begin with: none, such a model makes videos from noise alone."""
         return 0
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether a stream cannot begin with a text alone."""
+        return False
 
     @property
     def clip_latents(self) -> int | None:

@@ -10,7 +10,7 @@ from pyengine.schedule.progressive import Context
 from pyengine.schedule.warp import WarpRule
 from pyengine.settings import Range
 
-__all__ = ["ContextSettings", "Count", "Frames", "Positive", "Steps", "WindowSettings"]
+__all__ = ["Beta", "ContextSettings", "Count", "Frames", "Positive", "Steps", "WindowSettings"]
 
 # Bounds far beyond anything that runs, so that a slip of the keyboard is a sentence and not a full memory.
 MOST = 65536
@@ -18,6 +18,7 @@ Steps = Annotated[int, Range(1, MOST)]
 Count = Annotated[int, Range(1, MOST)]
 Frames = Annotated[int, Range(0, MOST)]
 Positive = Annotated[float, Range(0, above=True)]
+Beta = Annotated[float, Range(0, 0.999, above=True)]  # of the noise that one timestep adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,9 @@ class WindowSettings:
         return max(1, (self.context.sink_frames + self.context.recent_frames) // self.chunk_frames)
 
     @property
-    def first_chunk_frames(self) -> int:
-        """Latent frames of the first chunk of a video."""
-        return self.chunk_frames
+    def needs_start(self) -> bool:
+        """Whether a stream cannot begin with a text alone."""
+        return False
 
     @property
     def clip_latents(self) -> int | None:

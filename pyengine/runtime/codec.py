@@ -13,7 +13,7 @@ same without leaving it, but for tiles and for encoding, which come here: planes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FRAME_DECODER",
     "decode_chunk",
+    "decoded",
     "decoder_variants",
     "encode_chunk",
     "encoder_variants",
@@ -70,6 +71,14 @@ def decode_chunk(
     else:
         _decode_tiles(executor, planes, frames)
     return frames
+
+
+def decoded(
+    executor: Executor, bundle: Bundle, chunk_frames: int, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Copies of further outputs of the decoder, as its last run on so many latents left them."""
+    decoder, *_ = decoder_variants(bundle, chunk_frames)
+    return {name: executor.output(decoder, name).copy() for name in names}
 
 
 def encode_chunk(executor: Executor, bundle: Bundle, frames: np.ndarray, chunk_frames: int) -> np.ndarray:

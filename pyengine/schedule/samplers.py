@@ -1,8 +1,10 @@
 """Samplers, guidance and noise. Every sampler maps (level, level_next) to one affine update per frame:
 
-    out[f] = sample[f] * x[f] + prediction[f] * p[f] + noise[f] * eps[f]
+    out[f] = sample[f] * x[f] + prediction[f] * p[f] + noise[f] * eps[f] + history[f] * h[f]
 
-so that one kernel (DenoiseStep) serves them all, and frames of one window may stand at different levels.
+where h, of multistep solvers alone, is what was kept of the frame's step before: a sum of x and p then.
+
+So one kernel (DenoiseStep) serves them all, and frames of one window may stand at different levels.
 Where the level does not change it is exactly (1, 0, 0): a copy, bit for bit. Level 0 is clean, 1 is noise.
 """
 
@@ -15,6 +17,8 @@ from pyengine.errors import ConfigError, ShapeError
 
 __all__ = [
     "Coefficients",
+    "Levels",
+    "Multistep",
     "Prediction",
     "Sampler",
     "alphas_cumprod",
@@ -44,6 +48,17 @@ class Coefficients(NamedTuple):
         return bool(self.noise.any())
 
 
+class Multistep(NamedTuple):
+    """Scales of one update of a multistep solver, each [F] float32: `history` of what was kept at the step before, `kept_sample` and
+    `kept_prediction` of what is kept for the step after.
+    """
+
+    update: Coefficients
+    history: np.ndarray
+    kept_sample: np.ndarray
+    kept_prediction: np.ndarray
+
+
 class Sampler(NamedTuple):
     """How latents go from level to level.
 
@@ -51,10 +66,10 @@ class Sampler(NamedTuple):
     noised  (keep, share) of a clean latent and of noise that together stand at a level
     """
 
-    update: Callable[[Levels, Levels], Coefficients]
+    update: Callable[[Levels, Levels], Coefficients | Multistep]
     noised: Callable[[float], tuple[float, float]]
 
-    def __call__(self, level: Levels, level_next: Levels) -> Coefficients:
+    def __call__(self, level: Levels, level_next: Levels) -> Coefficients | Multistep:
         return self.update(level, level_next)
 
 

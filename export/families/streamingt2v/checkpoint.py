@@ -150,6 +150,10 @@ class Weights:
             for prefix, part in parts.items()
             for name, value in part.state_dict().items()
         }
+        self.compare(wanted, ", ".join(parts))
+
+    def compare(self, wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
+        """Raises InputError in one sentence where tensors, by name and shape, are missing, unexpected or of other shapes. `what` they are of."""
         given = {name: source.shape for name, source in self.sources.items()}
         other = [
             f"{name} (expected {list(shape)} but got {list(given[name])})"
@@ -161,11 +165,11 @@ class Weights:
             "has the unexpected": sorted(given.keys() - wanted.keys()),
             "has another shape for": other,
         }
-        said = [f"{what} {_some(names)}" for what, names in faults.items() if names]
+        said = [f"{fault} {_some(names)}" for fault, names in faults.items() if names]
         if said:
             files = sorted({str(source.file.path) for source in self.sources.values()})
             raise InputError(
-                f"[checkpoint] expected the {len(wanted)} tensors of {', '.join(parts)} but {', '.join(files)} {' and '.join(said)}; "
+                f"[checkpoint] expected the {len(wanted)} tensors of {what} but {', '.join(files)} {' and '.join(said)}; "
                 "check that all files are of one release"
             )
 

@@ -29,6 +29,7 @@ from .cached import derivations
 from .checkpoint import CLIP_FILE, TEXT_LAYERS, Weights, reader
 from .modelscope import ModelScopeUNet
 from .networks import autoencoder, build, unet_widths
+from .small_export import export_trained
 
 VERSION = "1"
 FPS = 8.0
@@ -45,6 +46,8 @@ TEXT_TOWER: dict[str, Any] = {
     "max_position_embeddings": TEXT_TOKENS,
     "hidden_act": "gelu",
 }
+# Of the first clip, as the pipeline of ModelScope's model has them.
+FIRST: dict[str, Any] = {"steps": 50, "guidance": 9.0}
 METHOD: dict[str, Any] = {
     "name": "streamingt2v",
     "steps": 50,
@@ -53,8 +56,8 @@ METHOD: dict[str, Any] = {
     "betas": [0.00085, 0.012],
     "guidance": 7.5,
 }
-# Of the second stage: noised to level 600 of 1000, 30 steps, chunks of 24 frames that overlap by 8.
-ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2, "overlap": 8}
+# Of the second stage: noised to level 600 of 1000, 30 steps. Its chunks, of 24 frames, overlap by a third.
+ENHANCER: dict[str, Any] = {"steps": 30, "levels": 600, "guidance": 7.5, "rescale": 0.2}
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ def write_bundle(
             outputs=part.outputs,
             dynamic=part.dynamic,
             working=part.working,
+            state=part.state,
             deferred=deferred,
         )
         for name, part in parts.items()
@@ -203,9 +207,13 @@ def write_bundle(
 def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
     """The released settings."""
     found = METHOD | {"clip_frames": sizes.frames, "condition_frames": sizes.condition_frames}
+    found["attentions"] = [len(part.cross_attentions()) for part in (networks.base_model, networks.unet)]
+    if networks.first is not None:
+        found["first"] = FIRST
     if networks.enhancer is not None:
         found["enhancer"] = ENHANCER | {
             "clip_frames": sizes.enhancer_frames,
+            "overlap": sizes.enhancer_frames // 3,
             "latent": list(sizes.enhancer_latent),
         }
     return found
@@ -213,6 +221,19 @@ def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command's work: export, then say how large the bundle is."""
+    bundle = _released(arguments) if arguments.training is None else _small(arguments)
+    size = sum(path.stat().st_size for path in bundle.folder.iterdir())
+    print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _small(arguments: argparse.Namespace) -> Bundle:
+    return export_trained(
+        Path(arguments.training), Bundle.load(arguments.autoencoder), Path(arguments.output)
+    )
+
+
+def _released(arguments: argparse.Namespace) -> Bundle:
     files = Files(arguments.checkpoint, arguments.enhancer, arguments.first, arguments.image_encoder)
     source = arguments.tokenizer or (Path(arguments.first) / "tokenizer" if arguments.first else None)
     if source is None:
@@ -231,12 +252,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"expected CLIP's tokenizer at '{source}' but it cannot be read ({reason}); download it again"
         ) from error
     sizes = Sizes(_latent(arguments.size), enhancer_latent=_enhancer_latent(arguments.enhancer_size))
-    bundle = export_bundle(
+    return export_bundle(
         files, arguments.output, tokenizer, null, sizes=sizes, half=arguments.weights == "fp16"
     )
-    size = sum(path.stat().st_size for path in bundle.folder.iterdir())
-    print(f"{bundle.folder}: {len(bundle.files) + 1} files, {size / 1e6:.1f} MB")
-    return 0
 
 
 def _latent(text: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from pyengine.bundle.bundle import Bundle
 from pyengine.device.array import DeviceArray, PinnedArray
 from pyengine.device.cuda import Event, Stream
 from pyengine.device.nvtx import annotate
-from pyengine.runtime.codec import FRAME_DECODER, decoder_variants
+from pyengine.runtime.codec import FRAME_DECODER, decoded, decoder_variants
 from pyengine.runtime.cuda.memory import Pool
 from pyengine.runtime.host.decoder import HostDecoder
 
@@ -62,6 +62,9 @@ class CudaDecoder:
             self._reading.popleft()
         self._reading.append((clip.arrived, latents))
         return clip
+
+    def outputs(self, latents: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return decoded(self._executor, self._bundle, latents, names)
 
     def own(self, frames: np.ndarray) -> np.ndarray | DeviceArray:
         return self._out.own(frames)

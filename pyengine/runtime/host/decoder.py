@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import ConfigError
-from pyengine.runtime.codec import decode_chunk
+from pyengine.runtime.codec import decode_chunk, decoded
 
 if TYPE_CHECKING:
     from pyengine.runtime.executor import Executor
@@ -42,6 +43,10 @@ class Decoder(Protocol):
         """Begins to decode a chunk of latents [frames, c, h, w]. Returned are the frames of the `kept` ones but the first `lead`."""
         ...
 
+    def outputs(self, latents: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Copies to the host what the last run on so many latents gave beside its frames."""
+        ...
+
     def own(self, frames: np.ndarray) -> Any:
         """Copies a snapshot's frames [frames, height, width, 3] to where this decoder's frames are: the host or the GPU."""
         ...
@@ -62,6 +67,10 @@ class HostDecoder:
 
     def submit(self, latents: np.ndarray, kept: slice = slice(None), lead: int = 0) -> Future[np.ndarray]:
         return self._thread.submit(self._decode, latents, kept, lead)
+
+    def outputs(self, latents: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        # In the thread that decodes, so after what was submitted before.
+        return self._thread.submit(decoded, self._executor, self._bundle, latents, names).result()
 
     def own(self, frames: np.ndarray) -> np.ndarray:
         return frames
