@@ -213,7 +213,7 @@ class Engine:
             raise ConfigError(
                 "[method.enhance] expected false for a batch, whose streams have one stage, but got true; use engine.stream"
             )
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
         return self._started(Batch(self, settings, max_streams))
@@ -236,24 +236,35 @@ class Engine:
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         given = None if start is None else self._given(start, how)
         given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
             length = video.frames(how.clip_latents - given_latents)
+        first = how.first_chunk_frames
+        given_chunks = 1 if isinstance(given, Mapping) else 0
+        if given_latents:
+            given_chunks = 1 + (given_latents - first) // how.chunk_frames
         settings = {
             "prompt": prompt,
             "seed": check_seed(seed),
             "frames": length,
-            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
-            "given_chunks": 1 if isinstance(given, Mapping) else given_latents // how.chunk_frames,
+            "chunks": self._chunks(how, length, given_chunks),
+            "given_chunks": given_chunks,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
         }
         return settings, given
+
+    def _chunks(self, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
+        """Chunks to make for so many frames behind given ones; None = endless."""
+        video, first, later = self.bundle.video, settings.first_chunk_frames, settings.chunk_frames
+        assert video is not None
+        given = first + (given_chunks - 1) * later if given_chunks else 0
+        return None if frames is None else video.chunks(frames, first, later, given)
 
     def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
@@ -279,7 +290,8 @@ class Engine:
             raise InputError(
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
-        settings |= {"given_chunks": given}
+        how = method_settings(self.bundle.method, saved["method"])
+        settings |= {"given_chunks": given, "chunks": self._chunks(how, settings["frames"], given)}
         # Of a snapshot lists are those of JSON.
         odd = [name for name, value in json.loads(json.dumps(settings)).items() if saved.get(name) != value]
         if odd or set(saved) - set(settings):
@@ -411,18 +423,30 @@ class Engine:
             raise ShapeError(
                 f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
             )
-        size = video.frames(settings.chunk_frames)
-        if len(start) < size:
-            start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
+        first, later = settings.first_chunk_frames, settings.chunk_frames
+        if len(start) < video.frames(first):
+            start = np.concatenate([np.repeat(start[:1], video.frames(first) - len(start), 0), start])
         if settings.reads_pixels:
             return settings.pixels_of(start)
-        chunks = min(len(start) // size, settings.start_chunks)
-        start = start[len(start) - chunks * size :]
-        executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
+        # Latents, and frames, before each chunk and behind the last.
+        latents = [0, *(first + index * later for index in range(settings.start_chunks))]
+        ends = [video.frames(count) for count in latents]
+        chunks = sum(end <= len(start) for end in ends[1:])
+        start = start[len(start) - ends[chunks] :]
+        sizes = dict.fromkeys((first, later) if chunks > 1 else (first,))
+        variants = dict.fromkeys(part for size in sizes for part in encoder_variants(self.bundle, size))
+        executor = self._program(tuple(variants)).executor()
         try:
-            parts = (start[index * size : (index + 1) * size] for index in range(chunks))
             return np.concatenate(
-                [encode_chunk(executor, self.bundle, part, settings.chunk_frames) for part in parts]
+                [
+                    encode_chunk(
+                        executor,
+                        self.bundle,
+                        start[ends[index] : ends[index + 1]],
+                        latents[index + 1] - latents[index],
+                    )
+                    for index in range(chunks)
+                ]
             )
         finally:
             executor.close()

@@ -45,6 +45,7 @@ class StreamState:
     decoder: Decoder
     call: int
     text: dict[str, np.ndarray] = field(default_factory=dict)
+    switched_at: int | None = None  # the call before which a prompt last changed what stays visible
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
     # Of each network that turns kept values into others: what it read last, and what it gave.
@@ -68,6 +69,13 @@ class StreamState:
             self._calls = {known: call for known, call in self._calls.items() if known >= self.call - 1}
             self._calls[number] = self.schedule.call(number)
         return self._calls[number]
+
+    def switch(self, number: int) -> None:
+        """Goes on by the schedule that holds from a call on when the prompt changed before it."""
+        schedule = self.schedule.switched(number)
+        if schedule is not self.schedule:
+            self.schedule, self.switched_at = schedule, number
+            self._calls.clear()
 
     def calls_to_clip(self, beyond: int) -> int:
         """How many calls there are until a chunk is finished and `beyond` more are made, or the schedule ends."""
@@ -108,7 +116,8 @@ class Driver:
 
     def __init__(self, executor: Executor, bundle: Bundle, sizes: tuple[int, ...] = (1,)) -> None:
         assert bundle.latent is not None
-        self.executor, self.sizes = executor, sizes
+        assert bundle.video is not None
+        self.executor, self.sizes, self._video = executor, sizes, bundle.video
         self._components = bundle.components
         self._frame_shape = (bundle.latent.channels, bundle.latent.height, bundle.latent.width)
         self._buffers: dict[Variant, CallBuffers] = {}
@@ -128,7 +137,8 @@ class Driver:
         for state, call in calls:
             state.call += 1
             for emit in call.emit:
-                state.clips.append(state.decoder.submit(state.store.window(emit.frames), emit.keep))
+                latents, shown = state.store.window(emit.frames), emit.frames[emit.keep]
+                state.clips.append(state.decoder.submit(latents, emit.keep, self._video.lead(shown[0])))
             if call.keeps is not None:
                 state.store.forget(*call.keeps)
         for state, call in calls:  # once every stream's frames are on their way
@@ -145,6 +155,7 @@ class Driver:
         """Rewrites the keys and values of every clean frame in the ring under the text that is set now."""
         for call in state.schedule.recache(state.call):
             self._run([(state, call)])
+        state.switch(state.call)
 
     def forget(self, state: StreamState) -> None:
         """Lets go of a stream that has left."""

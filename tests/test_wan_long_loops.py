@@ -1,0 +1,219 @@
+"""Long video by the original pipelines of Rolling Forcing and LongLive 1.0, through the real driver.
+
+`*_trace_*` say of every call which keys at which positions it sees; `*_tiny*` are whole generations. LongLive's streams change their
+prompt at the first block that starts at frame 7, 16 and 27 or later.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from wan_golden import FOLDER, case, draw, fill
+from wan_streams import Streams, draw_as
+
+from pyengine.export.families.wan import CausalWan, presets
+from pyengine.methods import make_method, method_settings, positions_of
+from pyengine.methods.causal import Causal
+from pyengine.schedule.call import Call
+from pyengine.schedule.positions import positions
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LONG, SEED = FOLDER.parent / "wan_long", 6
+TOLERANCE = 1e-4
+CONFIG: dict[str, Any] = {
+    "patch_size": [1, 2, 2], "text_len": 8, "in_dim": 4, "out_dim": 4, "dim": 64, "ffn_dim": 96, "freq_dim": 32, "text_dim": 24,
+    "num_heads": 4, "num_layers": 2,
+}  # fmt: skip
+SWITCHES = (7, 16, 27)
+LONGLIVE = [
+    f"{positions}{switch}"
+    for positions in ("absolute", "relative")
+    for switch in ("", "_switch_keepsink", "_switch_newsink")
+]
+
+
+def long_case(name: str) -> dict[str, np.ndarray]:
+    return case(name, LONG, SEED)
+
+
+@functools.cache
+def model() -> CausalWan:
+    return fill(CausalWan(**CONFIG), SEED)
+
+
+def longlive(name: str) -> dict[str, Any]:
+    """The manifest's method, with positions and sink policy of a file."""
+    method = presets.system("longlive").method()
+    if name.startswith("relative"):
+        method["positions"] = "slot"
+    return method | ({"recache": "replaced"} if name.endswith("newsink") else {})
+
+
+def switch_frames(name: str) -> list[int]:
+    """First frames of the blocks before which the prompt changes."""
+    return [-(-frame // 3) * 3 for frame in SWITCHES] if "switch" in name else []
+
+
+def made(method: dict[str, Any], chunks: int) -> Causal:
+    schedule = make_method(method_settings(method), chunks, 0)
+    assert isinstance(schedule, Causal)
+    return schedule
+
+
+def seen_of(
+    call: Call, schedule: Causal, method: dict[str, Any]
+) -> tuple[dict[int, int], dict[int, int], float]:
+    """Position of every row, and of every key, by frame; and the first row's level."""
+    (lane,) = call.lanes
+    policy, pinned = positions_of(method_settings(method))
+    rows, ring = positions(policy, [row.frame for row in lane.rows], lane.ring, pinned)
+    own = {row.frame: int(place) for row, place in zip(lane.rows, rows, strict=True) if row.frame >= 0}
+    kept = {frame: int(place) for frame, place in zip(lane.ring, ring, strict=True) if frame >= 0}
+    assert not own.keys() & kept.keys()
+    return own, own | kept, next(row.level for row in lane.rows if row.frame >= 0)
+
+
+def assert_sees(
+    call: Call, schedule: Causal, method: dict[str, Any], arrays: dict[str, np.ndarray], number: int
+) -> None:
+    """A call against one of a trace: rows, keys, and all distances of their positions."""
+    rows, keys, level = seen_of(call, schedule, method)
+    want = {
+        kind: dict(
+            zip(arrays[f"{kind}_frame"][number].tolist(), arrays[f"{kind}_pos"][number].tolist(), strict=True)
+        )
+        for kind in ("query", "key")
+    }
+    for frames in want.values():
+        frames.pop(-1, None)
+    assert keys.keys() == want["key"].keys()
+    base = min(want["key"].values()) - min(keys.values())
+    assert {frame: place + base for frame, place in keys.items()} == want["key"]
+    assert {frame: place + base for frame, place in rows.items()} == want["query"]
+    assert abs(1000 * level - arrays["call_timestep"][number][0]) < 1e-3
+
+
+@pytest.mark.parametrize("name", LONGLIVE)
+def test_what_longlive_sees(name: str) -> None:
+    arrays, method = long_case(f"ll_trace_{name}"), longlive(name)
+    blocks = int(arrays["call_start"].max()) // 3 + 1
+    schedule, switches, index = made(method, blocks), switch_frames(name), 0
+    for number, kind in enumerate(arrays["call_kind"]):
+        if kind == 2:
+            assert schedule.config.written(index) == switches.pop(0)
+            (call,) = schedule.recache(index)
+            assert_recache(call, schedule, method, arrays, number)
+            schedule = schedule.switched(index)
+            continue
+        if index == schedule.calls:
+            break  # the last block's keys, which nobody reads
+        assert_sees(schedule.call(index), schedule, method, arrays, number)
+        index += 1
+    assert index == schedule.calls
+    assert not switches
+
+
+def assert_recache(
+    call: Call, schedule: Causal, method: dict[str, Any], arrays: dict[str, np.ndarray], number: int
+) -> None:
+    """The original also asks for frames whose answers nobody reads: our rows are among its, and see the same."""
+    rows, keys, level = seen_of(call, schedule, method)
+    frames = [frame for frame in arrays["key_frame"][number].tolist() if frame >= 0]
+    asked = {frame for frame in arrays["query_frame"][number].tolist() if frame >= 0}
+    assert rows.keys() <= asked
+    assert keys.keys() == set(frames)
+    assert level == 0
+
+
+def test_what_rolling_forcing_sees() -> None:
+    """The original also makes a clean pass in every window before the first block is finished, and overwrites it."""
+    arrays, method = long_case("rf_trace"), presets.system("rolling-forcing").method()
+    schedule = made(method, int(arrays["call_start"].max()) // 3 + 1)
+    steps = schedule.config.steps
+    windows = np.cumsum(arrays["call_kind"] == 0) - 1
+    numbers = [
+        number for number, kind in enumerate(arrays["call_kind"]) if kind == 0 or windows[number] >= steps - 1
+    ]
+    assert len(numbers) == (schedule.calls or 0) + 1
+    for index, number in enumerate(numbers[:-1]):
+        call = schedule.call(index)
+        assert_sees(call, schedule, method, arrays, number)
+        levels = [1000 * row.level for row in call.lanes[0].rows if row.frame >= 0]
+        assert np.allclose(levels, arrays["call_timestep"][number][: len(levels)], atol=1e-3)
+
+
+def run(
+    name: str, method: dict[str, Any], mask: str, monkeypatch: pytest.MonkeyPatch, **network: Any
+) -> Streams:
+    """All calls of a file's streams, the prompt changed where the file says."""
+    arrays = long_case(name)
+    batch, frames, _, *latent = arrays["out"].shape
+    schedule = made(method, frames // 3)
+    shown = [1000 * level for level in schedule.config.levels]
+    streams = Streams(
+        model(),
+        method,
+        shown,
+        (latent[0], latent[1]),
+        chunks=frames // 3,
+        streams=batch,
+        mask=mask,
+        **network,
+    )
+    texts = torch.from_numpy(arrays["in_y"])
+    texts = texts[None] if texts.ndim == 3 else texts  # [prompts, B, words, channels]
+    for number, state in enumerate(streams.states):
+        streams.say(state, texts[0, number])
+    draw_as(monkeypatch, noise_of(name, streams))
+    switches, prompt = switch_frames(name), 0
+    while not streams.states[0].ended:
+        at = streams.states[0].schedule.config.written(streams.states[0].call)  # type: ignore[attr-defined]
+        if switches and at == switches[0]:
+            switches.pop(0)
+            prompt += 1
+            for number, state in enumerate(streams.states):
+                streams.say(state, texts[prompt, number])
+                streams.driver.recache(state)
+        streams.run(1)
+    assert not switches
+    return streams
+
+
+def noise_of(name: str, streams: Streams) -> Any:
+    arrays, config = long_case(name), streams.schedule.config
+    batch, _, *shape = arrays["in_noise"].shape
+
+    @functools.cache
+    def drawn(number: int, frames: int) -> np.ndarray:
+        value = draw(f"{name}/renoise_{number}", (batch * frames, *shape), SEED)
+        return value.astype(np.float32).reshape(batch, frames, *shape)
+
+    def noise(stream: int, frame: int, call: int | None) -> np.ndarray:
+        if call is None:
+            return arrays["in_noise"][stream, frame]
+        block, place = divmod(frame, 3)
+        step = call - config.cadence * block
+        if "renoise_draw" not in arrays:
+            return drawn(block * (config.steps - 1) + step, 3)[stream, place]
+        number, frames = int(arrays["renoise_draw"][block, step]), int(arrays["frames_of_draw"][block, step])
+        return drawn(number, frames)[stream, arrays["renoise_offset"][block, step] + place]
+
+    return noise
+
+
+@pytest.mark.parametrize("name", LONGLIVE)
+def test_latents_of_longlive(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = f"ll_tiny_{name}"
+    got = run(file, longlive(name), "noise_causal", monkeypatch).latents()
+    assert np.abs(got - long_case(file)["out"]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["rf_tiny", "rf_tiny_b2"])
+def test_latents_of_rolling_forcing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    got = run(name, presets.system("rolling-forcing").method(), "bidirectional", monkeypatch).latents()
+    assert np.abs(got - long_case(name)["out"]).max() <= TOLERANCE
