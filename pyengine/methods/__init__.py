@@ -15,8 +15,11 @@ from pyengine.methods.rflow import RflowSettings, rflow
 from pyengine.methods.shared import WindowSettings
 from pyengine.methods.streamingt2v import StreamingT2V, StreamingT2VSettings
 from pyengine.schedule.positions import PositionPolicy
+from pyengine.schedule.progressive import noise_levels
 from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
 from pyengine.schedule.timesteps import with_first_alpha
+from pyengine.schedule.unipc import unipc
+from pyengine.schedule.warp import resolve_warp
 from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
@@ -134,6 +137,8 @@ def sampler_of(settings: MethodSettings) -> Sampler:
         return make_sampler(
             "ddim", alpha_bar=with_first_alpha(table), eta=settings.eta, predicts=settings.predicts
         )
+    if isinstance(settings, CausalSettings) and settings.sampler == "unipc":
+        return unipc(noise_levels(settings.steps, resolve_warp(settings.warp, 0), settings.ladder, top=None))
     return make_sampler(settings.sampler)
 
 
