@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pyengine.export.families.wan import presets
 from pyengine.export.families.wan.export import Options, export_bundle
 from pyengine.export.parity import parity
 from pyengine.schedule.samplers import frame_noise
+from pyengine.streaming.snapshot import read_header
 from pyengine.text.captions import clean_whitespace
 
 transformers = pytest.importorskip("transformers")
@@ -53,13 +55,15 @@ def torch_latents(prompt: str, chunks: int, given: Tensor | None = None) -> Tens
     values: list[list[Tensor]] = [[] for _ in range(model.config.num_layers)]
     tokens = family.LATENT[0] * family.LATENT[1] // 4
     nothing = torch.zeros(1, 0, tokens, model.config.num_heads, model.config.head_size)
-    parts: list[Tensor] = [] if given is None else list(given.split(CHUNK, 2))
+    # A given picture is a chunk of its own.
+    parts: list[Tensor] = [] if given is None else list(given.split(min(CHUNK, given.shape[2]), 2))
 
     def step(x: Tensor, level: float, start: int) -> Tensor:
         cached = [[torch.cat([nothing, *layer], 1) for layer in kept] for kept in (keys, values)]
-        index = torch.arange(start, start + CHUNK)
+        size = x.shape[2]
+        index = torch.arange(start, start + size)
         flow, new_keys, new_values = model.step(
-            x, torch.full((1, CHUNK), 1000 * level), context, index, torch.arange(start), *cached
+            x, torch.full((1, size), 1000 * level), context, index, torch.arange(start), *cached
         )
         if level == 0:
             for layer, (key, value) in enumerate(zip(new_keys, new_values, strict=True)):
@@ -73,7 +77,7 @@ def torch_latents(prompt: str, chunks: int, given: Tensor | None = None) -> Tens
 
     before = len(parts)
     for number in range(before + chunks):
-        start = number * CHUNK
+        start = sum(part.shape[2] for part in parts[:number])
         if number >= before:
             x = noise(start, None)
             for place, level in enumerate(system.levels[:0:-1]):
@@ -162,6 +166,44 @@ def test_prompt_changes_on_the_way(wan: pyengine.Engine) -> None:
     same, changed = video(False), video(True)
     assert np.array_equal(same[:9], changed[:9])
     assert not np.array_equal(same[21:], changed[21:])
+
+
+def test_a_prompt_that_replaces_the_sink_and_its_snapshot(wan: pyengine.Engine) -> None:
+    """The ring's pinned frames are others from then on, which a resumed stream knows."""
+    method = {"visible_frames": 9, "sink_frames": 3, "recache": "replaced"}
+    with wan.stream(PROMPT, seed=SEED, frames=69, method=method) as stream:
+        for _ in range(33):
+            next(stream)
+        stream.prompt = OTHER
+        for _ in range(13):
+            next(stream)
+        saved = stream.snapshot()
+        rest = np.stack(list(stream))
+    with wan.resume(saved) as resumed:
+        assert np.array_equal(np.stack(list(resumed)), rest)
+    header = read_header(saved)
+    assert 0 < header["switched"] < 5 * 6
+    with np.load(io.BytesIO(saved)) as file:
+        arrays = {name: file[name] for name in file.files}
+    header["switched"] = 10**6
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    changed = io.BytesIO()
+    np.savez(changed, **arrays)
+    with pytest.raises(InputError, match="'switched' of the snapshot's header as a call up to"):
+        wan.resume(changed.getvalue())
+
+
+def test_video_of_a_picture(wan: pyengine.Engine) -> None:
+    """One given frame is a chunk of its own, of one latent."""
+    rng = np.random.default_rng(2)
+    start = rng.integers(0, 256, (1, *family.SIZE, 3), np.uint8)
+    with wan.stream(PROMPT, seed=SEED, frames=24, start=start, method={"first_chunk": 1}) as stream:
+        clips = list(stream.clips())
+    frames = torch.from_numpy(start).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.inference_mode():
+        given = family.autoencoder().encode(frames)
+    assert [len(clip) for clip in clips] == [12, 12]
+    assert_same_video(np.concatenate(clips), pixels(torch_latents(PROMPT, 2, given))[1:])
 
 
 def test_streams_of_a_batch_are_what_they_are_alone(wan: pyengine.Engine) -> None:

@@ -236,6 +236,7 @@ def test_a_lora_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({"patch_embedding.weight": (64, 16, 1, 2, 2), "vace_blocks.0.q": (1,)}, "Wan-VACE"),
         ({"patch_embedding.weight": (64, 36, 1, 2, 2), "img_emb.proj.0.weight": (1,)}, "image-to-video"),
         ({"patch_embedding.weight": (64, 36, 1, 2, 2)}, "reads 36 channels"),
+        ({"patch_embedding.weight": (64, 48, 1, 2, 2)}, "Wan 2.2's 5B"),
         ({"base_model.model.blocks.0.self_attn.q.lora_A.weight": (4, 4)}, "a LoRA.*--lora"),
         ({"decoder.upsamples.0.residual.0.gamma": (4, 1, 1, 1)}, "an autoencoder: give it as --vae"),
         ({"token_embedding.weight": (4, 4)}, "--text-encoder"),
@@ -395,5 +396,5 @@ def test_text_encoders_that_transformers_reads_are_taken_as_they_are(tmp_path: P
     assert text_source("google/umt5-xxl", tmp_path) == "google/umt5-xxl"
     (tmp_path / "text_encoder").mkdir()
     (tmp_path / "text_encoder" / "config.json").write_text("{}")
-    assert text_source(str(tmp_path), tmp_path / "bundle") == str(tmp_path / "text_encoder")
+    assert text_source(str(tmp_path), tmp_path / "bundle") == str(tmp_path)
     assert text_source(str(tmp_path / "text_encoder"), tmp_path / "bundle") == str(tmp_path / "text_encoder")

@@ -15,11 +15,14 @@ import torch
 from wan_golden import FOLDER, case, draw, fill
 from wan_streams import Streams, draw_as
 
+from pyengine.errors import ConfigError
 from pyengine.export.families.wan import CausalWan, presets
 from pyengine.methods import make_method, method_settings
 from pyengine.methods.causal import Causal
 from pyengine.schedule.call import Call
 from pyengine.schedule.positions import positions
+from pyengine.schedule.samplers import Multistep
+from pyengine.schedule.unipc import unipc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -211,6 +214,61 @@ def test_latents_of_longlive(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     file = f"ll_tiny_{name}"
     got = run(file, longlive(name), "noise_causal", monkeypatch).latents()
     assert np.abs(got - long_case(file)["out"]).max() <= TOLERANCE
+
+
+LONGLIVE2: dict[str, Any] = {
+    "name": "causal", "steps": 4, "chunk_frames": 2, "cadence": 4, "visible_frames": 8, "sink_frames": 2, "recache": "none",
+    "sampler": "unipc", "positions": "absolute",
+}  # fmt: skip
+
+
+def test_solver_and_levels_of_longlive2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text per chunk, and timesteps that are whole numbers beside levels that are none; without second sinks."""
+    arrays = long_case("ll2_tiny_plainsink")
+    levels = [0.0, *(float(sigma) for sigma in arrays["sigmas"][-2::-1])]
+    batch, frames, _, *latent = arrays["out"].shape
+    shown = (0.0, *(float(timestep) for timestep in arrays["timesteps"][::-1]))
+    streams = Streams(
+        model(),
+        LONGLIVE2 | {"ladder": levels},
+        shown,
+        (latent[0], latent[1]),
+        chunks=frames // 2,
+        streams=batch,
+    )
+    draw_as(monkeypatch, lambda stream, frame, call: arrays["in_noise"][stream, frame])
+    (state,) = streams.states
+    for prompt in arrays["prompt_of_chunk"]:
+        streams.say(state, torch.from_numpy(arrays["in_y"][prompt, 0]))
+        streams.run(5)
+    assert state.ended
+    assert np.abs(streams.latents() - arrays["out"]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_every_step_of_unipc(steps: int) -> None:
+    """From the original's x and velocity of every step: the next x, predictor and corrector in one."""
+    arrays = long_case(f"ll2_sampler_{steps}")
+    levels = (0.0, *(float(np.float32(sigma)) for sigma in arrays["sigmas"][-2::-1]))
+    sampler = unipc(levels)
+    for start in range(0, len(arrays["x"]), steps + 1):
+        kept = np.zeros_like(arrays["x"][0])
+        for step in range(steps):
+            x, velocity = arrays["x"][start + step], -arrays["velocity"][start + step]
+            affine = sampler([levels[steps - step]], [levels[steps - step - 1]])
+            assert isinstance(affine, Multistep)
+            made = affine.update.sample * x + affine.update.prediction * velocity + affine.history * kept
+            kept = affine.kept_sample * x + affine.kept_prediction * velocity + affine.kept_history * kept
+            assert np.abs(made - arrays["x"][start + step + 1]).max() <= 2e-6
+
+
+def test_unipc_refuses_what_it_cannot() -> None:
+    with pytest.raises(ConfigError, match="at most 4 steps that ends below 1 but it has 5"):
+        unipc((0, 0.1, 0.2, 0.3, 0.4, 0.5))
+    with pytest.raises(ConfigError, match="ends below 1 but it has 2 up to 1"):
+        unipc((0, 0.5, 1.0))
+    with pytest.raises(ConfigError, match="two neighbours"):
+        unipc((0, 0.5, 0.9))([0.9], [0.0])
 
 
 @pytest.mark.parametrize("name", ["rf_tiny", "rf_tiny_b2"])

@@ -12,8 +12,10 @@ from pyengine.methods.shared import Count, Frames, WindowSettings
 from pyengine.schedule.call import Call, Emit, Lane, Row
 from pyengine.schedule.causal import CausalConfig, CleanView, Recache, Writing
 from pyengine.schedule.positions import PositionPolicy
+from pyengine.schedule.progressive import noise_levels
 from pyengine.schedule.ring import EMPTY
-from pyengine.schedule.samplers import cfg
+from pyengine.schedule.samplers import Sampler, cfg, make_sampler
+from pyengine.schedule.unipc import unipc
 from pyengine.schedule.warp import resolve_warp
 
 __all__ = ["Causal", "CausalSettings"]
@@ -24,6 +26,7 @@ class CausalSettings(WindowSettings):
     """The settings of the method, from a manifest or a caller; see `schedule.causal.CausalConfig`.
 
     ladder        may end below 1, whose latents are pure noise all the same
+    sampler       "unipc" needs such a ladder, of 4 steps at most
     known_levels  warped levels that the network knows, where it has tables of them; None = any
     """
 
@@ -34,10 +37,16 @@ class CausalSettings(WindowSettings):
     clean_view: CleanView = "window"
     first_chunk: Count | None = None
     recache: Recache = "chunks"
+    sampler: Literal["euler", "renoise", "unipc"] = "renoise"  # type: ignore[assignment]  # one more than elsewhere
     known_levels: tuple[float, ...] | None = None
 
     def schedule(self, chunks: int | None, given_chunks: int) -> Causal:
         return Causal.from_settings(self, chunks, given_chunks)
+
+    def make_sampler(self) -> Sampler:
+        if self.sampler == "unipc":
+            return unipc(noise_levels(self.steps, resolve_warp(self.warp, 0), self.ladder, top=None))
+        return make_sampler(self.sampler)
 
     @property
     def first_chunk_frames(self) -> int:
@@ -54,9 +63,10 @@ class CausalSettings(WindowSettings):
 
 @dataclass(frozen=True)
 class Causal:
-    """The schedule of one stream."""
+    """The schedule of one stream. `remembers`: the sampler keeps something of every latent from one step to the next."""
 
     config: CausalConfig
+    remembers: bool = False
 
     @classmethod
     def from_settings(cls, settings: CausalSettings, chunks: int | None, given_chunks: int) -> Causal:
@@ -86,7 +96,7 @@ class Causal:
                 f"{', '.join(f'{level:.6g}' for level in known or ())}, "
                 f"but got {odd[-1]:.6g}; choose among these, or export with another --system"
             )
-        return cls(config)
+        return cls(config, settings.sampler == "unipc")
 
     @property
     def first_call(self) -> int:
@@ -106,6 +116,11 @@ class Causal:
 
     @property
     def places(self) -> int:
+        return self._window * (1 + self.remembers)
+
+    @property
+    def _window(self) -> int:
+        """Latents that are denoised together at most. What is kept of them lies behind them."""
         return self.config.active_chunks * self.config.chunk_frames
 
     @property
@@ -119,7 +134,7 @@ class Causal:
     @property
     def row_counts(self) -> tuple[int, ...]:
         """Prepared numbers of rows, smallest first: a writing call's, a full window's, and a re-cache's where it is one call."""
-        counts = {self.config.chunk_frames, self.places}
+        counts = {self.config.chunk_frames, self._window}
         if self.config.recache not in ("none", "chunks"):
             counts.add(self.config.visible_frames)
         return tuple(sorted(counts))
@@ -158,7 +173,7 @@ class Causal:
         if self.config.calls is not None and index >= self.config.calls:
             return self
         config = self._with_sink(self.config.written(index))
-        return self if config == self.config else Causal(config)
+        return self if config == self.config else replace(self, config=config)
 
     def weights(self, guidance: float) -> tuple[float, ...]:
         return (1.0,) if guidance == 1 else tuple(cfg(guidance).tolist())
@@ -174,7 +189,7 @@ class Causal:
 
     def _denoised(self, chunk: int, k: int) -> Iterator[Row]:
         """The rows of a chunk in a denoising call."""
-        config, places = self.config, self.places
+        config, window = self.config, self._window
         level, level_next = config.level(chunk, k), config.level(chunk, k + 1)
         is_new = k == config.cadence * (chunk - config.given_chunks)
         for frame in config.frames(chunk):
@@ -183,8 +198,9 @@ class Causal:
                 level,
                 level_next,
                 "noise" if is_new else "carried",
-                frame % places,
+                frame % window,
                 done=level_next == 0,
+                history=window + frame % window if self.remembers else -1,
             )
 
     def _writing(self, frames: Iterable[int], ring: tuple[int, ...], *, held: int | None = None) -> Call:
@@ -219,7 +235,7 @@ class Causal:
         frames = list(rows)
         if self.config.recache == "rewritten" and rows.start > 0:
             frames = [*range(self.config.pinned, self.config.pinned + self.config.sink_frames), *frames]
-        yield Causal(self._with_sink(written))._writing(frames, ring, held=written)
+        yield replace(self, config=self._with_sink(written))._writing(frames, ring, held=written)
 
     def _with_sink(self, written: int) -> CausalConfig:
         """With the sink that a re-cache behind so many frames leaves."""

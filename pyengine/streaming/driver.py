@@ -322,7 +322,7 @@ class Driver:
         """Runs the network, updates every row that is not a condition, and keeps what became clean."""
         rows = len(lanes[0][2].rows)
         weights = np.ones((buffers.branches, buffers.lanes), np.float32)
-        scales = np.zeros((6, buffers.lanes, rows), np.float32)
+        scales = np.zeros((7, buffers.lanes, rows), np.float32)
         scales[0] = 1  # a lane that no stream fills is copied
         noise = remembers = False
         for place, (state, call, lane) in enumerate(lanes):
@@ -331,9 +331,10 @@ class Driver:
             affine = _scales(state, lane)
             if isinstance(affine, Multistep):
                 remembers, (affine, *kept) = True, affine
-                scales[3:, place] = kept
+                for kind, values in enumerate(kept, 3):
+                    scales[kind, place] = values
                 for first, row, count in _runs(lane.rows):
-                    if kept[0][first]:
+                    if scales[3, place, first] or scales[6, place, first]:
                         buffers.recall(place, first, state.store, row.history, count)
             for kind, values in enumerate(affine):
                 scales[kind, place] = values
@@ -342,7 +343,7 @@ class Driver:
                 for index, row in enumerate(lane.rows):
                     if affine.noise[index]:
                         buffers.draw(place, index, self._noise(state, row.frame, call.draw))
-        history = (scales[3], scales[4], scales[5]) if remembers else None
+        history = (scales[3], scales[4], scales[5], scales[6]) if remembers else None
         buffers.run(weights, (scales[0], scales[1], scales[2]), noise, history)
         for place, (state, _, lane) in enumerate(lanes):
             for first, row, count in _runs(lane.rows):

@@ -144,7 +144,9 @@ def other_kind(names: Collection[str], shapes: Mapping[str, tuple[int, ...]]) ->
         if any(name.startswith(prefixes) for name in (*stripped, *names)):
             return what
     patch = shapes.get("patch_embedding.weight")
-    if patch is not None and len(patch) == 5 and patch[1] not in (16, 48):
+    if patch is not None and len(patch) == 5 and patch[1] == 48:
+        return "Wan 2.2's 5B (LongLive 2.0 is made of it), whose autoencoder is not built here"
+    if patch is not None and len(patch) == 5 and patch[1] != 16:
         return f"a Wan model that reads {patch[1]} channels, such as image-to-video"
     return None
 
