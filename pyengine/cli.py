@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 
 from pyengine.errors import PyEngineError
-from pyengine.signals import exit_code
+from pyengine.signals import exit_code, pending
 
 __all__ = ["main"]
 
@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int] = parsed.run
         return run(parsed)
     except PyEngineError as error:
+        if pending() is not None:
+            # An import that a signal broke off may say that its package is missing.
+            return _fail(parsed, "interrupted", exit_code())
         return _fail(parsed, str(error), 2)
     except BrokenPipeError:
         return 0

@@ -31,7 +31,6 @@ from pyengine.errors import (
 )
 from pyengine.methods import (
     MethodSettings,
-    StreamingT2VSettings,
     check_presets,
     make_method,
     method_settings,
@@ -336,12 +335,9 @@ class Engine:
             if self._closed:
                 raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
             if self._second is None:
-                method = self.bundle.method["enhancer"]
-                bundle = second_stage(self.bundle, tuple(method["latent"]), method)
                 words = None if self._tokenizer is None else self._tokenizer.inputs
-                self._second = SecondStage(
-                    bundle, self.options, words, self.encode_prompt, self._library.progress
-                )
+                bundle, progress = second_stage(self.bundle), self._library.progress
+                self._second = SecondStage(bundle, self.options, words, self.encode_prompt, progress)
             return self._second
 
     def codec_program(self, schedule: Schedule) -> Program:
@@ -418,7 +414,7 @@ class Engine:
         size = video.frames(settings.chunk_frames)
         if len(start) < size:
             start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        if isinstance(settings, StreamingT2VSettings):
+        if settings.reads_pixels:
             return settings.pixels_of(start)
         chunks = min(len(start) // size, settings.start_chunks)
         start = start[len(start) - chunks * size :]

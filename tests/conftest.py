@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from run_folder import made_once, new_run_folder
 
 import pyengine
 
 # `training` is no part of the wheel. Last, so that the installed pyengine comes before the source tree's.
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+_run_folder = new_run_folder()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core: PyTorch's threads would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure() -> None:
+    """Removes what the workers shared, once they are done."""
+    if _run_folder is not None:
+        _run_folder.cleanup()
 
 
 @pytest.fixture
@@ -25,9 +39,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def plan_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this run keeps its plans."""
-    return tmp_path_factory.mktemp("plans")
+def plan_cache() -> Path:
+    """Where this run keeps its plans, for all its workers."""
+    return made_once("plans", lambda folder: None)
 
 
 @pytest.fixture(scope="session")

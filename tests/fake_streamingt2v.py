@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from fake_network import Arrays, FakeNetwork
 
 from pyengine import _C
 from pyengine.bundle.manifest import TensorSpec
-from pyengine.methods import method_settings, sampler_of
+from pyengine.methods import method_settings
 from pyengine.methods.streamingt2v import REGENERATED
 from pyengine.schedule.samplers import frame_noise
 
@@ -106,32 +106,48 @@ def networks() -> dict[str, FakeNetwork]:
     }
 
 
+RUNS: dict[str, Callable[[Arrays], Arrays]] = {
+    "first_text": first_text, "first_denoiser": first_denoiser, "image_encoder": image_encoder, "appearance": appearance,
+    "condition": condition, "denoiser": denoiser,
+}  # fmt: skip
+
+
+def fake_decode(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames, uint8 [frames, h, w, 3], and their pixels [frames, 3, h, w]."""
+    frames = plain(latents, np.zeros(3))
+    return frames, pixels_of(frames)
+
+
 def by_hand(
     texts: Sequence[np.ndarray],
     seed: int,
     guidance: float,
     given: np.ndarray | None = None,
-    method: dict[str, Any] = METHOD,
+    method: Mapping[str, Any] = METHOD,
+    runs: Mapping[str, Callable[[Arrays], Arrays]] = RUNS,
+    decode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = fake_decode,
+    shape: tuple[int, ...] = FRAME,
 ) -> np.ndarray:
     """The frames of a stream as the paper has it, no call or record in it: uint8 [frames, h, w, 3].
 
     texts  of each later chunk; before it, without `given` frames, that of the first clip
     """
-    settings = method_settings(method)
-    sampler = sampler_of(settings)
+    settings: Any = method_settings(method)
+    sampler, window, seen = settings.make_sampler(), settings.clip_frames, settings.condition_frames
 
-    def clip(predict: Any, steps: int, numbers: Sequence[int], weights: list[float]) -> np.ndarray:
-        x = np.stack([frame_noise(seed, number, FRAME) for number in numbers])[None]
+    def clip(name: str, kept: Arrays, steps: int, numbers: Sequence[int], weights: list[float]) -> np.ndarray:
+        x = np.stack([frame_noise(seed, number, shape) for number in numbers])[None]
         times = [1 + (1000 // steps) * step for step in range(steps)][::-1]
         for step, time in enumerate(times):
             now, then = (time + 1) / 1000, (times[step + 1] + 1) / 1000 if step + 1 < steps else 0.0
-            scales = sampler([now] * WINDOW, [then] * WINDOW)
-            noise = np.stack([frame_noise(seed, number, FRAME, step) for number in numbers])[None]
-            given = {"latents": x, "level": np.full((1, WINDOW), now, np.float32)}
+            scales = sampler([now] * window, [then] * window)
+            noise = np.stack([frame_noise(seed, number, shape, step) for number in numbers])[None]
+            level = np.full((1, window), now, np.float32)
+            prediction = runs[name]({"latents": x, "level": level, **kept})["prediction"][: len(weights)]
             noised = np.empty_like(x)
             _C.denoise_step(
                 x,
-                np.ascontiguousarray(predict(given)["prediction"][: len(weights)]),
+                np.ascontiguousarray(prediction),
                 np.array(weights, np.float32)[:, None],
                 *(scale[None] for scale in scales),
                 noise=noise,
@@ -147,32 +163,23 @@ def by_hand(
         return [1.0] if scale == 1 else [scale, 1 - scale]
 
     shown, texts = [], list(texts)
-    memory = np.zeros(3)
     if given is None:
-        keys = by_branch(first_text({"text": texts.pop(0)}))
-        first: Any = settings.first  # type: ignore[union-attr]
-        latents = clip(
-            lambda x: first_denoiser({**x, **keys}), first.steps, range(WINDOW), weights(first.guidance)
-        )
-        shown.append(plain(latents, memory))
-        pixels = pixels_of(shown[0])
-        anchor = image_encoder({"pixels": pixels[0]})["anchor"]
+        keys, first = by_branch(runs["first_text"]({"text": texts.pop(0)})), settings.first
+        latents = clip("first_denoiser", keys, first.steps, range(window), weights(first.guidance))
+        frames, pixels = decode(latents)
+        shown.append(frames)
+        anchor = runs["image_encoder"]({"pixels": pixels[0]})["anchor"]
     else:
-        made = settings.pixels_of(given)  # type: ignore[union-attr]
-        pixels, anchor = made["pixels"], image_encoder({"pixels": made["anchor_pixels"]})["anchor"]
+        made = settings.pixels_of(given)
+        pixels, anchor = made["pixels"], runs["image_encoder"]({"pixels": made["anchor_pixels"]})["anchor"]
     born = sum(map(len, shown))
     for chunk, text in enumerate(texts):
-        keys = by_branch(appearance({"text": text, "anchor": anchor}))
-        seen = condition({"pixels": pixels[-CONDITION:]})["condition"][None]
-        numbers = [REGENERATED + chunk * CONDITION + row for row in range(CONDITION)]
-        numbers += range(born, born + WINDOW - CONDITION)
-        latents = clip(
-            lambda x, keys=keys, seen=seen: denoiser({**x, **keys, "condition": seen}),
-            settings.steps,
-            numbers,
-            weights(guidance),
-        )
-        shown.append(plain(latents[CONDITION:], memory))
-        pixels = pixels_of(shown[-1])
-        born += WINDOW - CONDITION
+        keys = by_branch(runs["appearance"]({"text": text, "anchor": anchor}))
+        keys |= runs["condition"]({"pixels": pixels[None, -seen:]})
+        numbers = [REGENERATED + chunk * seen + row for row in range(seen)]
+        numbers += range(born, born + window - seen)
+        latents = clip("denoiser", keys, settings.steps, numbers, weights(guidance))
+        frames, pixels = decode(latents[seen:])
+        shown.append(frames)
+        born += window - seen
     return np.concatenate(shown)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from dataclasses import replace
-from pathlib import Path
+
+from run_folder import made_once
 
 from pyengine.bundle.bundle import Bundle
 from pyengine.export.families.lvdm.export import Modules, export_bundle, long_method, random_modules
@@ -44,17 +44,16 @@ def text_modules() -> Modules:
 
 
 @functools.cache
-def _home() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
-
-
-@functools.cache
 def bundle() -> Bundle:
     method = long_method(modules()) | {"steps": 2}
-    return export_bundle(modules(), Path(_home().name) / "bundle", "lvdm-tiny", method)
+    folder = made_once("lvdm-tiny", lambda folder: export_bundle(modules(), folder, "lvdm-tiny", method))
+    return Bundle.load(folder)
 
 
 @functools.cache
 def text_bundle() -> Bundle:
-    folder = Path(_home().name) / "text"
-    return export_bundle(text_modules(), folder, "lvdm-text-tiny", {"name": "clip"}, only=("prediction",))
+    name, method = "lvdm-text-tiny", {"name": "clip"}
+    folder = made_once(
+        name, lambda folder: export_bundle(text_modules(), folder, name, method, only=("prediction",))
+    )
+    return Bundle.load(folder)

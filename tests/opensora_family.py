@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import opensora_golden as golden
 import torch
+from run_folder import made_once
 from safetensors.torch import save_file
 
 from pyengine.bundle.bundle import Bundle
@@ -87,27 +88,30 @@ def autoencoder_config() -> dict[str, Any]:
 
 
 @functools.cache
-def _home() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
-
-
-@functools.cache
 def checkpoints() -> dict[str, Path]:
     """The three folders of a download."""
-    folder = Path(_home().name)
-    return {
-        "checkpoint": checkpoint(
-            folder / "stdit3", denoiser(), {"model_type": "STDiT3", **golden.manifest()["stdit3"]["config"]}
-        ),
-        "vae": checkpoint(folder / "vae", autoencoder(), autoencoder_config()),
-        "text_encoder": t5_folder(folder / "t5"),
-    }
+
+    def make(folder: Path) -> None:
+        config = {"model_type": "STDiT3", **golden.manifest()["stdit3"]["config"]}
+        checkpoint(folder / "checkpoint", denoiser(), config)
+        checkpoint(folder / "vae", autoencoder(), autoencoder_config())
+        t5_folder(folder / "text_encoder")
+
+    folder = made_once("opensora-checkpoints", make)
+    return {name: folder / name for name in ("checkpoint", "vae", "text_encoder")}
 
 
 @functools.cache
 def bundle(options: Options = OPTIONS, only: tuple[str, ...] | None = None) -> Bundle:
     """The exported family, or these of its networks, made once for each set of options."""
     folders = checkpoints()
-    target = Path(_home().name) / f"bundle{abs(hash((options, only)))}"
     text = str(folders["text_encoder"])
-    return export_bundle(folders["checkpoint"], folders["vae"], text, target, options, only=only)
+    name = f"opensora-{zlib.crc32(repr((options, only)).encode())}"
+    return Bundle.load(
+        made_once(
+            name,
+            lambda target: export_bundle(
+                folders["checkpoint"], folders["vae"], text, target, options, only=only
+            ),
+        )
+    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from run_folder import made_once
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
@@ -23,7 +23,6 @@ from pyengine.export.families.streamingt2v.export import write_bundle
 from pyengine.export.families.streamingt2v.modelscope import ModelScopeUNet
 from pyengine.export.families.streamingt2v.networks import autoencoder
 from pyengine.export.graph import round_weights
-from pyengine.export.output import prepared
 
 CONFIG: dict[str, Any] = {
     "base_unet": {
@@ -114,13 +113,15 @@ def streamed_parts() -> dict[str, Part]:
 @functools.cache
 def streamed_bundle() -> Bundle:
     """A bundle that makes videos: of a text, a picture or a video."""
-    folder = prepared(Path(_home().name) / "streamed")
-    names = set(streamed_parts()) - {"encoder"}
-    made = write_bundle(folder, streamed_parts(), SIZES, streamed_networks(), tokenizer(), only=names)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["method"] |= {"steps": 3, "first": {"steps": 2, "guidance": 9.0}}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return Bundle.load(made.folder)
+
+    def make(folder: Path) -> None:
+        names = set(streamed_parts()) - {"encoder"}
+        write_bundle(folder, streamed_parts(), SIZES, streamed_networks(), tokenizer(), only=names)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["method"] |= {"steps": 3, "first": {"steps": 2, "guidance": 9.0}}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return Bundle.load(made_once("streamingt2v-streamed", make))
 
 
 @functools.cache
@@ -133,22 +134,22 @@ def enhanced_bundle() -> Bundle:
     round_weights(root)
     fill(root)
     round_weights(root)
-    folder = prepared(Path(_home().name) / "enhanced")
-    made = write_bundle(folder, found, SIZES, own, tokenizer(), only=set(found) - {"encoder"})
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["method"]["steps"] = 2
-    manifest["method"]["enhancer"]["steps"] = 3
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return Bundle.load(made.folder)
 
+    def make(folder: Path) -> None:
+        write_bundle(folder, found, SIZES, own, tokenizer(), only=set(found) - {"encoder"})
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["method"]["steps"] = 2
+        manifest["method"]["enhancer"]["steps"] = 3
+        (folder / MANIFEST).write_text(json.dumps(manifest))
 
-@functools.cache
-def _home() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
+    return Bundle.load(made_once("streamingt2v-enhanced", make))
 
 
 @functools.cache
 def bundle(*names: str) -> Bundle:
     """A bundle of these components alone: the whole takes minutes to export."""
-    folder = prepared(Path(_home().name) / "-".join(names))
-    return write_bundle(folder, parts(), SIZES, networks(), only=names)
+    folder = made_once(
+        "-".join(("streamingt2v", *names)),
+        lambda folder: write_bundle(folder, parts(), SIZES, networks(), only=names),
+    )
+    return Bundle.load(folder)

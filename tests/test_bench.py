@@ -100,6 +100,7 @@ def test_peers_stand_beside_the_engine(bundle: Bundle, cache: Path, monkeypatch:
     assert "torch_eager" in table(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["shapes-lvdm", "opensora"])
 def test_measures_any_bundle(source: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two levels and no text; a family that reads prompts with T5 and makes its first chunk by an opening."""

@@ -15,6 +15,8 @@ from pyengine.export.families.lvdm.export import components
 from pyengine.export.parity import parity
 from pyengine.methods import Hierarchical, make_method, method_settings
 
+pytestmark = pytest.mark.slow
+
 PER_LATENT, STRIDE = family.PER_LATENT, family.STRIDE
 
 
@@ -25,7 +27,6 @@ def tiny(plan_cache: Path) -> Iterator[pyengine.Engine]:
     engine.close()
 
 
-@pytest.mark.slow
 def test_parity_in_every_runtime() -> None:
     bundle = family.bundle()
     for name in ("prediction", "interpolation", "decoder"):

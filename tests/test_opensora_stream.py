@@ -27,6 +27,8 @@ from pyengine.schedule.warp import rflow_warp
 from pyengine.text.captions import cleaned_prompt
 from pyengine.text.t5 import T5Prompts
 
+pytestmark = pytest.mark.slow
+
 PROMPT, SEED = "A red fox runs over snow", 3
 CHUNK, STEPS, CADENCE = 5, 6, 2
 
@@ -108,7 +110,6 @@ def close(frames: np.ndarray, exact: np.ndarray) -> None:
     assert (apart > 0).mean() < 0.02
 
 
-@pytest.mark.slow
 def test_a_video_from_text_equals_the_torch_loop(opensora: pyengine.Engine) -> None:
     with opensora.stream(PROMPT, seed=SEED, frames=4 * 17) as stream:
         clips = list(stream.clips())
@@ -198,7 +199,6 @@ def test_snapshot_goes_on_bit_identically(opensora: pyengine.Engine) -> None:
             assert np.array_equal(np.stack(list(resumed)), rest)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_torch_portable_and_plans_agree(backend: str, plan_cache: Path) -> None:
     """The denoiser in both forms and every other network, to twice torch's own error."""
@@ -222,7 +222,6 @@ def test_frames_can_be_decoded_on_a_gpu_that_is_not_here(plan_cache: Path) -> No
     assert all((part.folder / file).stat().st_size for file in part.engines)
 
 
-@pytest.mark.slow
 def test_a_ring_is_an_approximation_of_known_size(opensora: pyengine.Engine, plan_cache: Path) -> None:
     """The first clip is the same; later ones differ, because cached keys were made beside other frames."""
     options = dataclasses.replace(family.OPTIONS, context="ring")
@@ -237,7 +236,6 @@ def test_a_ring_is_an_approximation_of_known_size(opensora: pyengine.Engine, pla
     assert 0 < apart < 30  # levels of 255, on random weights
 
 
-@pytest.mark.slow
 def test_tiles_blend_into_the_frame(plan_cache: Path) -> None:
     """Two tiles side by side; the difference is what a tile cannot see."""
     tiles = dataclasses.replace(family.OPTIONS, tile=(40, 40), decode_batch=4)

@@ -13,6 +13,7 @@ import pytest
 
 import pyengine
 from pyengine import signals
+from pyengine.cli import main
 
 COMMAND = [sys.executable, "-P", "-m", "pyengine", "generate", "a red circle bounces over a blue background"]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
@@ -117,3 +118,12 @@ def test_what_the_parent_ignores_stays_ignored() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None,
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_what_a_signal_broke_off_is_no_mistake_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal in the middle of an import may become an ImportError, and that a sentence about a missing package."""
+    monkeypatch.setattr(signals._State, "number", signal.SIGTERM)
+    assert main(["info", "no such bundle"]) == 143
+    assert capsys.readouterr().err == "pyengine: interrupted\n"

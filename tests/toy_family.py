@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import math
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from run_folder import made_once
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -231,14 +231,9 @@ def export(folder: Path) -> Bundle:
 
 
 @functools.cache
-def _exported() -> tuple[tempfile.TemporaryDirectory[str], Bundle]:
-    holder = tempfile.TemporaryDirectory()
-    return holder, export(Path(holder.name))
-
-
 def bundle() -> Bundle:
-    """The exported family: made once in a test session, not to be changed."""
-    return _exported()[1]
+    """The exported family: made once in a run of the tests, not to be changed."""
+    return Bundle.load(made_once("toy", export))
 
 
 def bundle_copy(folder: Path) -> Path:

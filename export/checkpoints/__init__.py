@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .files import TensorFile, open_tensors
+from .weights import Source, Weights
 
-__all__ = ["TensorFile", "open_tensors"]
+__all__ = ["Source", "TensorFile", "Weights", "open_tensors"]

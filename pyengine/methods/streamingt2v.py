@@ -22,10 +22,10 @@ import numpy as np
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
 from pyengine.methods.enhancement import EnhancerSettings
-from pyengine.methods.shared import Beta, Count, Steps
+from pyengine.methods.shared import Beta, Count, MethodSettings, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
-from pyengine.schedule.samplers import Prediction
-from pyengine.schedule.timesteps import leading_timesteps, levels_of
+from pyengine.schedule.samplers import Prediction, Sampler, alphas_cumprod, make_sampler
+from pyengine.schedule.timesteps import leading_timesteps, levels_of, with_first_alpha
 from pyengine.settings import Range
 
 __all__ = ["FirstSettings", "StreamingT2V", "StreamingT2VSettings"]
@@ -48,7 +48,7 @@ class FirstSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamingT2VSettings:
+class StreamingT2VSettings(MethodSettings):
     """The settings of the method, from a manifest or a caller. Lengths in latent frames: of the release each is one frame.
 
     steps             of DDIM, for every chunk
@@ -101,6 +101,13 @@ class StreamingT2VSettings:
         """New frames of a chunk."""
         return self.clip_frames - self.condition_frames
 
+    def schedule(self, chunks: int | None, given_chunks: int) -> StreamingT2V:
+        return StreamingT2V(self, chunks, given_chunks > 0 or self.needs_start)
+
+    def make_sampler(self) -> Sampler:
+        table = with_first_alpha(alphas_cumprod(*self.betas, self.timesteps))
+        return make_sampler("ddim", alpha_bar=table, eta=self.eta, predicts=self.predicts)
+
     @property
     def start_chunks(self) -> int:
         """Most given chunks that a stream can begin with: the one that the first new chunk is conditioned on."""
@@ -108,13 +115,11 @@ class StreamingT2VSettings:
 
     @property
     def needs_start(self) -> bool:
-        """Whether a stream cannot begin with a text alone."""
         return self.first is None
 
     @property
-    def clip_latents(self) -> int | None:
-        """Latent frames of a stream without a length: None, it is endless."""
-        return None
+    def reads_pixels(self) -> bool:
+        return True
 
     def pixels_of(self, start: np.ndarray) -> dict[str, np.ndarray]:
         """What the calls of a stream read that begins with frames, uint8 [frames, h, w, 3], as many as condition frames or more.
@@ -136,12 +141,6 @@ class StreamingT2V:
     settings: StreamingT2VSettings
     chunks: int | None
     is_given: bool
-
-    @classmethod
-    def from_settings(
-        cls, settings: StreamingT2VSettings, chunks: int | None, given_chunks: int
-    ) -> StreamingT2V:
-        return cls(settings, chunks, given_chunks > 0 or settings.needs_start)
 
     @property
     def first_call(self) -> int:

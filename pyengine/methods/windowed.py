@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 
 from pyengine.bundle.variant import Variant
@@ -108,7 +109,7 @@ class Windowed(ABC):
         return frames
 
     def _sized(self, frames: int) -> Variant:
-        return Variant.of("denoiser", frames=frames, ring=self.ring_frames)
+        return _denoiser(frames, self.ring_frames)
 
     def _variant(self, step: Step) -> Variant:
         return self._sized(step.frames)
@@ -141,3 +142,8 @@ class Windowed(ABC):
         pinned = self.sink_frames
         seen = chain(step.frame_index, step.ring_index)
         return pinned, min((frame for frame in seen if frame >= pinned), default=0)
+
+
+@lru_cache(maxsize=64)
+def _denoiser(frames: int, ring: int) -> Variant:
+    return Variant.of("denoiser", frames=frames, ring=ring)

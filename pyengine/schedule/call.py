@@ -86,6 +86,7 @@ class Call:
     values   small inputs as numbers: timesteps, labels; of a denoiser one number for each lane
     reads    inputs that are outputs kept by an earlier call
     latents  clean latents that the input `latents` takes, for codecs and feature networks
+    latents_level  to which those are noised first, as drawn under `draw`; 0: not at all
     writes   outputs that are kept, and under which names
     draw     number under which noise that is added on the way is drawn
     noised_draw  the same of rows that begin as "noised"; None: that of their birth
@@ -100,6 +101,7 @@ class Call:
     values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     reads: Mapping[str, Key] = field(default_factory=dict)
     latents: tuple[int, ...] = ()
+    latents_level: float = 0.0
     writes: Mapping[str, str] = field(default_factory=dict)
     draw: int = 0
     noised_draw: int | None = None

@@ -1,6 +1,7 @@
 """Rotary positions of the frames of one call, as integers: a pure function of what is visible."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,18 +32,26 @@ def positions(
     """
     if policy not in get_args(PositionPolicy):
         raise ConfigError(f"policy must be one of {', '.join(get_args(PositionPolicy))} but is {policy!r}")
-    rows = np.array(frame_index, np.int64)  # a copy
-    ring = np.array(ring_index, np.int64)
-    both = np.concatenate([rows, ring])  # [F + R]
-    seen = both >= 0
-    if policy == "absolute" or not seen.any():
-        return rows, ring
+    # Plain integers: a window and a ring are so few that numpy's overhead would be most of the work, in every call.
+    rows, ring = _listed(frame_index), _listed(ring_index)
+    seen = [frame for frame in chain(rows, ring) if frame >= 0]
+    if policy == "absolute" or not seen:
+        return np.array(rows, np.int64), np.array(ring, np.int64)
     if policy == "local":
-        both[seen] -= both[seen].min()
+        oldest = min(seen)
+        places = {frame: frame - oldest for frame in seen}
     elif policy == "relocated_sink":
-        sink, others = seen & (both < sink_frames), seen & (both >= sink_frames)
-        if others.any():
-            both[sink] += both[others].min() - sink_frames
+        others = [frame for frame in seen if frame >= sink_frames]
+        shift = min(others) - sink_frames if others else 0
+        places = {frame: frame + shift if frame < sink_frames else frame for frame in seen}
     else:
-        both[seen] = np.searchsorted(np.unique(both[seen]), both[seen])
-    return both[: len(rows)], both[len(rows) :]
+        places = {frame: rank for rank, frame in enumerate(sorted(set(seen)))}
+    return _placed(rows, places), _placed(ring, places)
+
+
+def _listed(index: Sequence[int] | np.ndarray) -> list[int]:
+    return index.tolist() if isinstance(index, np.ndarray) else list(index)
+
+
+def _placed(index: Sequence[int], places: Mapping[int, int]) -> np.ndarray:
+    return np.array([places.get(frame, -1) for frame in index], np.int64)

@@ -10,7 +10,7 @@ configuration and the call index alone, so a stream resumes at any call and an e
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -128,7 +128,7 @@ class ScheduleConfig:
                 f"sink_frames and recent_frames must be at most {MOST_ROWS} together but are {self.ring_frames}"
             )
 
-    @property
+    @cached_property
     def levels(self) -> tuple[float, ...]:
         """Warped ladder, lowest first. [S + 1]"""
         return noise_levels(self.steps, self.warp, self.ladder)
@@ -153,7 +153,7 @@ class ScheduleConfig:
         """Most chunks ever between birth and level 0 in one call: ceil(S / m), or N when m = 0."""
         return -(-self.steps // self.cadence) if self.cadence else self.chunks or 0
 
-    @property
+    @cached_property
     def shapes(self) -> tuple[int, ...]:
         """Prepared numbers of window rows, smallest first: a call uses the smallest that holds its frames."""
         return self._needed_row_counts() if self.row_counts is None else tuple(sorted(set(self.row_counts)))

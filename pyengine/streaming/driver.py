@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from operator import is_
 from typing import Any, NamedTuple
@@ -96,6 +97,7 @@ class _Written(NamedTuple):
         return self.state is other.state and self.value is other.value and self.key == other.key
 
 
+@lru_cache(maxsize=256)
 def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
     """A denoiser variant of a schedule, as it is compiled for a number of streams. One that names its branches has those."""
     return variant.sized(branches=variant.symbols.get("branches", branches), streams=lanes * streams)
@@ -193,12 +195,20 @@ class Driver:
         for name, key in call.reads.items():
             inputs[name][...] = _part(state, key, 0).reshape(inputs[name].shape)
         if window is not None:
-            inputs["latents"][...] = window
+            inputs["latents"][...] = self._noised(state, call, window) if call.latents_level else window
         self.executor.run(variant)
         made = {kept: self.executor.output(variant, name).copy() for name, kept in call.writes.items()}
         state.kept |= made
         if window is None:
             state.made[variant] = (read, made)
+
+    def _noised(self, state: StreamState, call: Call, window: Any) -> np.ndarray:
+        """The clean latents of a call with noise on each, of its frame and the call's number. [frames, c, h, w]"""
+        keep, share = state.sampler.noised(call.latents_level)
+        latents: np.ndarray = np.float32(keep) * window.copy()
+        for latent, frame in zip(latents, call.latents, strict=True):
+            latent += np.float32(share) * frame_noise(state.seed, frame, self._frame_shape, call.draw)
+        return latents
 
     def _gather(self, buffers: CallBuffers, place: int, state: StreamState, call: Call, lane: Lane) -> None:
         """Puts the rows of a lane where the network reads them. Latents are born where they will lie in flight."""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError, ConfigError
 
-from ...clip import clip_tokenizer
+from ...clip import clip_tokenizer, text_tower
 from ...deferred import Deferred
 from ...graph import export_component
 from ...output import prepared
@@ -110,23 +110,6 @@ def empty_networks(
     return Networks(**parts, text=Tower(text_tower(text), null), **more)  # type: ignore[arg-type]
 
 
-def text_tower(config: Mapping[str, Any]) -> nn.Module:
-    """A CLIP text model of `transformers` without memory for its parameters. Raises BackendUnavailable."""
-    try:
-        from transformers import CLIPTextConfig, CLIPTextModel
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"the text tower is CLIP's by transformers ({error}): pip install 'pyengine-video[lvdm]'"
-        ) from error
-    with torch.device("meta"):
-        tower = CLIPTextModel(CLIPTextConfig(**config))
-    for module in tower.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name == "position_ids":  # the one that no checkpoint has
-                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
-    return tower
-
-
 def export_bundle(
     files: Files,
     folder: str | Path,
@@ -216,6 +199,7 @@ def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
             "overlap": sizes.enhancer_frames // 3,
             "latent": list(sizes.enhancer_latent),
         }
+        found["presets"] = {"enhanced": {"enhance": True}}
     return found
 
 
