@@ -88,6 +88,11 @@ class ArtvSettings:
         return self.references
 
     @property
+    def needs_start(self) -> bool:
+        """Whether a stream cannot begin with a text alone."""
+        return False
+
+    @property
     def clip_latents(self) -> int | None:
         """None: a stream without a length is endless."""
         return None
