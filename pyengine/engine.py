@@ -31,9 +31,7 @@ from pyengine.errors import (
 )
 from pyengine.methods import (
     MethodSettings,
-    StreamingT2VSettings,
     check_presets,
-    first_chunk_of,
     make_method,
     method_settings,
 )
@@ -245,7 +243,7 @@ class Engine:
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
             length = video.frames(how.clip_latents - given_latents)
-        first = first_chunk_of(how)
+        first = how.first_chunk_frames
         given_chunks = 1 if isinstance(given, Mapping) else 0
         if given_latents:
             given_chunks = 1 + (given_latents - first) // how.chunk_frames
@@ -263,7 +261,7 @@ class Engine:
 
     def _chunks(self, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
         """Chunks to make for so many frames behind given ones; None = endless."""
-        video, first, later = self.bundle.video, first_chunk_of(settings), settings.chunk_frames
+        video, first, later = self.bundle.video, settings.first_chunk_frames, settings.chunk_frames
         assert video is not None
         given = first + (given_chunks - 1) * later if given_chunks else 0
         return None if frames is None else video.chunks(frames, first, later, given)
@@ -349,12 +347,9 @@ class Engine:
             if self._closed:
                 raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
             if self._second is None:
-                method = self.bundle.method["enhancer"]
-                bundle = second_stage(self.bundle, tuple(method["latent"]), method)
                 words = None if self._tokenizer is None else self._tokenizer.inputs
-                self._second = SecondStage(
-                    bundle, self.options, words, self.encode_prompt, self._library.progress
-                )
+                bundle, progress = second_stage(self.bundle), self._library.progress
+                self._second = SecondStage(bundle, self.options, words, self.encode_prompt, progress)
             return self._second
 
     def codec_program(self, schedule: Schedule) -> Program:
@@ -428,10 +423,10 @@ class Engine:
             raise ShapeError(
                 f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
             )
-        first, later = first_chunk_of(settings), settings.chunk_frames
+        first, later = settings.first_chunk_frames, settings.chunk_frames
         if len(start) < video.frames(first):
             start = np.concatenate([np.repeat(start[:1], video.frames(first) - len(start), 0), start])
-        if isinstance(settings, StreamingT2VSettings):
+        if settings.reads_pixels:
             return settings.pixels_of(start)
         # Latents, and frames, before each chunk and behind the last.
         latents = [0, *(first + index * later for index in range(settings.start_chunks))]

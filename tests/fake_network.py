@@ -17,7 +17,7 @@ import numpy as np
 from pyengine.bundle.bundle import Latent, Video
 from pyengine.bundle.manifest import TensorSpec
 from pyengine.bundle.variant import Variant
-from pyengine.methods import make_method, method_settings, positions_of, sampler_of
+from pyengine.methods import make_method, method_settings
 from pyengine.runtime.host.latents import HostCallBuffers, HostLatentStore
 from pyengine.streaming.driver import Driver, StreamState
 from pyengine.streaming.stream import open_state
@@ -190,7 +190,7 @@ def open_stream(
     if schedule is None:
         schedule = make_method(how, settings["chunks"], settings["given_chunks"])
     rings, codec = executor.new_rings(), executor.codec()
-    sampler, numbered = sampler_of(how), positions_of(how)
+    sampler, numbered = how.make_sampler(), how.numbering
     state = open_state(driver, schedule, sampler, settings, rings, codec, latent, numbered)
     driver.prepare(state)
     return state

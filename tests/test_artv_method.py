@@ -120,7 +120,7 @@ def _denoise(given: Arrays, rings: Any) -> Arrays:
         seen = 0.4 * reference + (0.3 * given["anchor"][lane] + 0.2 * given["feature"][lane])[:, None, None]
         for branch in range(len(text)):
             words = (0.2 * given["level"][lane, 1] + 0.3 * text[branch, lane])[:, None, None]
-            out[branch, lane, 1] = 0.2 * x - given["present"][lane, 0] * seen - words
+            out[branch, lane, 1] = 0.2 * x - given["condition"][lane, 0] * seen - words
     return {"prediction": out}
 
 
@@ -128,8 +128,7 @@ def _features(given: Arrays, rings: Any) -> Arrays:
     mixed = np.tensordot(np.array([2.0, -1.0], np.float32), given["latents"].mean((2, 3)), 1)
     present = given["present"]
     return {
-        "kept_present": present.copy(),
-        "kept_augmentation": given["augmentation"].copy(),
+        "condition": np.concatenate([present * given["masked"], given["augmentation"]]),
         "feature": (mixed * present).astype(np.float32),
     }
 
@@ -142,12 +141,11 @@ def networks() -> dict[str, FakeNetwork]:
     def spec(*shape: str | int) -> TensorSpec:
         return TensorSpec(shape, "float32")
 
-    one = {"present": spec(1), "augmentation": spec(1)}
+    one = {"present": spec(1), "masked": spec(1), "augmentation": spec(1)}
     step = {
         "latents": spec("streams", 2, *SHAPE),
         "level": spec("streams", 2),
-        "present": spec("streams", 1),
-        "augmentation": spec("streams", 1),
+        "condition": spec("streams", 2),
         "text": spec("branches", "streams", 3),
         "anchor": spec("streams", 3),
         "feature": spec("streams", 3),
@@ -156,7 +154,7 @@ def networks() -> dict[str, FakeNetwork]:
         "denoiser": FakeNetwork(step, {"prediction": spec("branches", "streams", 2, *SHAPE)}, _denoise),
         "references": FakeNetwork(
             {"latents": spec(2, *SHAPE), **one},
-            {"kept_present": spec(1), "kept_augmentation": spec(1), "feature": spec(3)},
+            {"condition": spec(2), "feature": spec(3)},
             _features,
         ),
         "anchor": FakeNetwork({"latents": spec(1, *SHAPE), "present": spec(1)}, {"anchor": spec(3)}, _anchor),
@@ -212,7 +210,8 @@ def test_a_stream_is_the_loop_written_out() -> None:
         present = np.array([float(frame > 0)], np.float32)
         newest = [latents[max(0, frame - back)] if frame else np.zeros_like(x) for back in (1, 2)]
         feature = _features(
-            {"latents": np.stack(newest), "present": present, "augmentation": 0 * present}, None
+            {"latents": np.stack(newest), "present": present, "masked": present, "augmentation": 0 * present},
+            None,
         )["feature"]
         first = latents[0] if frame else np.zeros_like(x)
         anchor = _anchor({"latents": first[None], "present": present}, None)["anchor"]
@@ -220,7 +219,7 @@ def test_a_stream_is_the_loop_written_out() -> None:
             inputs = {
                 "latents": np.stack([newest[0], x])[None],
                 "level": np.array([[0, level / 1000]], np.float32),
-                "present": present[None],
+                "condition": np.concatenate([present, 0 * present])[None],
                 "text": text[:, None],
                 "anchor": anchor[None],
                 "feature": feature[None],
@@ -271,6 +270,20 @@ def test_noise_on_references_is_the_frames_own() -> None:
         assert not np.array_equal(noised, frames(clean, 5))
     with stream(seed=1, method={"augmentation": 60}) as again:
         assert np.array_equal(frames(again, 5), noised)
+
+
+def test_mask_and_anchor_can_be_left_out() -> None:
+    """Without its mask the network sees a condition of 0, without its anchor one of zeros, of all frames."""
+    with stream(seed=1) as whole:
+        first = frames(whole, 4)
+    for changes in ({"mask": False}, {"anchor": False}):
+        with stream(seed=1, method=changes) as made:
+            other = frames(made, 4)
+            assert np.array_equal(other[0], first[0])
+            assert not np.array_equal(other[2:], first[2:])
+            kept = made._state.kept
+            assert bool(kept["condition"][0]) == ("mask" not in changes)
+            assert bool(kept["anchor"].any()) == ("anchor" not in changes)
 
 
 def test_memory_is_flat() -> None:

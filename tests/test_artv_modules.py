@@ -266,7 +266,7 @@ def given(denoiser: Denoiser, present: float = 1.0) -> dict[str, Any]:
         "timesteps": torch.tensor([900, 20]),
         "augmentation": torch.tensor([0, 100]),
         "reference": references[:, 0],
-        "present": here,
+        "masked": here,
         "features": denoiser.references(references.flatten(1, 2), here),
         "contexts": [Context(*pair) for pair in zip(texts, anchors, strict=True)],
     }

@@ -23,7 +23,7 @@ from fake_network import (
     stream_settings,
 )
 
-from pyengine.errors import InputError, PromptError
+from pyengine.errors import ConfigError, InputError, PromptError
 from pyengine.methods import method_settings
 from pyengine.methods.enhancement import Enhancement
 from pyengine.schedule.wavefront import Wavefront
@@ -225,6 +225,12 @@ def test_the_three_ways_give_three_videos() -> None:
         whole(14, enhancer=SECOND | {"blending": name}) for name in ("randomized", "shared", "independent")
     ]
     assert not any(np.array_equal(made[a], made[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("change", [{"clip_frames": 4}, {"latent": [2, 3]}])
+def test_sizes_that_were_not_exported_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"\[method.enhancer.\w+\] expected \[.*\], as exported, but got"):
+        opened(Engine(), 14, enhancer=SECOND | change)
 
 
 def test_closing_closes_both_stages() -> None:

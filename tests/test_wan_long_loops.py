@@ -17,7 +17,7 @@ from wan_streams import Streams, draw_as
 
 from pyengine.errors import ConfigError
 from pyengine.export.families.wan import CausalWan, presets
-from pyengine.methods import make_method, method_settings, positions_of
+from pyengine.methods import make_method, method_settings
 from pyengine.methods.causal import Causal
 from pyengine.schedule.call import Call
 from pyengine.schedule.positions import positions
@@ -73,7 +73,7 @@ def seen_of(
 ) -> tuple[dict[int, int], dict[int, int], float]:
     """Position of every row, and of every key, by frame; and the first row's level."""
     (lane,) = call.lanes
-    policy, pinned = positions_of(method_settings(method))
+    policy, pinned = method_settings(method).numbering
     rows, ring = positions(policy, [row.frame for row in lane.rows], lane.ring, pinned)
     own = {row.frame: int(place) for row, place in zip(lane.rows, rows, strict=True) if row.frame >= 0}
     kept = {frame: int(place) for frame, place in zip(lane.ring, ring, strict=True) if frame >= 0}

@@ -17,7 +17,7 @@ from pyengine.bundle.manifest import Component, Latent, TensorSpec
 from pyengine.export.families.wan import CausalWan
 from pyengine.export.families.wan.causal_wan import WanConfig
 from pyengine.export.families.wan.streaming import StreamingWan, Tables, TextProjector
-from pyengine.methods import make_method, method_settings, positions_of, sampler_of
+from pyengine.methods import make_method, method_settings
 from pyengine.methods.causal import Causal
 from pyengine.runtime.executor import Executor
 from pyengine.streaming.driver import Driver, StreamState
@@ -146,12 +146,12 @@ class Streams:
             open_state(
                 self.driver,
                 schedule,
-                sampler_of(how),
+                how.make_sampler(),
                 settings | {"seed": seed},
                 executor.rings if streams == 1 else executor.new_rings(),
                 fake.codec(),  # type: ignore[arg-type]
                 size,
-                positions_of(how),
+                how.numbering,
             )
             for seed in range(streams)
         ]

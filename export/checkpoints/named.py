@@ -9,10 +9,10 @@ tensors.read("blocks.0.ffn.0.weight")            # float32, straight from its pl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pyengine.errors import InputError
 
 from .files import TensorFile, open_tensors
+from .weights import Source, differences
 
-SHOWN = 4  # names that a message lists
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,20 +34,6 @@ class Readable(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def read(self) -> Tensor: ...
-
-
-class Source(NamedTuple):
-    """A tensor of a file."""
-
-    file: TensorFile
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.file.tensors[self.name].shape
-
-    def read(self) -> Tensor:
-        return self.file.read(self.name)
 
 
 @dataclass(frozen=True)
@@ -80,22 +66,10 @@ class NamedTensors:
     def check(self, module: nn.Module, hint: str) -> None:
         """Raises InputError in one sentence where tensors of the module are missing, unexpected or of other shapes."""
         wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        given = self.shapes
-        other = [
-            f"{name} (expected {list(shape)} but got {list(given[name])})"
-            for name, shape in wanted.items()
-            if name in given and given[name] != shape
-        ]
-        faults = {
-            "lacks": sorted(wanted.keys() - given.keys()),
-            "has the unexpected": sorted(given.keys() - wanted.keys()),
-            "has another shape for": other,
-        }
-        said = [f"{what} {some(names)}" for what, names in faults.items() if names]
-        if said:
+        if said := differences(wanted, self.shapes):
             raise InputError(
                 f"[checkpoint] expected the {len(wanted)} tensors of {type(module).__name__} in {self.where} but it "
-                f"{' and '.join(said)}; {hint}"
+                f"{said}; {hint}"
             )
 
     def read(self, name: str) -> Tensor:
@@ -127,13 +101,6 @@ def open_all(path: str | Path, entries: Sequence[str] = ("state_dict",)) -> list
     raise InputError(
         f"[checkpoint] expected {STEMS[0]}.safetensors in {source} but there is none; give the file itself, or the folder that holds it"
     )
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few, and how many more."""
-    listed = list(names)
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + more
 
 
 def _parts(index: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.variant import Variant
-from pyengine.methods import StreamingT2VSettings, make_method, method_settings
+from pyengine.methods import make_method, method_settings
 from pyengine.runtime.codec import decoder_variants, encoder_variants
 from pyengine.schedule.call import Schedule
 
@@ -47,6 +47,6 @@ def all_variants(bundle: Bundle) -> list[Variant]:
     settings = method_settings(bundle.method)
     schedule = make_method(settings, None, 0)
     wanted = [TEXT, *stream_variants(bundle, schedule)]
-    if not isinstance(settings, StreamingT2VSettings):  # it reads pixels
+    if not settings.reads_pixels:
         wanted += encoder_variants(bundle, schedule.chunk_frames)
     return [variant for variant in wanted if variant.component in bundle.components]

@@ -17,9 +17,9 @@ from typing import Annotated, Literal, get_args
 
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
-from pyengine.methods.shared import Count, Frames, Steps
+from pyengine.methods.shared import Beta, Count, Frames, MethodSettings, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
-from pyengine.schedule.samplers import Prediction, cfg
+from pyengine.schedule.samplers import Prediction, Sampler, alphas_cumprod, cfg, make_sampler
 from pyengine.settings import Range
 
 __all__ = ["Artv", "ArtvSettings", "Spacing", "timesteps_of"]
@@ -27,13 +27,12 @@ __all__ = ["Artv", "ArtvSettings", "Spacing", "timesteps_of"]
 DENOISER, REFERENCES, ANCHOR = (Variant.of(name) for name in ("denoiser", "references", "anchor"))
 BEFORE_STEPS = 2  # calls of a frame before its first step
 AUGMENTED = 1 << 20  # noise on references is drawn under numbers from here on
-PRESENT, AUGMENTATION = "present", "augmentation"
+PRESENT, MASKED, AUGMENTATION, CONDITION = "present", "masked", "augmentation", "condition"
 Spacing = Literal["trailing", "leading"]
-Beta = Annotated[float, Range(0, 0.999, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArtvSettings:
+class ArtvSettings(MethodSettings):
     """The settings of the method, from a manifest or a caller. Lengths in latent frames.
 
     steps         S, of DDIM
@@ -49,6 +48,8 @@ class ArtvSettings:
     predicts      as in `samplers.ddim`
     guidance      scale of classifier-free guidance where a stream gives none; 1 = no guidance
     augmentation  timestep to which references are noised; 0 = not at all
+    mask          whether the network's mask copies from the newest reference
+    anchor        whether frames see the first one
     """
 
     name: Literal["artv"]
@@ -64,6 +65,8 @@ class ArtvSettings:
     predicts: Prediction = "epsilon"
     guidance: float = 1.0
     augmentation: Frames = 0
+    mask: bool = True
+    anchor: bool = True
 
     def __post_init__(self) -> None:
         timesteps_of(self.steps, self.timesteps, self.spacing)  # refuses steps that cannot be
@@ -78,6 +81,13 @@ class ArtvSettings:
                 f"[method.augmentation] expected a timestep from 0 to {self.timesteps - 1} but got {self.augmentation}"
             )
 
+    def schedule(self, chunks: int | None, given_chunks: int) -> Artv:
+        return Artv.from_settings(self, chunks, given_chunks)
+
+    def make_sampler(self) -> Sampler:
+        table = alphas_cumprod(*self.betas, self.timesteps)
+        return make_sampler("ddim", alpha_bar=table, eta=self.eta, predicts=self.predicts)
+
     @property
     def needs_start(self) -> bool:
         """Whether a stream cannot begin with a text alone."""
@@ -87,11 +97,6 @@ class ArtvSettings:
     def start_chunks(self) -> int:
         """Most given frames that a stream can begin with: as many as a frame is conditioned on."""
         return self.references
-
-    @property
-    def clip_latents(self) -> int | None:
-        """None: a stream without a length is endless."""
-        return None
 
 
 def timesteps_of(steps: int, timesteps: int, spacing: Spacing) -> tuple[int, ...]:
@@ -124,6 +129,8 @@ class Artv:
     features: int
     augmentation: float = 0.0  # the level to which references are noised; 0 = not at all
     augmentation_timestep: int = 0
+    mask: bool = True
+    anchor: bool = True
     made: int | None = None
     given: int = 0
 
@@ -138,6 +145,8 @@ class Artv:
             features=settings.features,
             augmentation=(noised + 1) / settings.timesteps if noised else 0.0,
             augmentation_timestep=noised,
+            mask=settings.mask,
+            anchor=settings.anchor,
             made=chunks,
             given=given_chunks,
         )
@@ -205,12 +214,13 @@ class Artv:
 
     def _anchor(self, frame: int, place: int) -> Call:
         """The first frame alone has none. The second one's call, or the first one's behind given frames, makes it once and for all."""
-        if place > 0 and frame != 1:
+        if place > 0 and (frame != 1 or not self.anchor):
             return Call(variant=None)
+        present = frame > 0 and self.anchor
         return Call(
             variant=ANCHOR,
-            values={PRESENT: (int(frame > 0),)},
-            latents=(0,) if frame > 0 else (),
+            values={PRESENT: (int(present),)},
+            latents=(0,) if present else (),
             writes={name: name for name in self._anchor_names},
         )
 
@@ -219,14 +229,15 @@ class Artv:
         newest = range(frame - 1, frame - 1 - self.references, -1)
         return Call(
             variant=REFERENCES,
-            values={PRESENT: (int(frame > 0),), AUGMENTATION: (self.augmentation_timestep,)},
+            values={
+                PRESENT: (int(frame > 0),),
+                MASKED: (int(self.mask),),
+                AUGMENTATION: (self.augmentation_timestep,),
+            },
             latents=tuple([max(0, each) for each in newest]) if frame > 0 else (),
             latents_level=self.augmentation,
             draw=AUGMENTED + frame,
-            writes={
-                **{f"kept_{name}": name for name in (PRESENT, AUGMENTATION)},
-                **{name: name for name in self._feature_names},
-            },
+            writes={name: name for name in (CONDITION, *self._feature_names)},
         )
 
     def _step(self, frame: int, step: int) -> Call:
@@ -234,7 +245,7 @@ class Artv:
         last = then == 0
         reference = Row(frame - 1, origin="given") if frame > 0 else Row()
         row = Row(frame, level, then, "noise" if step == 0 else "carried", place=0, done=last)
-        names = (PRESENT, AUGMENTATION, *self._anchor_names, *self._feature_names)
+        names = (CONDITION, *self._anchor_names, *self._feature_names)
         return Call(
             variant=DENOISER,
             lanes=(Lane((reference, row)),),

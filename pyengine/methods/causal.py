@@ -11,8 +11,11 @@ from pyengine.errors import ConfigError
 from pyengine.methods.shared import Count, Frames, WindowSettings
 from pyengine.schedule.call import Call, Emit, Lane, Row
 from pyengine.schedule.causal import CausalConfig, CleanView, Recache, Writing
+from pyengine.schedule.positions import PositionPolicy
+from pyengine.schedule.progressive import noise_levels
 from pyengine.schedule.ring import EMPTY
-from pyengine.schedule.samplers import cfg
+from pyengine.schedule.samplers import Sampler, cfg, make_sampler
+from pyengine.schedule.unipc import unipc
 from pyengine.schedule.warp import resolve_warp
 
 __all__ = ["Causal", "CausalSettings"]
@@ -36,6 +39,22 @@ class CausalSettings(WindowSettings):
     recache: Recache = "chunks"
     sampler: Literal["euler", "renoise", "unipc"] = "renoise"  # type: ignore[assignment]  # one more than elsewhere
     known_levels: tuple[float, ...] | None = None
+
+    def schedule(self, chunks: int | None, given_chunks: int) -> Causal:
+        return Causal.from_settings(self, chunks, given_chunks)
+
+    def make_sampler(self) -> Sampler:
+        if self.sampler == "unipc":
+            return unipc(noise_levels(self.steps, resolve_warp(self.warp, 0), self.ladder, top=None))
+        return make_sampler(self.sampler)
+
+    @property
+    def first_chunk_frames(self) -> int:
+        return self.chunk_frames if self.first_chunk is None else self.first_chunk
+
+    @property
+    def numbering(self) -> tuple[PositionPolicy, int]:
+        return self.positions, self.sink_frames
 
     @property
     def start_chunks(self) -> int:

@@ -51,9 +51,7 @@ class StreamState:
     # Of each network that turns kept values into others: what it read last, and what it gave.
     made: dict[Variant, tuple[tuple[Any, ...], dict[str, np.ndarray]]] = field(default_factory=dict)
     clips: deque[Clip] = field(default_factory=deque)
-    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients | Multistep] = field(
-        default_factory=dict
-    )
+    scales: dict[tuple[Any, ...], Coefficients | Multistep] = field(default_factory=dict)
     # Those to the next clip, which are looked at before they are made, and the last one.
     _calls: dict[int, Call] = field(default_factory=dict)
 
@@ -328,7 +326,7 @@ class Driver:
         for place, (state, call, lane) in enumerate(lanes):
             if buffers.branches == len(_weights(state, call)):
                 weights[:, place] = _weights(state, call)
-            affine = _scales(state, lane)
+            affine = _scales(state, call, lane)
             if isinstance(affine, Multistep):
                 remembers, (affine, *kept) = True, affine
                 for kind, values in enumerate(kept, 3):
@@ -409,14 +407,15 @@ def _target(row: Row) -> int:
     return row.place if row.target < 0 else row.target
 
 
-def _scales(state: StreamState, lane: Lane) -> Coefficients | Multistep:
+def _scales(state: StreamState, call: Call, lane: Lane) -> Coefficients | Multistep:
     """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
+    sampler = state.sampler if call.sampler is None else call.sampler
     levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
-    if levels not in state.scales:
+    if (sampler, *levels) not in state.scales:
         if len(state.scales) > 256:
             state.scales.clear()
-        state.scales[levels] = state.sampler(*levels)
-    return state.scales[levels]
+        state.scales[sampler, *levels] = sampler(*levels)
+    return state.scales[sampler, *levels]
 
 
 def _part(state: StreamState, key: Key, branch: int) -> np.ndarray:

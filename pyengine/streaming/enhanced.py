@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyengine.errors import InputError, PromptError
+from pyengine.bundle.bundle import Bundle, Video
+from pyengine.bundle.second import second_stage
+from pyengine.errors import ConfigError, InputError, PromptError
 from pyengine.methods import MethodSettings, StreamingT2VSettings, method_settings
 from pyengine.methods.enhancement import Enhancement, EnhancerSettings
 from pyengine.settings import shown
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pyengine.engine import Engine
     from pyengine.streaming.batch import Batch
 
-__all__ = ["EnhancedStream", "enhancer_of"]
+__all__ = ["EnhancedStream", "enhancer_of", "shown_video"]
 
 SOURCE = "source"  # the snapshot of the first stage, as bytes, inside that of the whole
 MOST_PROMPTS = 4096  # that a snapshot may name: those of chunks in flight are a few
@@ -48,7 +50,13 @@ class EnhancedStream(Stream):
         video, latent = stage.bundle.video, stage.bundle.latent
         assert video is not None
         assert latent is not None
-        frames = settings["frames"]
+        frames, exported = settings["frames"], stage.bundle.components["enhancer"].inputs["latents"].shape
+        for name, got, want in (
+            ("clip_frames", [how.clip_frames], [*exported[1:2]]),
+            ("latent", [*how.latent], [*exported[-2:]]),
+        ):
+            if got != want:
+                raise ConfigError(f"[method.enhancer.{name}] expected {want}, as exported, but got {got}")
         schedule = Enhancement(how, None if frames is None else how.chunks_of(frames), settings["seed"])
         self._wave = schedule.wave
         self._given = 0  # frames of the first stage so far
@@ -190,6 +198,13 @@ def enhancer_of(method: Mapping[str, Any] | MethodSettings) -> EnhancerSettings 
     """How the frames of a stream with these settings are enhanced; None: they are not. Raises ConfigError."""
     how = method_settings(method) if isinstance(method, Mapping) else method
     return how.enhancer if isinstance(how, StreamingT2VSettings) and how.enhance else None
+
+
+def shown_video(bundle: Bundle, method: Mapping[str, Any] | MethodSettings) -> Video:
+    """Size and rate of the frames of a stream with these settings. Raises BundleError, ConfigError."""
+    video = bundle.video if enhancer_of(method) is None else second_stage(bundle).video
+    assert video is not None
+    return video
 
 
 def first_stage(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from pyengine.bundle.manifest import Video
 from pyengine.device.array import joined
 from pyengine.errors import ConfigError, InputError, PlanError, StreamClosed
-from pyengine.methods import first_chunk_of, make_method, method_settings, positions_of, sampler_of
+from pyengine.methods import make_method, method_settings
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
@@ -70,7 +70,7 @@ class Stream:
         else:
             executor, driver = batch.decoder_executor(), batch.driver
             rings = driver.executor.new_rings()
-        sampler, numbered = sampler_of(how), positions_of(how)
+        sampler, numbered = how.make_sampler(), how.numbering
         state = open_state(driver, schedule, sampler, settings, rings, executor, bundle.latent, numbered)
         self._begin(engine, settings, bundle.video, driver, executor, state, batch)
         self._set_text(self._prompt)
@@ -82,7 +82,7 @@ class Stream:
         for frame, latent in enumerate(() if given is None else given):
             self._state.store.give(frame, latent)
         # Fills the decoder's memory; the caller has the frames.
-        end, kept = first_chunk_of(how), 0 if given is None else schedule.given_frames
+        end, kept = how.first_chunk_frames, 0 if given is None else schedule.given_frames
         start = 0
         while end <= kept:
             self._state.decoder.submit(self._state.store.window(range(start, end))).result()

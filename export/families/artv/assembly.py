@@ -77,8 +77,7 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
     inputs: dict[str, Any] = {
         "latents": normal(STREAMS, 2, *latent),
         "level": torch.tensor([0.0, 0.5]).expand(STREAMS, 2).contiguous(),
-        "present": torch.ones(STREAMS, 1),
-        "augmentation": torch.zeros(STREAMS, 1),
+        "condition": torch.tensor([1.0, 50.0]).expand(STREAMS, 2).contiguous(),
         "text": [normal(BRANCHES, STREAMS, 2, count, modules.tokens, size) for count, size in sizes],
         "anchor": [normal(STREAMS, 2, count, tokens, size) for count, size in sizes],
         "feature": [normal(STREAMS, width, *place) for width, place in zip(widths, places, strict=True)],
@@ -91,6 +90,7 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
             {
                 "latents": normal(config.adapter.references, *latent),
                 "present": present,
+                "masked": present,
                 "augmentation": augmentation,
             },
         ),
@@ -132,7 +132,7 @@ def axes(component: str, inputs: Inputs, modules: Modules) -> dict[str, Any]:
         return {"outputs": names, "working": names}
     if component == "references":
         names = [f"feature.{index}" for index in range(levels)]
-        return {"outputs": ["kept_present", "kept_augmentation", *names], "working": names}
+        return {"outputs": ["condition", *names], "working": names}
     if component == "encoder":
         return {"outputs": ["latents"], "dynamic": {"frames": {0: "chunk"}}}
     memory = [name for name in inputs if name != "latents"]

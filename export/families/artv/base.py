@@ -16,9 +16,8 @@ from typing import Any
 from pyengine.errors import InputError
 from pyengine.schedule.samplers import Prediction
 
-from ...checkpoints import TensorFile, open_tensors
-from ..streamingt2v.checkpoint import Source, Weights
-from ..streamingt2v.renames import early_autoencoder, text_model
+from ...checkpoints import Source, TensorFile, Weights, open_tensors
+from ...checkpoints.names import early_autoencoder, text_model
 from .config import UNetConfig
 
 FILES = {

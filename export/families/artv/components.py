@@ -23,9 +23,9 @@ class StepDenoiser(nn.Module):
     """One step of one frame of every stream.
 
     latents [streams, 2, channels, h, w]: the reference that the mask copies, clean, and the frame; level [streams, 2], of which the
-    frame's counts; present, augmentation [streams, 1] float, text: per transformer [branches, streams, 2, heads, words, head size];
-    anchor: per transformer [streams, 2, heads, tokens, head size]; feature: per level [streams, width, ..]. Returns the prediction
-    [branches, streams, 2, channels, h, w], zero for the reference.
+    frame's counts; condition [streams, 2]: what the mask is multiplied by, and the timestep to which references are noised; text: per
+    transformer [branches, streams, 2, heads, words, head size]; anchor: per transformer [streams, 2, heads, tokens, head size]; feature:
+    per level [streams, width, ..]. Returns the prediction [branches, streams, 2, channels, h, w], zero for the reference.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -36,8 +36,7 @@ class StepDenoiser(nn.Module):
         self,
         latents: Tensor,
         level: Tensor,
-        present: Tensor,
-        augmentation: Tensor,
+        condition: Tensor,
         text: Sequence[Tensor],
         anchor: Sequence[Tensor],
         feature: Sequence[Tensor],
@@ -49,9 +48,9 @@ class StepDenoiser(nn.Module):
         predicted = self.denoiser.predict(
             latents[:, 1],
             timesteps.clamp(0, self.denoiser.config.timesteps - 1)[:, 0],
-            augmentation[:, 0],
+            condition[:, 1],
             latents[:, 0],
-            present[:, 0],
+            condition[:, 0],
             feature,
             contexts,
             branches,
@@ -60,8 +59,8 @@ class StepDenoiser(nn.Module):
 
 
 class References(nn.Module):
-    """latents [K, channels, h, w], the newest first, of one stream; present, augmentation [1] -> both as the denoiser takes them, and the
-    adapter's features [width, ..] per level, zero where no reference is present.
+    """latents [K, channels, h, w], the newest first, of one stream; present, masked, augmentation [1] -> the denoiser's condition [2] and
+    the adapter's features [width, ..] per level, zero where no reference is present. `masked` 0: the mask takes nothing of the newest one.
 
     `vae` and `scale`: of an adapter over pictures, which sees the frames decoded.
     """
@@ -70,12 +69,14 @@ class References(nn.Module):
         super().__init__()
         self.denoiser, self.vae, self.scale = denoiser, vae, scale
 
-    def forward(self, latents: Tensor, present: Tensor, augmentation: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, latents: Tensor, present: Tensor, masked: Tensor, augmentation: Tensor
+    ) -> tuple[Tensor, ...]:
         seen = latents
         if self.vae is not None:
             seen = self.vae.decode(latents / self.scale).clamp(-1, 1)
         features = self.denoiser.references(seen.flatten(0, 1)[None], present)
-        return present.to(latents.dtype), augmentation.to(latents.dtype), *(each[0] for each in features)
+        return torch.cat([present * masked, augmentation]), *(each[0] for each in features)
 
 
 class Anchor(nn.Module):

@@ -50,19 +50,20 @@ class Denoiser(nn.Module):
         timesteps: Tensor,
         augmentation: Tensor,
         reference: Tensor,
-        present: Tensor,
+        masked: Tensor,
         features: Sequence[Tensor],
         contexts: Sequence[Context],
         branches: int | None = None,
     ) -> Predicted:
-        """latents, and the reference that the mask copies, [streams, channels, h, w]; the rest as `UNet.forward`; with `branches` all
-        but the mask have them in front. All branches share the mask of the first, the one with the prompt.
+        """latents, and the reference that the mask copies, [streams, channels, h, w]; masked [streams]: 0 where nothing is copied; the
+        rest as `UNet.forward`. With `branches` all but the mask have them in front, and all branches share the mask of the first, the one
+        with the prompt.
         """
         predicted, last = self.unet(latents, timesteps, augmentation, features, contexts, branches)
         if branches is not None:
             predicted, last = (each.unflatten(0, (branches, -1)) for each in (predicted, last))
         mask = self.mask(last if branches is None else last[0], latents, reference)
-        mask = mask * present.reshape(-1, 1, 1, 1).to(mask.dtype)
+        mask = mask * masked.reshape(-1, 1, 1, 1).to(mask.dtype)
         signal, noise = self.table.at(timesteps)
         still = static(latents, reference, signal, noise, self.config.predicts)
         return Predicted(mixed(mask, still, predicted), mask, predicted)

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from pyengine.bundle.bundle import Video
 from pyengine.errors import ConfigError, InputError
 
-from ...checkpoints import TensorFile, open_tensors
+from ...checkpoints import Source, TensorFile, Weights, open_tensors
+from ...clip import text_tower
 from ...layers.frame_autoencoder import FrameAutoencoder
-from ..streamingt2v.checkpoint import Source, Weights
-from ..streamingt2v.export import text_tower
 from .assembly import Modules
 from .base import Base
 from .config import REFERENCES, AdapterConfig, ArtvConfig

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import BackendUnavailable, BundleError, ConfigError
 
-from ...clip import clip_tokenizer
+from ...clip import clip_tokenizer, text_tower
 from ...deferred import Deferred
 from ...graph import export_component
 from ...output import prepared
@@ -47,7 +47,7 @@ TEXT_TOWER: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 # Of the first clip, as the pipeline of ModelScope's model has them.
-FIRST: dict[str, Any] = {"steps": 50, "guidance": 9.0}
+FIRST: dict[str, Any] = {"steps": 50, "guidance": 9.0, "sampler": "dpmsolver++"}
 METHOD: dict[str, Any] = {
     "name": "streamingt2v",
     "steps": 50,
@@ -108,23 +108,6 @@ def empty_networks(
     if files.enhancer is not None:
         more |= {"enhancer": enhancer, "enhancer_vae": second, "enhancer_text": Tower(text_tower(text), null)}
     return Networks(**parts, text=Tower(text_tower(text), null), **more)  # type: ignore[arg-type]
-
-
-def text_tower(config: Mapping[str, Any]) -> nn.Module:
-    """A CLIP text model of `transformers` without memory for its parameters. Raises BackendUnavailable."""
-    try:
-        from transformers import CLIPTextConfig, CLIPTextModel
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"the text tower is CLIP's by transformers ({error}): pip install 'pyengine-video[lvdm]'"
-        ) from error
-    with torch.device("meta"):
-        tower = CLIPTextModel(CLIPTextConfig(**config))
-    for module in tower.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name == "position_ids":  # the one that no checkpoint has
-                module.register_buffer(name, torch.arange(buffer.shape[-1])[None], persistent=False)
-    return tower
 
 
 def export_bundle(
@@ -216,6 +199,7 @@ def method(sizes: Sizes, networks: Networks) -> dict[str, Any]:
             "overlap": sizes.enhancer_frames // 3,
             "latent": list(sizes.enhancer_latent),
         }
+        found["presets"] = {"enhanced": {"enhance": True}}
     return found
 
 
