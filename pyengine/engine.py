@@ -29,6 +29,7 @@ from pyengine.errors import (
     StreamClosed,
 )
 from pyengine.methods import (
+    MethodSettings,
     check_presets,
     make_method,
     method_settings,
@@ -211,7 +212,7 @@ class Engine:
             raise ConfigError(
                 "[method.enhance] expected false for a batch, whose streams have one stage, but got true; use engine.stream"
             )
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
         return self._started(Batch(self, settings, max_streams))
@@ -234,24 +235,35 @@ class Engine:
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         given = None if start is None else start_of(start, self.bundle, how, self._program)
         given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
             length = video.frames(how.clip_latents - given_latents)
+        first = how.first_chunk_frames
+        given_chunks = 1 if isinstance(given, Mapping) else 0
+        if given_latents:
+            given_chunks = 1 + (given_latents - first) // how.chunk_frames
         settings = {
             "prompt": prompt,
             "seed": check_seed(seed),
             "frames": length,
-            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
-            "given_chunks": 1 if isinstance(given, Mapping) else given_latents // how.chunk_frames,
+            "chunks": self._chunks(how, length, given_chunks),
+            "given_chunks": given_chunks,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
         }
         return settings, given
+
+    def _chunks(self, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
+        """Chunks to make for so many frames behind given ones; None = endless."""
+        video, first, later = self.bundle.video, settings.first_chunk_frames, settings.chunk_frames
+        assert video is not None
+        given = first + (given_chunks - 1) * later if given_chunks else 0
+        return None if frames is None else video.chunks(frames, first, later, given)
 
     def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
@@ -277,7 +289,8 @@ class Engine:
             raise InputError(
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
-        settings |= {"given_chunks": given}
+        how = method_settings(self.bundle.method, saved["method"])
+        settings |= {"given_chunks": given, "chunks": self._chunks(how, settings["frames"], given)}
         # Of a snapshot lists are those of JSON.
         odd = [name for name, value in json.loads(json.dumps(settings)).items() if saved.get(name) != value]
         if odd or set(saved) - set(settings):
