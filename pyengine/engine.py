@@ -44,7 +44,7 @@ from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
 from pyengine.streaming.enhanced import EnhancedStream, enhancer_of
 from pyengine.streaming.second_stage import SecondStage
-from pyengine.streaming.starts import start_of
+from pyengine.streaming.starts import chunks_for, start_of
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -211,7 +211,7 @@ class Engine:
             raise ConfigError(
                 "[method.enhance] expected false for a batch, whose streams have one stage, but got true; use engine.stream"
             )
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
         return self._started(Batch(self, settings, max_streams))
@@ -234,19 +234,23 @@ class Engine:
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         given = None if start is None else start_of(start, self.bundle, how, self._program)
         given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
             length = video.frames(how.clip_latents - given_latents)
+        first = how.first_chunk_frames
+        given_chunks = 1 if isinstance(given, Mapping) else 0
+        if given_latents:
+            given_chunks = 1 + (given_latents - first) // how.chunk_frames
         settings = {
             "prompt": prompt,
             "seed": check_seed(seed),
             "frames": length,
-            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
-            "given_chunks": 1 if isinstance(given, Mapping) else given_latents // how.chunk_frames,
+            "chunks": chunks_for(video, how, length, given_chunks),
+            "given_chunks": given_chunks,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
@@ -277,7 +281,10 @@ class Engine:
             raise InputError(
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
-        settings |= {"given_chunks": given}
+        how = method_settings(self.bundle.method, saved["method"])
+        assert self.bundle.video is not None
+        chunks = chunks_for(self.bundle.video, how, settings["frames"], given)
+        settings |= {"given_chunks": given, "chunks": chunks}
         # Of a snapshot lists are those of JSON.
         odd = [name for name, value in json.loads(json.dumps(settings)).items() if saved.get(name) != value]
         if odd or set(saved) - set(settings):

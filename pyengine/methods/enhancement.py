@@ -155,6 +155,9 @@ class Enhancement:
     def prepare(self) -> Sequence[Call]:
         return ()
 
+    def switched(self, index: int) -> Enhancement:
+        return self
+
     def recache(self, index: int) -> Iterator[Call]:
         """None: a new prompt holds for the chunks that begin then."""
         return iter(())

@@ -48,6 +48,7 @@ class ContextSettings:
     recent_frames: Frames
 
 
+@dataclass(frozen=True, kw_only=True)
 class MethodSettings(ABC):
     """What the settings of every method say, beside their fields. A method is a frozen dataclass of this kind and the schedule that it
     makes.
@@ -72,6 +73,11 @@ class MethodSettings(ABC):
     @abstractmethod
     def make_sampler(self) -> Sampler:
         """How latents go from level to level."""
+
+    @property
+    def first_chunk_frames(self) -> int:
+        """Latent frames of the first chunk of a video."""
+        return self.chunk_frames
 
     @property
     def start_chunks(self) -> int:

@@ -179,6 +179,9 @@ class StreamingT2V:
     def prepare(self) -> Sequence[Call]:
         return ()
 
+    def switched(self, index: int) -> StreamingT2V:
+        return self
+
     def recache(self, index: int) -> Iterator[Call]:
         return iter(())  # the next chunk's `appearance` reads the new prompt
 

@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 class Lane(NamedTuple):
     """One batch entry of a call: the rows that attend to each other, oldest first, and the frame in each ring slot
-    that they may read (-1 = empty, or written by this very call).
+    that they may read (-1 = empty, or hidden from them). A slot that this very call writes still holds the frame before.
     """
 
     rows: tuple[Row, ...]
@@ -154,6 +154,10 @@ class Schedule(Protocol):
         """Calls that rewrite the ring before call `index` when the prompt has changed. Raises PromptError, before
         anything has changed, where a prompt cannot change any more.
         """
+        ...
+
+    def switched(self, index: int) -> Schedule:
+        """The schedule from call `index` on when the prompt changed before it: another where that changes what stays visible."""
         ...
 
     def weights(self, guidance: float) -> tuple[float, ...]:

@@ -52,7 +52,8 @@ class Driver:
 
     def __init__(self, executor: Executor, bundle: Bundle, sizes: tuple[int, ...] = (1,)) -> None:
         assert bundle.latent is not None
-        self.executor, self.sizes = executor, sizes
+        assert bundle.video is not None
+        self.executor, self.sizes, self._video = executor, sizes, bundle.video
         self._components = bundle.components
         self._frame_shape = (bundle.latent.channels, bundle.latent.height, bundle.latent.width)
         self._buffers: dict[Variant, CallBuffers] = {}
@@ -72,7 +73,8 @@ class Driver:
         for state, call in calls:
             state.call += 1
             for emit in call.emit:
-                state.clips.append(state.decoder.submit(state.store.window(emit.frames), emit.keep))
+                latents, shown = state.store.window(emit.frames), emit.frames[emit.keep]
+                state.clips.append(state.decoder.submit(latents, emit.keep, self._video.lead(shown[0])))
             if call.keeps is not None:
                 state.store.forget(*call.keeps)
         for state, call in calls:  # once every stream's frames are on their way
@@ -89,6 +91,7 @@ class Driver:
         """Rewrites the keys and values of every clean frame in the ring under the text that is set now."""
         for call in state.schedule.recache(state.call):
             self._run([(state, call)])
+        state.switch(state.call)
 
     def forget(self, state: StreamState) -> None:
         """Lets go of a stream that has left."""
@@ -255,7 +258,7 @@ class Driver:
         """Runs the network, updates every row that is not a condition, and keeps what became clean."""
         rows = len(lanes[0][2].rows)
         weights = np.ones((buffers.branches, buffers.lanes), np.float32)
-        scales = np.zeros((6, buffers.lanes, rows), np.float32)
+        scales = np.zeros((7, buffers.lanes, rows), np.float32)
         scales[0] = 1  # a lane that no stream fills is copied
         noise = remembers = False
         for place, (state, call, lane) in enumerate(lanes):
@@ -264,9 +267,10 @@ class Driver:
             affine = state.coefficients(lane)
             if isinstance(affine, Multistep):
                 remembers, (affine, *kept) = True, affine
-                scales[3:, place] = kept
+                for kind, values in enumerate(kept, 3):
+                    scales[kind, place] = values
                 for first, row, count in _runs(lane.rows):
-                    if kept[0][first]:
+                    if scales[3, place, first] or scales[6, place, first]:
                         buffers.recall(place, first, state.store, row.history, count)
             for kind, values in enumerate(affine):
                 scales[kind, place] = values
@@ -275,7 +279,7 @@ class Driver:
                 for index, row in enumerate(lane.rows):
                     if affine.noise[index]:
                         buffers.draw(place, index, self._noise(state, row.frame, call.draw))
-        history = (scales[3], scales[4], scales[5]) if remembers else None
+        history = (scales[3], scales[4], scales[5], scales[6]) if remembers else None
         buffers.run(weights, (scales[0], scales[1], scales[2]), noise, history)
         for place, (state, _, lane) in enumerate(lanes):
             for first, row, count in _runs(lane.rows):

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from pyengine.arguments import as_array
-from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.bundle import Bundle, Video
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ShapeError
 from pyengine.methods import MethodSettings
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 
-__all__ = ["start_of"]
+__all__ = ["chunks_for", "start_of"]
 
 
 def start_of(
@@ -40,16 +40,37 @@ def start_of(
         raise ShapeError(
             f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
         )
-    size = video.frames(settings.chunk_frames)
-    if len(start) < size:
-        start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
+    first, later = settings.first_chunk_frames, settings.chunk_frames
+    if len(start) < video.frames(first):
+        start = np.concatenate([np.repeat(start[:1], video.frames(first) - len(start), 0), start])
     if settings.reads_pixels:
         return settings.pixels_of(start)
-    chunks = min(len(start) // size, settings.start_chunks)
-    start = start[len(start) - chunks * size :]
-    executor = program(encoder_variants(bundle, settings.chunk_frames)).executor()
+    # Latents, and frames, before each chunk and behind the last.
+    latents = [0, *(first + index * later for index in range(settings.start_chunks))]
+    ends = [video.frames(count) for count in latents]
+    chunks = sum(end <= len(start) for end in ends[1:])
+    start = start[len(start) - ends[chunks] :]
+    sizes = dict.fromkeys((first, later) if chunks > 1 else (first,))
+    variants = dict.fromkeys(part for size in sizes for part in encoder_variants(bundle, size))
+    executor = program(tuple(variants)).executor()
     try:
-        parts = (start[index * size : (index + 1) * size] for index in range(chunks))
-        return np.concatenate([encode_chunk(executor, bundle, part, settings.chunk_frames) for part in parts])
+        return np.concatenate(
+            [
+                encode_chunk(
+                    executor,
+                    bundle,
+                    start[ends[index] : ends[index + 1]],
+                    latents[index + 1] - latents[index],
+                )
+                for index in range(chunks)
+            ]
+        )
     finally:
         executor.close()
+
+
+def chunks_for(video: Video, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
+    """Chunks to make for so many frames behind given ones; None = endless."""
+    first, later = settings.first_chunk_frames, settings.chunk_frames
+    given = first + (given_chunks - 1) * later if given_chunks else 0
+    return None if frames is None else video.chunks(frames, first, later, given)

@@ -37,6 +37,7 @@ class StreamState:
     decoder: Decoder
     call: int
     text: dict[str, np.ndarray] = field(default_factory=dict)
+    switched_at: int | None = None  # the call before which a prompt last changed what stays visible
     kept: dict[str, np.ndarray] = field(default_factory=dict)
     prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
     # Of each network that turns kept values into others: what it read last, and what it gave.
@@ -60,6 +61,13 @@ class StreamState:
             self._calls = {known: call for known, call in self._calls.items() if known >= self.call - 1}
             self._calls[number] = self.schedule.call(number)
         return self._calls[number]
+
+    def switch(self, number: int) -> None:
+        """Goes on by the schedule that holds from a call on when the prompt changed before it."""
+        schedule = self.schedule.switched(number)
+        if schedule is not self.schedule:
+            self.schedule, self.switched_at = schedule, number
+            self._calls.clear()
 
     def calls_to_clip(self, beyond: int) -> int:
         """How many calls there are until a chunk is finished and `beyond` more are made, or the schedule ends."""
