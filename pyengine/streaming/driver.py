@@ -264,7 +264,7 @@ class Driver:
         for place, (state, call, lane) in enumerate(lanes):
             if buffers.branches == len(state.weights_of(call)):
                 weights[:, place] = state.weights_of(call)
-            affine = state.coefficients(lane)
+            affine = state.coefficients(call, lane)
             if isinstance(affine, Multistep):
                 remembers, (affine, *kept) = True, affine
                 for kind, values in enumerate(kept, 3):

@@ -43,9 +43,7 @@ class StreamState:
     # Of each network that turns kept values into others: what it read last, and what it gave.
     made: dict[Variant, tuple[tuple[Any, ...], dict[str, np.ndarray]]] = field(default_factory=dict)
     clips: deque[Clip] = field(default_factory=deque)
-    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients | Multistep] = field(
-        default_factory=dict
-    )
+    scales: dict[tuple[Any, ...], Coefficients | Multistep] = field(default_factory=dict)
     # Those to the next clip, which are looked at before they are made, and the last one.
     _calls: dict[int, Call] = field(default_factory=dict)
 
@@ -82,14 +80,15 @@ class StreamState:
         first = max(self.schedule.first_call, self.call - calls)
         return sum(len(self.call_at(number).emit) for number in range(first, self.call))
 
-    def coefficients(self, lane: Lane) -> Coefficients | Multistep:
-        """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
+    def coefficients(self, call: Call, lane: Lane) -> Coefficients | Multistep:
+        """Of the call's sampler or the stream's; a steady schedule repeats after a few calls, so they are kept."""
+        sampler = self.sampler if call.sampler is None else call.sampler
         levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
-        if levels not in self.scales:
+        if (sampler, *levels) not in self.scales:
             if len(self.scales) > MOST_SCALES:
                 self.scales.clear()
-            self.scales[levels] = self.sampler(*levels)
-        return self.scales[levels]
+            self.scales[sampler, *levels] = sampler(*levels)
+        return self.scales[sampler, *levels]
 
     def weights_of(self, call: Call) -> tuple[float, ...]:
         """Of the guidance branches."""

@@ -47,7 +47,7 @@ TEXT_TOWER: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 # Of the first clip, as the pipeline of ModelScope's model has them.
-FIRST: dict[str, Any] = {"steps": 50, "guidance": 9.0}
+FIRST: dict[str, Any] = {"steps": 50, "guidance": 9.0, "sampler": "dpmsolver++"}
 METHOD: dict[str, Any] = {
     "name": "streamingt2v",
     "steps": 50,
