@@ -171,8 +171,8 @@ def test_prompt_changes_on_the_way(wan: pyengine.Engine) -> None:
 def test_a_prompt_that_replaces_the_sink_and_its_snapshot(wan: pyengine.Engine) -> None:
     """The ring's pinned frames are others from then on, which a resumed stream knows."""
     method = {"visible_frames": 9, "sink_frames": 3, "recache": "replaced"}
-    with wan.stream(PROMPT, seed=SEED, frames=69, method=method) as stream:
-        for _ in range(33):
+    with wan.stream(PROMPT, seed=SEED, frames=81, method=method) as stream:
+        for _ in range(45):
             next(stream)
         stream.prompt = OTHER
         for _ in range(13):
@@ -182,7 +182,7 @@ def test_a_prompt_that_replaces_the_sink_and_its_snapshot(wan: pyengine.Engine) 
     with wan.resume(saved) as resumed:
         assert np.array_equal(np.stack(list(resumed)), rest)
     header = read_header(saved)
-    assert 0 < header["switched"] < 5 * 6
+    assert 0 < header["switched"] < 5 * 7
     with np.load(io.BytesIO(saved)) as file:
         arrays = {name: file[name] for name in file.files}
     header["switched"] = 10**6

@@ -398,3 +398,5 @@ def test_text_encoders_that_transformers_reads_are_taken_as_they_are(tmp_path: P
     (tmp_path / "text_encoder" / "config.json").write_text("{}")
     assert text_source(str(tmp_path), tmp_path / "bundle") == str(tmp_path)
     assert text_source(str(tmp_path / "text_encoder"), tmp_path / "bundle") == str(tmp_path / "text_encoder")
+    (tmp_path / "tokenizer").mkdir()
+    assert text_source(str(tmp_path / "text_encoder"), tmp_path / "bundle") == str(tmp_path)

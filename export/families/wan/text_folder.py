@@ -34,6 +34,8 @@ def text_source(given: str, target: Path) -> str:
         return str(target.resolve())
     if not path.is_dir():
         return given
+    if path.name == "text_encoder" and (path.parent / "tokenizer").is_dir():
+        path = path.parent  # of diffusers, whose tokenizer lies beside
     return str(path.resolve())
 
 
