@@ -29,7 +29,6 @@ from pyengine.errors import (
     StreamClosed,
 )
 from pyengine.methods import (
-    MethodSettings,
     check_presets,
     make_method,
     method_settings,
