@@ -182,7 +182,7 @@ def test_enhancing_shares_noise_where_it_should(model: Model) -> None:
     found = {}
     for blending in ("independent", "shared", "randomized"):
         torch.manual_seed(1)
-        found[blending] = sample.enhance(model, latents, tokens, blending, sampling=quick, seed=2)  # type: ignore[arg-type]
+        found[blending] = sample.enhance(model, latents, tokens, blending, sampling=quick, seed=2)
         assert found[blending].shape == latents.shape
     assert (found["independent"] - found["shared"]).abs().max() > 0.1
     assert (found["randomized"] - found["shared"]).abs().max() > 1e-4
