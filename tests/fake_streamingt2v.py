@@ -13,7 +13,8 @@ from pyengine import _C
 from pyengine.bundle.manifest import TensorSpec
 from pyengine.methods import method_settings
 from pyengine.methods.streamingt2v import REGENERATED
-from pyengine.schedule.samplers import frame_noise
+from pyengine.schedule.dpm_solver import dpm_solver
+from pyengine.schedule.samplers import Multistep, frame_noise
 
 WINDOW, CONDITION = 4, 2
 FRAME = (LATENT.channels, LATENT.height, LATENT.width)
@@ -21,7 +22,7 @@ TEXTS = ("text_key.0", "text_value.0")
 CAM_TEXTS = ("cam_text_key.0", "cam_text_value.0")
 METHOD: dict[str, Any] = {
     "name": "streamingt2v", "steps": 3, "betas": [0.00085, 0.012], "guidance": 7.5, "clip_frames": WINDOW,
-    "condition_frames": CONDITION, "attentions": [1, 1], "first": {"steps": 2, "guidance": 3.0},
+    "condition_frames": CONDITION, "attentions": [1, 1], "first": {"steps": 3, "guidance": 3.0},
 }  # fmt: skip
 
 
@@ -135,26 +136,35 @@ def by_hand(
     settings: Any = method_settings(method)
     sampler, window, seen = settings.make_sampler(), settings.clip_frames, settings.condition_frames
 
-    def clip(name: str, kept: Arrays, steps: int, numbers: Sequence[int], weights: list[float]) -> np.ndarray:
+    def clip(
+        name: str, kept: Arrays, times: Sequence[int], numbers: Sequence[int], weights: list[float], by: Any
+    ) -> np.ndarray:
         x = np.stack([frame_noise(seed, number, shape) for number in numbers])[None]
-        times = [1 + (1000 // steps) * step for step in range(steps)][::-1]
+        scaled, before = np.array(weights, np.float32)[:, None], None
         for step, time in enumerate(times):
-            now, then = (time + 1) / 1000, (times[step + 1] + 1) / 1000 if step + 1 < steps else 0.0
-            scales = sampler([now] * window, [then] * window)
+            now, then = (time + 1) / 1000, (times[step + 1] + 1) / 1000 if step + 1 < len(times) else 0.0
+            scales = by([now] * window, [then] * window)
             noise = np.stack([frame_noise(seed, number, shape, step) for number in numbers])[None]
             level = np.full((1, window), now, np.float32)
             prediction = runs[name]({"latents": x, "level": level, **kept})["prediction"][: len(weights)]
+            moved = (x, np.ascontiguousarray(prediction), scaled)
+            more: dict[str, Any] = {"noise": noise}
+            if isinstance(scales, Multistep):
+                scales, past, *clean = scales.update, *map(np.ascontiguousarray, scales[1:])
+                more = {} if before is None else {"history": before, "history_scale": past[None]}
+                before = np.empty_like(x)
+                _C.denoise_step(
+                    *moved, *(scale[None] for scale in clean), np.zeros_like(past)[None], out=before
+                )
             noised = np.empty_like(x)
             _C.denoise_step(
-                x,
-                np.ascontiguousarray(prediction),
-                np.array(weights, np.float32)[:, None],
-                *(scale[None] for scale in scales),
-                noise=noise,
-                out=noised,
+                *moved, *(np.ascontiguousarray(scale)[None] for scale in scales), **more, out=noised
             )
             x = noised
         return x[0]
+
+    def ddim(steps: int) -> list[int]:
+        return [1 + (1000 // steps) * step for step in range(steps)][::-1]
 
     def by_branch(values: Arrays) -> Arrays:
         return {name: value[:, None] for name, value in values.items()}
@@ -165,7 +175,11 @@ def by_hand(
     shown, texts = [], list(texts)
     if given is None:
         keys, first = by_branch(runs["first_text"]({"text": texts.pop(0)})), settings.first
-        latents = clip("first_denoiser", keys, first.steps, range(window), weights(first.guidance))
+        times, by = ddim(first.steps), sampler
+        if first.sampler != "ddim":
+            times = np.linspace(999, 0, first.steps + 1).round().astype(int).tolist()[:-1]
+            by = dpm_solver(settings.betas, first.steps)
+        latents = clip("first_denoiser", keys, times, range(window), weights(first.guidance), by)
         frames, pixels = decode(latents)
         shown.append(frames)
         anchor = runs["image_encoder"]({"pixels": pixels[0]})["anchor"]
@@ -178,7 +192,7 @@ def by_hand(
         keys |= runs["condition"]({"pixels": pixels[None, -seen:]})
         numbers = [REGENERATED + chunk * seen + row for row in range(seen)]
         numbers += range(born, born + window - seen)
-        latents = clip("denoiser", keys, settings.steps, numbers, weights(guidance))
+        latents = clip("denoiser", keys, ddim(settings.steps), numbers, weights(guidance), sampler)
         frames, pixels = decode(latents[seen:])
         shown.append(frames)
         born += window - seen

@@ -7,6 +7,7 @@ from typing import Any
 
 from pyengine.errors import ConfigError
 from pyengine.methods.artv import Artv, ArtvSettings
+from pyengine.methods.causal import Causal, CausalSettings
 from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
 from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
@@ -20,6 +21,8 @@ __all__ = [
     "SETTINGS",
     "Artv",
     "ArtvSettings",
+    "Causal",
+    "CausalSettings",
     "Hierarchical",
     "HierarchicalSettings",
     "MethodSettings",
@@ -38,6 +41,7 @@ __all__ = [
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
     "progressive": ProgressiveSettings,
+    "causal": CausalSettings,
     "replacement": ReplacementSettings,
     "rflow": RflowSettings,
     "hierarchical": HierarchicalSettings,

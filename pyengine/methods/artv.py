@@ -190,6 +190,9 @@ class Artv:
     def prepare(self) -> Sequence[Call]:
         return ()
 
+    def switched(self, index: int) -> Artv:
+        return self
+
     def recache(self, index: int) -> Iterator[Call]:
         """Nothing: what is kept of earlier frames has not seen the prompt."""
         return iter(())

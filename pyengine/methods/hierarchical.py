@@ -189,6 +189,9 @@ class Hierarchical:
             raise PromptError("the prompt of a clip cannot change on the way; start another stream")
         return iter(())
 
+    def switched(self, index: int) -> Hierarchical:
+        return self
+
     def call(self, index: int) -> Call:
         step = self.config.step_at(index)
         intervals = self._wanted(step)

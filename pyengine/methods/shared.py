@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -48,12 +48,14 @@ class ContextSettings:
     recent_frames: Frames
 
 
+@dataclass(frozen=True, kw_only=True)
 class MethodSettings(ABC):
     """What the settings of every method say, beside their fields. A method is a frozen dataclass of this kind and the schedule that it
     makes.
     """
 
     if TYPE_CHECKING:  # fields of every method, or properties
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
         @property
         def steps(self) -> int: ...
@@ -71,6 +73,11 @@ class MethodSettings(ABC):
     @abstractmethod
     def make_sampler(self) -> Sampler:
         """How latents go from level to level."""
+
+    @property
+    def first_chunk_frames(self) -> int:
+        """Latent frames of the first chunk of a video."""
+        return self.chunk_frames
 
     @property
     def start_chunks(self) -> int:

@@ -24,6 +24,7 @@ from pyengine.errors import ConfigError
 from pyengine.methods.enhancement import EnhancerSettings
 from pyengine.methods.shared import Beta, Count, MethodSettings, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
+from pyengine.schedule.dpm_solver import dpm_solver, even_timesteps
 from pyengine.schedule.samplers import Prediction, Sampler, alphas_cumprod, make_sampler
 from pyengine.schedule.timesteps import leading_timesteps, levels_of, with_first_alpha
 from pyengine.settings import Range
@@ -39,12 +40,23 @@ PIXELS, ANCHOR_PIXELS = "pixels", "anchor_pixels"
 class FirstSettings:
     """How the first clip is made of a text.
 
-    steps     of the sampler that all chunks have, DDIM
+    steps     of its sampler
     guidance  scale of classifier-free guidance; 1 = none
+    sampler   "dpmsolver++", of second order, as released, or "ddim": that of the chunks
     """
 
     steps: Steps
     guidance: float
+    sampler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the sampler reads what it kept of the step before."""
+        return self.sampler != "ddim"
+
+    def timesteps(self, of: int) -> np.ndarray:
+        """Those of the steps, highest first, of so many in training. [steps] Raises ConfigError."""
+        return (even_timesteps if self.remembers else leading_timesteps)(self.steps, of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +94,12 @@ class StreamingT2VSettings(MethodSettings):
     enhance: bool = False
 
     def __post_init__(self) -> None:
-        for name, steps in (("steps", self.steps), ("first.steps", self.first.steps if self.first else 1)):
+        for name in ("steps", "first.steps"):
             try:
-                leading_timesteps(steps, self.timesteps)
+                if name == "steps":
+                    leading_timesteps(self.steps, self.timesteps)
+                elif self.first is not None:
+                    self.first.timesteps(self.timesteps)
             except ConfigError as error:
                 raise ConfigError(f"[method.{name}] {error}") from error
         if self.betas[0] > self.betas[1]:
@@ -172,7 +187,9 @@ class StreamingT2V:
 
     @property
     def places(self) -> int:
-        return self.settings.clip_frames
+        window, first = self.settings.clip_frames, self.settings.first
+        remembers = first is not None and first.remembers and not self.is_given
+        return 2 * window if remembers else window
 
     @property
     def period(self) -> int:
@@ -184,6 +201,9 @@ class StreamingT2V:
 
     def prepare(self) -> Sequence[Call]:
         return ()
+
+    def switched(self, index: int) -> StreamingT2V:
+        return self
 
     def recache(self, index: int) -> Iterator[Call]:
         return iter(())  # the next chunk's `appearance` reads the new prompt
@@ -231,9 +251,10 @@ class StreamingT2V:
                 reads={PIXELS: Key(ANCHOR_PIXELS)},
                 writes={"anchor": "anchor"},
             )
-        assert self.settings.first is not None
-        steps, step = self.settings.first.steps, index - 1
-        if step == steps:
+        first = self.settings.first
+        assert first is not None
+        step = index - 1
+        if step == first.steps:
             # The rest of the first clip is decoded here: its last frames are the condition, and frame 0 was among the others.
             rest = tuple(range(self.chunk_frames, self._first_frames))
             needed = self.later_chunks != 0
@@ -247,14 +268,17 @@ class StreamingT2V:
         names = _texts("text", self.settings.attentions[0])
         if index == 0:
             return Call(Variant.of("first_text"), writes={name: name for name in names})
-        is_last = step == steps - 1
+        is_last = step == first.steps - 1
         frames = tuple(range(self._first_frames))
+        own = (self.settings.betas, first.steps, self.settings.timesteps, self.settings.predicts)
+        timesteps = first.timesteps(self.settings.timesteps)
         return Call(
             self._first_denoiser,
-            (self._lane(steps, step, frames, 0),),
+            (self._lane(timesteps, step, frames, 0, self._first_frames if first.remembers else None),),
             reads=_by_branch(names),
             draw=step,
-            weights=self.weights(self.settings.first.guidance),
+            weights=self.weights(first.guidance),
+            sampler=dpm_solver(*own) if first.remembers else None,
             emit=(Emit(frames[: self.chunk_frames], writes={PIXELS: PIXELS}),) if is_last else (),
         )
 
@@ -270,24 +294,40 @@ class StreamingT2V:
         is_last = step == settings.steps - 1
         return Call(
             Variant.of("denoiser"),
-            (self._lane(settings.steps, step, frames, again),),
+            (self._lane(leading_timesteps(settings.steps, settings.timesteps), step, frames, again),),
             reads=reads | {"condition": Key("condition", ((0,),))},
             draw=step,
             emit=(Emit(frames[again:], writes={PIXELS: PIXELS}),) if is_last else (),
             keeps=(0, new + self.chunk_frames) if is_last else None,
         )
 
-    def _lane(self, steps: int, step: int, frames: Sequence[int], first_kept: int) -> Lane:
-        """The rows of a window at one step; clean ones are kept from `first_kept` on."""
-        timesteps = self.settings.timesteps
-        ladder = levels_of(leading_timesteps(steps, timesteps), timesteps)
+    def _lane(
+        self,
+        timesteps: np.ndarray,
+        step: int,
+        frames: Sequence[int],
+        first_kept: int,
+        history: int | None = None,
+    ) -> Lane:
+        """The rows of a window at one step; clean ones are kept from `first_kept` on. `history`: where what the sampler keeps begins."""
+        steps = len(timesteps)
+        ladder = levels_of(timesteps, self.settings.timesteps)
         now, then = ladder[steps - step], ladder[steps - step - 1]
         origin: Any = "carried" if step else "noise"
         is_last = step == steps - 1
+        past = -1 if history is None else history
         return Lane(
             tuple(
                 [
-                    Row(frame, now, then, origin, place, done=is_last and place >= first_kept)
+                    Row(
+                        frame,
+                        now,
+                        then,
+                        origin,
+                        place,
+                        done=is_last and place >= first_kept,
+                        history=past if past < 0 else past + place,
+                    )
                     for place, frame in enumerate(frames)
                 ]
             )
