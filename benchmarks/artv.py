@@ -50,8 +50,7 @@ def in_torch(modules: Modules, precision: str, compiled: bool) -> Iterator[np.nd
     ]
     ladder.append(0.0)
     scales = [
-        sampler(np.array([now], np.float32), np.array([then], np.float32))
-        for now, then in pairwise(ladder)
+        sampler(np.array([now], np.float32), np.array([then], np.float32)) for now, then in pairwise(ladder)
     ]
     weights = torch.tensor([how["guidance"], 1 - how["guidance"]])
     shape = (config.unet.channels, *modules.latent_size)

@@ -65,7 +65,7 @@ def contenders(frames: int, high: int, wide: int, device: str) -> Contenders:
     def released() -> Tensor:
         plain = {attention: attention.over_time for attention in attentions}
         for attention, run in plain.items():
-            attention.over_time = twice(run)  # type: ignore[method-assign]
+            attention.over_time = twice(run)
         try:
             return once()
         finally:

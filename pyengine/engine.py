@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pyengine.arguments import as_array, check_guidance, check_length, check_seed
+from pyengine.arguments import check_guidance, check_length, check_seed
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
 from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
@@ -26,12 +26,10 @@ from pyengine.errors import (
     InputError,
     PromptError,
     PyEngineError,
-    ShapeError,
     StreamClosed,
 )
 from pyengine.methods import (
     MethodSettings,
-    StreamingT2VSettings,
     check_presets,
     make_method,
     method_settings,
@@ -39,7 +37,6 @@ from pyengine.methods import (
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
 from pyengine.processor import cores
-from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.schedule.call import Schedule
@@ -48,6 +45,7 @@ from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
 from pyengine.streaming.enhanced import EnhancedStream, enhancer_of
 from pyengine.streaming.second_stage import SecondStage
+from pyengine.streaming.starts import start_of
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -214,7 +212,7 @@ class Engine:
             raise ConfigError(
                 "[method.enhance] expected false for a batch, whose streams have one stage, but got true; use engine.stream"
             )
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
         return self._started(Batch(self, settings, max_streams))
@@ -237,24 +235,35 @@ class Engine:
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
-        given = None if start is None else self._given(start, how)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
+        given = None if start is None else start_of(start, self.bundle, how, self._program)
         given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
             length = video.frames(how.clip_latents - given_latents)
+        first = how.first_chunk_frames
+        given_chunks = 1 if isinstance(given, Mapping) else 0
+        if given_latents:
+            given_chunks = 1 + (given_latents - first) // how.chunk_frames
         settings = {
             "prompt": prompt,
             "seed": check_seed(seed),
             "frames": length,
-            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
-            "given_chunks": 1 if isinstance(given, Mapping) else given_latents // how.chunk_frames,
+            "chunks": self._chunks(how, length, given_chunks),
+            "given_chunks": given_chunks,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
         }
         return settings, given
+
+    def _chunks(self, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
+        """Chunks to make for so many frames behind given ones; None = endless."""
+        video, first, later = self.bundle.video, settings.first_chunk_frames, settings.chunk_frames
+        assert video is not None
+        given = first + (given_chunks - 1) * later if given_chunks else 0
+        return None if frames is None else video.chunks(frames, first, later, given)
 
     def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
@@ -280,7 +289,8 @@ class Engine:
             raise InputError(
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
-        settings |= {"given_chunks": given}
+        how = method_settings(self.bundle.method, saved["method"])
+        settings |= {"given_chunks": given, "chunks": self._chunks(how, settings["frames"], given)}
         # Of a snapshot lists are those of JSON.
         odd = [name for name, value in json.loads(json.dumps(settings)).items() if saved.get(name) != value]
         if odd or set(saved) - set(settings):
@@ -336,12 +346,9 @@ class Engine:
             if self._closed:
                 raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
             if self._second is None:
-                method = self.bundle.method["enhancer"]
-                bundle = second_stage(self.bundle, tuple(method["latent"]), method)
                 words = None if self._tokenizer is None else self._tokenizer.inputs
-                self._second = SecondStage(
-                    bundle, self.options, words, self.encode_prompt, self._library.progress
-                )
+                bundle, progress = second_stage(self.bundle), self._library.progress
+                self._second = SecondStage(bundle, self.options, words, self.encode_prompt, progress)
             return self._second
 
     def codec_program(self, schedule: Schedule) -> Program:
@@ -396,37 +403,3 @@ class Engine:
 
     def _program(self, variants: tuple[Variant, ...]) -> Program:
         return self._library.program(variants)
-
-    def _given(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray | Mapping[str, np.ndarray]:
-        """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]; or, of methods
-        that begin with pixels, what their calls read.
-        """
-        video = self.bundle.video
-        assert video is not None
-        if not settings.start_chunks:
-            raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
-        start = as_array("start", start)
-        if (
-            start.ndim != 4
-            or start.shape[1:] != (video.height, video.width, 3)
-            or start.dtype != np.uint8
-            or not len(start)
-        ):
-            raise ShapeError(
-                f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
-            )
-        size = video.frames(settings.chunk_frames)
-        if len(start) < size:
-            start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        if isinstance(settings, StreamingT2VSettings):
-            return settings.pixels_of(start)
-        chunks = min(len(start) // size, settings.start_chunks)
-        start = start[len(start) - chunks * size :]
-        executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
-        try:
-            parts = (start[index * size : (index + 1) * size] for index in range(chunks))
-            return np.concatenate(
-                [encode_chunk(executor, self.bundle, part, settings.chunk_frames) for part in parts]
-            )
-        finally:
-            executor.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from fake_network import Arrays, FakeNetwork
 
 from pyengine import _C
 from pyengine.bundle.manifest import TensorSpec
-from pyengine.methods import method_settings, sampler_of
+from pyengine.methods import method_settings
 from pyengine.methods.streamingt2v import REGENERATED
-from pyengine.schedule.samplers import frame_noise
+from pyengine.schedule.dpm_solver import dpm_solver
+from pyengine.schedule.samplers import Multistep, frame_noise
 
 WINDOW, CONDITION = 4, 2
 FRAME = (LATENT.channels, LATENT.height, LATENT.width)
@@ -21,7 +22,7 @@ TEXTS = ("text_key.0", "text_value.0")
 CAM_TEXTS = ("cam_text_key.0", "cam_text_value.0")
 METHOD: dict[str, Any] = {
     "name": "streamingt2v", "steps": 3, "betas": [0.00085, 0.012], "guidance": 7.5, "clip_frames": WINDOW,
-    "condition_frames": CONDITION, "attentions": [1, 1], "first": {"steps": 2, "guidance": 3.0},
+    "condition_frames": CONDITION, "attentions": [1, 1], "first": {"steps": 3, "guidance": 3.0},
 }  # fmt: skip
 
 
@@ -106,39 +107,64 @@ def networks() -> dict[str, FakeNetwork]:
     }
 
 
+RUNS: dict[str, Callable[[Arrays], Arrays]] = {
+    "first_text": first_text, "first_denoiser": first_denoiser, "image_encoder": image_encoder, "appearance": appearance,
+    "condition": condition, "denoiser": denoiser,
+}  # fmt: skip
+
+
+def fake_decode(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames, uint8 [frames, h, w, 3], and their pixels [frames, 3, h, w]."""
+    frames = plain(latents, np.zeros(3))
+    return frames, pixels_of(frames)
+
+
 def by_hand(
     texts: Sequence[np.ndarray],
     seed: int,
     guidance: float,
     given: np.ndarray | None = None,
-    method: dict[str, Any] = METHOD,
+    method: Mapping[str, Any] = METHOD,
+    runs: Mapping[str, Callable[[Arrays], Arrays]] = RUNS,
+    decode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = fake_decode,
+    shape: tuple[int, ...] = FRAME,
 ) -> np.ndarray:
     """The frames of a stream as the paper has it, no call or record in it: uint8 [frames, h, w, 3].
 
     texts  of each later chunk; before it, without `given` frames, that of the first clip
     """
-    settings = method_settings(method)
-    sampler = sampler_of(settings)
+    settings: Any = method_settings(method)
+    sampler, window, seen = settings.make_sampler(), settings.clip_frames, settings.condition_frames
 
-    def clip(predict: Any, steps: int, numbers: Sequence[int], weights: list[float]) -> np.ndarray:
-        x = np.stack([frame_noise(seed, number, FRAME) for number in numbers])[None]
-        times = [1 + (1000 // steps) * step for step in range(steps)][::-1]
+    def clip(
+        name: str, kept: Arrays, times: Sequence[int], numbers: Sequence[int], weights: list[float], by: Any
+    ) -> np.ndarray:
+        x = np.stack([frame_noise(seed, number, shape) for number in numbers])[None]
+        scaled, before = np.array(weights, np.float32)[:, None], None
         for step, time in enumerate(times):
-            now, then = (time + 1) / 1000, (times[step + 1] + 1) / 1000 if step + 1 < steps else 0.0
-            scales = sampler([now] * WINDOW, [then] * WINDOW)
-            noise = np.stack([frame_noise(seed, number, FRAME, step) for number in numbers])[None]
-            given = {"latents": x, "level": np.full((1, WINDOW), now, np.float32)}
+            now, then = (time + 1) / 1000, (times[step + 1] + 1) / 1000 if step + 1 < len(times) else 0.0
+            scales = by([now] * window, [then] * window)
+            noise = np.stack([frame_noise(seed, number, shape, step) for number in numbers])[None]
+            level = np.full((1, window), now, np.float32)
+            prediction = runs[name]({"latents": x, "level": level, **kept})["prediction"][: len(weights)]
+            moved = (x, np.ascontiguousarray(prediction), scaled)
+            more: dict[str, Any] = {"noise": noise}
+            if isinstance(scales, Multistep):
+                scales, past, *clean = scales.update, *map(np.ascontiguousarray, scales[1:])
+                more = {} if before is None else {"history": before, "history_scale": past[None]}
+                before = np.empty_like(x)
+                _C.denoise_step(
+                    *moved, *(scale[None] for scale in clean), np.zeros_like(past)[None], out=before
+                )
             noised = np.empty_like(x)
             _C.denoise_step(
-                x,
-                np.ascontiguousarray(predict(given)["prediction"][: len(weights)]),
-                np.array(weights, np.float32)[:, None],
-                *(scale[None] for scale in scales),
-                noise=noise,
-                out=noised,
+                *moved, *(np.ascontiguousarray(scale)[None] for scale in scales), **more, out=noised
             )
             x = noised
         return x[0]
+
+    def ddim(steps: int) -> list[int]:
+        return [1 + (1000 // steps) * step for step in range(steps)][::-1]
 
     def by_branch(values: Arrays) -> Arrays:
         return {name: value[:, None] for name, value in values.items()}
@@ -147,32 +173,27 @@ def by_hand(
         return [1.0] if scale == 1 else [scale, 1 - scale]
 
     shown, texts = [], list(texts)
-    memory = np.zeros(3)
     if given is None:
-        keys = by_branch(first_text({"text": texts.pop(0)}))
-        first: Any = settings.first  # type: ignore[union-attr]
-        latents = clip(
-            lambda x: first_denoiser({**x, **keys}), first.steps, range(WINDOW), weights(first.guidance)
-        )
-        shown.append(plain(latents, memory))
-        pixels = pixels_of(shown[0])
-        anchor = image_encoder({"pixels": pixels[0]})["anchor"]
+        keys, first = by_branch(runs["first_text"]({"text": texts.pop(0)})), settings.first
+        times, by = ddim(first.steps), sampler
+        if first.sampler != "ddim":
+            times = np.linspace(999, 0, first.steps + 1).round().astype(int).tolist()[:-1]
+            by = dpm_solver(settings.betas, first.steps)
+        latents = clip("first_denoiser", keys, times, range(window), weights(first.guidance), by)
+        frames, pixels = decode(latents)
+        shown.append(frames)
+        anchor = runs["image_encoder"]({"pixels": pixels[0]})["anchor"]
     else:
-        made = settings.pixels_of(given)  # type: ignore[union-attr]
-        pixels, anchor = made["pixels"], image_encoder({"pixels": made["anchor_pixels"]})["anchor"]
+        made = settings.pixels_of(given)
+        pixels, anchor = made["pixels"], runs["image_encoder"]({"pixels": made["anchor_pixels"]})["anchor"]
     born = sum(map(len, shown))
     for chunk, text in enumerate(texts):
-        keys = by_branch(appearance({"text": text, "anchor": anchor}))
-        seen = condition({"pixels": pixels[-CONDITION:]})["condition"][None]
-        numbers = [REGENERATED + chunk * CONDITION + row for row in range(CONDITION)]
-        numbers += range(born, born + WINDOW - CONDITION)
-        latents = clip(
-            lambda x, keys=keys, seen=seen: denoiser({**x, **keys, "condition": seen}),
-            settings.steps,
-            numbers,
-            weights(guidance),
-        )
-        shown.append(plain(latents[CONDITION:], memory))
-        pixels = pixels_of(shown[-1])
-        born += WINDOW - CONDITION
+        keys = by_branch(runs["appearance"]({"text": text, "anchor": anchor}))
+        keys |= runs["condition"]({"pixels": pixels[None, -seen:]})
+        numbers = [REGENERATED + chunk * seen + row for row in range(seen)]
+        numbers += range(born, born + window - seen)
+        latents = clip("denoiser", keys, ddim(settings.steps), numbers, weights(guidance), sampler)
+        frames, pixels = decode(latents[seen:])
+        shown.append(frames)
+        born += window - seen
     return np.concatenate(shown)

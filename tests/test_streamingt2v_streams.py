@@ -19,7 +19,8 @@ from pyengine.methods import make_method, method_settings
 from pyengine.methods.streamingt2v import REGENERATED, StreamingT2V
 from pyengine.schedule.call import Call
 from pyengine.streaming import snapshot
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import Stream
 
 RELEASED: dict[str, Any] = METHOD | {
@@ -69,8 +70,7 @@ def test_every_frame_is_made_once_and_shown_once(chunks: int, given_chunks: int)
     again = {frame for frame in ledger.begun if frame >= REGENERATED}
     assert ledger.begun.keys() == set(ledger.shown) | again
     assert len(again) == (schedule.later_chunks or 0) * CONDITION  # with noise of their own each time
-    opening = 0 if given_chunks else WINDOW
-    assert all(ledger.updates[frame] == (2 if frame < opening else 3) for frame in ledger.begun)
+    assert all(ledger.updates[frame] == 3 for frame in ledger.begun)
     assert not ledger.clean  # nothing is held on to
 
 
@@ -134,7 +134,11 @@ def test_a_short_stream_is_the_head_of_a_longer_and_of_an_endless_one(
         ),
         ({"steps": 1000}, r"\[method.steps\] steps must leave room for the offset 1 below 1000"),
         ({"first": {"steps": 0, "guidance": 9}}, r"\[method.first.steps\] expected a whole number from 1"),
-        ({"first": {"steps": 2000, "guidance": 9}}, r"\[method.first.steps\] steps must be from 1 to 1000"),
+        ({"first": {"steps": 1000, "guidance": 9}}, r"\[method.first.steps\] steps must be from 1 to 999"),
+        (
+            {"first": {"steps": 9, "guidance": 9, "sampler": "euler"}},
+            r"first.sampler\] expected one of dpmsolver",
+        ),
         ({"betas": [0.012, 0.00085]}, r"\[method.betas\] expected two numbers that rise"),
         ({"attentions": [16]}, r"\[method.attentions\] expected a list of a whole number"),
     ],
@@ -169,13 +173,18 @@ def start_frames(count: int = CONDITION + 1) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, LATENT.height, LATENT.width, 3), np.uint8)
 
 
+@pytest.mark.parametrize("sampler", ["dpmsolver++", "ddim"])
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 @pytest.mark.parametrize("start", [None, start_frames()], ids=["text", "frames"])
-def test_a_stream_is_the_loop_of_the_paper_to_the_bit(guidance: float, start: np.ndarray | None) -> None:
-    with stream_of(engine_of(), start, frames=12, chunks=6, seed=5, guidance=guidance) as stream:
+def test_a_stream_is_the_loop_of_the_paper_to_the_bit(
+    guidance: float, start: np.ndarray | None, sampler: str
+) -> None:
+    method = METHOD | {"first": {"steps": 4, "guidance": guidance / 2, "sampler": sampler}}
+    options: dict[str, Any] = {"frames": 12, "chunks": 6, "seed": 5, "guidance": guidance, "method": method}
+    with stream_of(engine_of(), start, **options) as stream:
         got = np.stack(list(stream))
     prompts = texts(*["one"] * (6 if start is not None else 5))
-    assert np.array_equal(got, by_hand(prompts, 5, guidance, start))
+    assert np.array_equal(got, by_hand(prompts, 5, guidance, start, method))
     assert got.std() > 5
 
 
@@ -217,7 +226,7 @@ def test_a_new_prompt_shows_from_the_next_chunk_on(told: int) -> None:
         stream._advance(told)
         stream.prompt = "two"
         got = np.stack(list(stream))
-    opening, per_chunk = 2 + 2, 3 + 2
+    opening, per_chunk = 3 + 2, 3 + 2
     # Chunks that had read their text by then, the first clip among them.
     begun = 0 if told == 0 else 1 + max(0, -(-(told - opening - 1) // per_chunk))
     assert begun <= 4
@@ -231,7 +240,7 @@ def test_when_a_prompt_takes_effect_does_not_depend_on_timing(seconds: float | N
         head = list(islice(stream, 5))
         stream.prompt = "two"
         got = np.stack(head + list(islice(stream, 9)))
-        assert stream.calls_made == 4 + 5 * 5 + 1  # one beyond the chunk of which there are 2 frames
+        assert stream.calls_made == 5 + 5 * 5 + 1  # one beyond the chunk of which there are 2 frames
     assert np.array_equal(got, by_hand(texts("one", "one", "two", "two", "two", "two"), 2, 7.5)[:14])
 
 
@@ -335,7 +344,7 @@ def test_networks_run_once_for_what_stays_the_same() -> None:
 
     executor.call_buffers = watched
     for index in range(state.schedule.calls or 0):
-        if index == 4 + 2 * 5 + 3:  # within the third chunk
+        if index == 5 + 2 * 5 + 3:  # within the third chunk
             state.text = encode("two")
         driver.step([state])
     runs = [variant.component for variant, _ in executor.calls]
@@ -345,7 +354,7 @@ def test_networks_run_once_for_what_stays_the_same() -> None:
         2,
         4,
     ]
-    assert [runs.count(name) for name in ("first_denoiser", "denoiser")] == [2, 4 * 3]
+    assert [runs.count(name) for name in ("first_denoiser", "denoiser")] == [3, 4 * 3]
     assert written.count("denoiser text_key.0") == written.count("denoiser cam_text_value.0") == 2
     assert written.count("denoiser condition") == 4
     assert written.count("first_denoiser text_key.0") == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,21 +42,10 @@ class Weights:
     def compare(self, wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
         """Raises InputError in one sentence where tensors of `what`, by name and shape, are missing, unexpected or of other shapes."""
         given = {name: source.shape for name, source in self.sources.items()}
-        other = [
-            f"{name} (expected {list(shape)} but got {list(given[name])})"
-            for name, shape in wanted.items()
-            if name in given and _plain(given[name]) != _plain(shape)
-        ]
-        faults = {
-            "lacks": sorted(wanted.keys() - given.keys()),
-            "has the unexpected": sorted(given.keys() - wanted.keys()),
-            "has another shape for": other,
-        }
-        said = [f"{fault} {_some(names)}" for fault, names in faults.items() if names]
-        if said:
+        if said := differences(wanted, given, _plain):
             files = sorted({str(source.file.path) for source in self.sources.values()})
             raise InputError(
-                f"[checkpoint] expected the {len(wanted)} tensors of {what} but {', '.join(files)} {' and '.join(said)}; "
+                f"[checkpoint] expected the {len(wanted)} tensors of {what} but {', '.join(files)} {said}; "
                 "check that all files are of one release"
             )
 
@@ -72,11 +61,32 @@ class Weights:
         return half.float()
 
 
+def differences(
+    wanted: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    shown: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple,
+) -> str:
+    """What tensors lack, or have too many or of another shape, in words; empty where there is nothing. Shapes are compared as `shown`."""
+    other = [
+        f"{name} (expected {list(shape)} but got {list(given[name])})"
+        for name, shape in wanted.items()
+        if name in given and shown(given[name]) != shown(shape)
+    ]
+    faults = {
+        "lacks": sorted(wanted.keys() - given.keys()),
+        "has the unexpected": sorted(given.keys() - wanted.keys()),
+        "has another shape for": other,
+    }
+    return " and ".join([f"{fault} {some(names)}" for fault, names in faults.items() if names])
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few, and how many more."""
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
+
+
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Without the ones at the end: some files have kernel-1 convolutions for matrices."""
     return _plain(shape[:-1]) if shape and shape[-1] == 1 else shape
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

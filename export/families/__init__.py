@@ -41,6 +41,7 @@ FAMILIES = {
     "lvdm": Family(),
     "opensora": Family(),
     "streamingt2v": Family(),
+    "wan": Family(),
     "artv": Family(),
 }
 

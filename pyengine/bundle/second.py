@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.manifest import Latent
@@ -25,11 +23,8 @@ NAMES = {
 NEEDED = ("enhancer", "enhancer_decoder", "enhancer_encoder")
 
 
-def second_stage(bundle: Bundle, latent: tuple[int, int], method: Mapping[str, Any]) -> Bundle:
-    """Its networks, under the names that those of a first stage have. `latent`: height and width of its latents.
-
-    A frame of it has the size that its decoder gives. Raises BundleError where a network is missing.
-    """
+def second_stage(bundle: Bundle) -> Bundle:
+    """Its networks, under the names that those of a first stage have. Raises BundleError where one is missing."""
     missing = [name for name in NEEDED if name not in bundle.components]
     if missing:
         raise BundleError(
@@ -43,12 +38,11 @@ def second_stage(bundle: Bundle, latent: tuple[int, int], method: Mapping[str, A
     assert bundle.video is not None
     frames = components.get("frame_encoder", components["encoder"]).inputs["frames"]
     height, width = (int(size) for size in frames.shape[-3:-1])
-    channels = int(components["enhancer"].inputs["latents"].shape[-3])
+    channels, rows, columns = (int(size) for size in components["enhancer"].inputs["latents"].shape[-3:])
     return replace(
         bundle,
         name=f"{bundle.name}-enhancer",
         video=replace(bundle.video, height=height, width=width),
-        latent=Latent(channels, *latent),
-        method=method,
+        latent=Latent(channels, rows, columns),
         components=components,
     )

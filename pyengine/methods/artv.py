@@ -17,9 +17,9 @@ from typing import Annotated, Literal, get_args
 
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
-from pyengine.methods.shared import Count, Frames, Steps
+from pyengine.methods.shared import Beta, Count, Frames, MethodSettings, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
-from pyengine.schedule.samplers import Prediction, cfg
+from pyengine.schedule.samplers import Prediction, Sampler, alphas_cumprod, cfg, make_sampler
 from pyengine.settings import Range
 
 __all__ = ["Artv", "ArtvSettings", "Spacing", "timesteps_of"]
@@ -29,11 +29,10 @@ BEFORE_STEPS = 2  # calls of a frame before its first step
 AUGMENTED = 1 << 20  # noise on references is drawn under numbers from here on
 PRESENT, MASKED, AUGMENTATION, CONDITION = "present", "masked", "augmentation", "condition"
 Spacing = Literal["trailing", "leading"]
-Beta = Annotated[float, Range(0, 0.999, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArtvSettings:
+class ArtvSettings(MethodSettings):
     """The settings of the method, from a manifest or a caller. Lengths in latent frames.
 
     steps         S, of DDIM
@@ -82,20 +81,17 @@ class ArtvSettings:
                 f"[method.augmentation] expected a timestep from 0 to {self.timesteps - 1} but got {self.augmentation}"
             )
 
+    def schedule(self, chunks: int | None, given_chunks: int) -> Artv:
+        return Artv.from_settings(self, chunks, given_chunks)
+
+    def make_sampler(self) -> Sampler:
+        table = alphas_cumprod(*self.betas, self.timesteps)
+        return make_sampler("ddim", alpha_bar=table, eta=self.eta, predicts=self.predicts)
+
     @property
     def start_chunks(self) -> int:
         """Most given frames that a stream can begin with: as many as a frame is conditioned on."""
         return self.references
-
-    @property
-    def needs_start(self) -> bool:
-        """Whether a stream cannot begin with a text alone."""
-        return False
-
-    @property
-    def clip_latents(self) -> int | None:
-        """None: a stream without a length is endless."""
-        return None
 
 
 def timesteps_of(steps: int, timesteps: int, spacing: Spacing) -> tuple[int, ...]:
@@ -193,6 +189,9 @@ class Artv:
 
     def prepare(self) -> Sequence[Call]:
         return ()
+
+    def switched(self, index: int) -> Artv:
+        return self
 
     def recache(self, index: int) -> Iterator[Call]:
         """Nothing: what is kept of earlier frames has not seen the prompt."""

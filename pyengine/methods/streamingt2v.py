@@ -22,10 +22,11 @@ import numpy as np
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError
 from pyengine.methods.enhancement import EnhancerSettings
-from pyengine.methods.shared import Beta, Count, Steps
+from pyengine.methods.shared import Beta, Count, MethodSettings, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
-from pyengine.schedule.samplers import Prediction
-from pyengine.schedule.timesteps import leading_timesteps, levels_of
+from pyengine.schedule.dpm_solver import dpm_solver, even_timesteps
+from pyengine.schedule.samplers import Prediction, Sampler, alphas_cumprod, make_sampler
+from pyengine.schedule.timesteps import leading_timesteps, levels_of, with_first_alpha
 from pyengine.settings import Range
 
 __all__ = ["FirstSettings", "StreamingT2V", "StreamingT2VSettings"]
@@ -39,16 +40,27 @@ PIXELS, ANCHOR_PIXELS = "pixels", "anchor_pixels"
 class FirstSettings:
     """How the first clip is made of a text.
 
-    steps     of the sampler that all chunks have, DDIM
+    steps     of its sampler
     guidance  scale of classifier-free guidance; 1 = none
+    sampler   "dpmsolver++", of second order, as released, or "ddim": that of the chunks
     """
 
     steps: Steps
     guidance: float
+    sampler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the sampler reads what it kept of the step before."""
+        return self.sampler != "ddim"
+
+    def timesteps(self, of: int) -> np.ndarray:
+        """Those of the steps, highest first, of so many in training. [steps] Raises ConfigError."""
+        return (even_timesteps if self.remembers else leading_timesteps)(self.steps, of)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamingT2VSettings:
+class StreamingT2VSettings(MethodSettings):
     """The settings of the method, from a manifest or a caller. Lengths in latent frames: of the release each is one frame.
 
     steps             of DDIM, for every chunk
@@ -80,9 +92,12 @@ class StreamingT2VSettings:
     enhance: bool = False
 
     def __post_init__(self) -> None:
-        for name, steps in (("steps", self.steps), ("first.steps", self.first.steps if self.first else 1)):
+        for name in ("steps", "first.steps"):
             try:
-                leading_timesteps(steps, self.timesteps)
+                if name == "steps":
+                    leading_timesteps(self.steps, self.timesteps)
+                elif self.first is not None:
+                    self.first.timesteps(self.timesteps)
             except ConfigError as error:
                 raise ConfigError(f"[method.{name}] {error}") from error
         if self.betas[0] > self.betas[1]:
@@ -101,6 +116,13 @@ class StreamingT2VSettings:
         """New frames of a chunk."""
         return self.clip_frames - self.condition_frames
 
+    def schedule(self, chunks: int | None, given_chunks: int) -> StreamingT2V:
+        return StreamingT2V(self, chunks, given_chunks > 0 or self.needs_start)
+
+    def make_sampler(self) -> Sampler:
+        table = with_first_alpha(alphas_cumprod(*self.betas, self.timesteps))
+        return make_sampler("ddim", alpha_bar=table, eta=self.eta, predicts=self.predicts)
+
     @property
     def start_chunks(self) -> int:
         """Most given chunks that a stream can begin with: the one that the first new chunk is conditioned on."""
@@ -108,13 +130,11 @@ class StreamingT2VSettings:
 
     @property
     def needs_start(self) -> bool:
-        """Whether a stream cannot begin with a text alone."""
         return self.first is None
 
     @property
-    def clip_latents(self) -> int | None:
-        """Latent frames of a stream without a length: None, it is endless."""
-        return None
+    def reads_pixels(self) -> bool:
+        return True
 
     def pixels_of(self, start: np.ndarray) -> dict[str, np.ndarray]:
         """What the calls of a stream read that begins with frames, uint8 [frames, h, w, 3], as many as condition frames or more.
@@ -136,12 +156,6 @@ class StreamingT2V:
     settings: StreamingT2VSettings
     chunks: int | None
     is_given: bool
-
-    @classmethod
-    def from_settings(
-        cls, settings: StreamingT2VSettings, chunks: int | None, given_chunks: int
-    ) -> StreamingT2V:
-        return cls(settings, chunks, given_chunks > 0 or settings.needs_start)
 
     @property
     def first_call(self) -> int:
@@ -167,7 +181,9 @@ class StreamingT2V:
 
     @property
     def places(self) -> int:
-        return self.settings.clip_frames
+        window, first = self.settings.clip_frames, self.settings.first
+        remembers = first is not None and first.remembers and not self.is_given
+        return 2 * window if remembers else window
 
     @property
     def period(self) -> int:
@@ -179,6 +195,9 @@ class StreamingT2V:
 
     def prepare(self) -> Sequence[Call]:
         return ()
+
+    def switched(self, index: int) -> StreamingT2V:
+        return self
 
     def recache(self, index: int) -> Iterator[Call]:
         return iter(())  # the next chunk's `appearance` reads the new prompt
@@ -226,9 +245,10 @@ class StreamingT2V:
                 reads={PIXELS: Key(ANCHOR_PIXELS)},
                 writes={"anchor": "anchor"},
             )
-        assert self.settings.first is not None
-        steps, step = self.settings.first.steps, index - 1
-        if step == steps:
+        first = self.settings.first
+        assert first is not None
+        step = index - 1
+        if step == first.steps:
             # The rest of the first clip is decoded here: its last frames are the condition, and frame 0 was among the others.
             rest = tuple(range(self.chunk_frames, self._first_frames))
             needed = self.later_chunks != 0
@@ -242,14 +262,17 @@ class StreamingT2V:
         names = _texts("text", self.settings.attentions[0])
         if index == 0:
             return Call(Variant.of("first_text"), writes={name: name for name in names})
-        is_last = step == steps - 1
+        is_last = step == first.steps - 1
         frames = tuple(range(self._first_frames))
+        own = (self.settings.betas, first.steps, self.settings.timesteps, self.settings.predicts)
+        timesteps = first.timesteps(self.settings.timesteps)
         return Call(
             self._first_denoiser,
-            (self._lane(steps, step, frames, 0),),
+            (self._lane(timesteps, step, frames, 0, self._first_frames if first.remembers else None),),
             reads=_by_branch(names),
             draw=step,
-            weights=self.weights(self.settings.first.guidance),
+            weights=self.weights(first.guidance),
+            sampler=dpm_solver(*own) if first.remembers else None,
             emit=(Emit(frames[: self.chunk_frames], writes={PIXELS: PIXELS}),) if is_last else (),
         )
 
@@ -265,24 +288,40 @@ class StreamingT2V:
         is_last = step == settings.steps - 1
         return Call(
             Variant.of("denoiser"),
-            (self._lane(settings.steps, step, frames, again),),
+            (self._lane(leading_timesteps(settings.steps, settings.timesteps), step, frames, again),),
             reads=reads | {"condition": Key("condition", ((0,),))},
             draw=step,
             emit=(Emit(frames[again:], writes={PIXELS: PIXELS}),) if is_last else (),
             keeps=(0, new + self.chunk_frames) if is_last else None,
         )
 
-    def _lane(self, steps: int, step: int, frames: Sequence[int], first_kept: int) -> Lane:
-        """The rows of a window at one step; clean ones are kept from `first_kept` on."""
-        timesteps = self.settings.timesteps
-        ladder = levels_of(leading_timesteps(steps, timesteps), timesteps)
+    def _lane(
+        self,
+        timesteps: np.ndarray,
+        step: int,
+        frames: Sequence[int],
+        first_kept: int,
+        history: int | None = None,
+    ) -> Lane:
+        """The rows of a window at one step; clean ones are kept from `first_kept` on. `history`: where what the sampler keeps begins."""
+        steps = len(timesteps)
+        ladder = levels_of(timesteps, self.settings.timesteps)
         now, then = ladder[steps - step], ladder[steps - step - 1]
         origin: Any = "carried" if step else "noise"
         is_last = step == steps - 1
+        past = -1 if history is None else history
         return Lane(
             tuple(
                 [
-                    Row(frame, now, then, origin, place, done=is_last and place >= first_kept)
+                    Row(
+                        frame,
+                        now,
+                        then,
+                        origin,
+                        place,
+                        done=is_last and place >= first_kept,
+                        history=past if past < 0 else past + place,
+                    )
                     for place, frame in enumerate(frames)
                 ]
             )

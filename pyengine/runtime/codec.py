@@ -49,16 +49,19 @@ def encoder_variants(bundle: Bundle, chunk_frames: int) -> tuple[Variant, ...]:
 
 
 def decode_chunk(
-    executor: Executor, bundle: Bundle, latents: np.ndarray, kept: slice = slice(None)
+    executor: Executor, bundle: Bundle, latents: np.ndarray, kept: slice = slice(None), lead: int = 0
 ) -> np.ndarray:
-    """latents [chunk, c, h, w] -> frames of the `kept` ones, uint8 [frames, height, width, 3]. Advances the decoder's memory."""
+    """latents [chunk, c, h, w] -> frames of the `kept` ones but the first `lead`, uint8 [frames, height, width, 3]. Advances the
+    decoder's memory.
+    """
     decoder, *per_frame = decoder_variants(bundle, len(latents))
     executor.input(decoder, "latents")[...] = latents
     executor.run(decoder)
     video = bundle.video
     assert video is not None
     if not per_frame:
-        return executor.output(decoder, "frames").copy()[kept].reshape(-1, video.height, video.width, 3)
+        made = executor.output(decoder, "frames").copy()[kept].reshape(-1, video.height, video.width, 3)
+        return made[lead:]
     planes = executor.output(decoder, "planes").copy()
     frames = np.empty((len(planes), video.height, video.width, 3), np.uint8)
     rows, columns = executor.input(FRAME_DECODER, "planes").shape[2:]
@@ -83,7 +86,10 @@ def encode_chunk(executor: Executor, bundle: Bundle, frames: np.ndarray, chunk_f
     encoder, *per_frame = encoder_variants(bundle, chunk_frames)
     if not per_frame:
         target = executor.input(encoder, "frames")
-        target[...] = frames.reshape(target.shape)
+        flat = target.reshape(-1, *frames.shape[1:])
+        flat[len(flat) - len(frames) :] = (
+            frames  # the first chunk of a video may be shorter: what is in front is not looked at
+        )
     else:
         planes = executor.input(encoder, "planes")
         for start, batch in _batches(executor, FRAME_ENCODER, "frames", frames):

@@ -122,10 +122,10 @@ class CallBuffers(Protocol):
         weights: np.ndarray | None = None,
         scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         noise: bool = False,
-        history: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        history: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Runs the network; with weights [branches, lanes] and scales [lanes, rows], updates the latents by what it predicts.
 
-        `history` are the scales, [lanes, rows], of what was recalled, and of latents and prediction in what is kept of this step.
+        `history` are the scales, [lanes, rows], of what was recalled, and of latents, prediction and that in what is kept of this step.
         """
         ...

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 from pyengine.bundle.variant import Variant
+from pyengine.schedule.samplers import Sampler
 
 __all__ = ["Call", "Emit", "Key", "Lane", "Origin", "Row", "Schedule"]
 
@@ -50,7 +51,7 @@ class Row(NamedTuple):
 
 class Lane(NamedTuple):
     """One batch entry of a call: the rows that attend to each other, oldest first, and the frame in each ring slot
-    that they may read (-1 = empty, or written by this very call).
+    that they may read (-1 = empty, or hidden from them). A slot that this very call writes still holds the frame before.
     """
 
     rows: tuple[Row, ...]
@@ -92,6 +93,7 @@ class Call:
     noised_draw  the same of rows that begin as "noised"; None: that of their birth
     update   whether the prediction updates the latents; False: only keys and values are written
     weights  of the guidance branches; None: the stream's
+    sampler  by which the prediction updates the latents; None: the stream's
     emit     clean latents for the decoder
     keeps    (pinned, oldest): clean latents below `pinned` and from `oldest` on may be asked for later, others are forgotten
     """
@@ -107,6 +109,7 @@ class Call:
     noised_draw: int | None = None
     update: bool = True
     weights: tuple[float, ...] | None = None
+    sampler: Sampler | None = None
     emit: tuple[Emit, ...] = ()
     keeps: tuple[int, int] | None = None
 
@@ -154,6 +157,10 @@ class Schedule(Protocol):
         """Calls that rewrite the ring before call `index` when the prompt has changed. Raises PromptError, before
         anything has changed, where a prompt cannot change any more.
         """
+        ...
+
+    def switched(self, index: int) -> Schedule:
+        """The schedule from call `index` on when the prompt changed before it: another where that changes what stays visible."""
         ...
 
     def weights(self, guidance: float) -> tuple[float, ...]:

@@ -27,6 +27,7 @@ __all__ = [
     "euler",
     "frame_noise",
     "make_sampler",
+    "rectified",
     "renoise",
 ]
 
@@ -50,13 +51,14 @@ class Coefficients(NamedTuple):
 
 class Multistep(NamedTuple):
     """Scales of one update of a multistep solver, each [F] float32: `history` of what was kept at the step before, `kept_sample` and
-    `kept_prediction` of what is kept for the step after.
+    `kept_prediction` (and `kept_history`, of what was kept before) of what is kept for the step after.
     """
 
     update: Coefficients
     history: np.ndarray
     kept_sample: np.ndarray
     kept_prediction: np.ndarray
+    kept_history: np.ndarray | float = 0.0
 
 
 class Sampler(NamedTuple):
@@ -146,9 +148,9 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that a manifest names: "euler", "renoise" or "ddim" (which alone reads the options)."""
     if name == "euler":
-        return Sampler(euler, _rectified)
+        return Sampler(euler, rectified)
     if name == "renoise":
-        return Sampler(renoise, _rectified)
+        return Sampler(renoise, rectified)
     if name == "ddim":
         if alpha_bar is None:
             raise ConfigError("sampler 'ddim' needs alpha_bar but got none")
@@ -184,7 +186,7 @@ def frame_noise(
     return np.random.Generator(bits).standard_normal(None if out is not None else shape, np.float32, out)
 
 
-def _rectified(level: float) -> tuple[float, float]:
+def rectified(level: float) -> tuple[float, float]:
     """x_t = (1 - t) x0 + t eps."""
     now = np.float32(level)
     return float(1 - now), float(now)

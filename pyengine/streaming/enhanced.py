@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyengine.errors import InputError, PromptError
+from pyengine.bundle.bundle import Bundle, Video
+from pyengine.bundle.second import second_stage
+from pyengine.errors import ConfigError, InputError, PromptError
 from pyengine.methods import MethodSettings, StreamingT2VSettings, method_settings
 from pyengine.methods.enhancement import Enhancement, EnhancerSettings
 from pyengine.settings import shown
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pyengine.engine import Engine
     from pyengine.streaming.batch import Batch
 
-__all__ = ["EnhancedStream", "enhancer_of"]
+__all__ = ["EnhancedStream", "enhancer_of", "shown_video"]
 
 SOURCE = "source"  # the snapshot of the first stage, as bytes, inside that of the whole
 MOST_PROMPTS = 4096  # that a snapshot may name: those of chunks in flight are a few
@@ -48,12 +50,19 @@ class EnhancedStream(Stream):
         video, latent = stage.bundle.video, stage.bundle.latent
         assert video is not None
         assert latent is not None
-        frames = settings["frames"]
+        frames, exported = settings["frames"], stage.bundle.components["enhancer"].inputs["latents"].shape
+        for name, got, want in (
+            ("clip_frames", [how.clip_frames], [*exported[1:2]]),
+            ("latent", [*how.latent], [*exported[-2:]]),
+        ):
+            if got != want:
+                raise ConfigError(f"[method.enhancer.{name}] expected {want}, as exported, but got {got}")
         schedule = Enhancement(how, None if frames is None else how.chunks_of(frames), settings["seed"])
         self._wave = schedule.wave
         self._given = 0  # frames of the first stage so far
         self._prompts = [(0, str(settings["prompt"]))]  # from which of them on which prompt holds
-        stage.features(self._prompts[0][1])  # refuses a prompt before anything is opened
+        self._suffix = how.suffix
+        self._features(self._prompts[0][1])  # refuses a prompt before anything is opened
         self._source = Stream(engine, first_stage(engine, settings), given) if source is None else source
         try:
             executor = stage.program(schedule).executor()
@@ -74,9 +83,11 @@ class EnhancedStream(Stream):
     def prompt(self, prompt: str) -> None:
         with self._lock:
             self._open()
-            self._stage.features(prompt)
+            self._features(prompt)
             self._source.prompt = prompt
             self._prompt = self._settings["prompt"] = prompt
+            if self._prompts[-1][0] == self._given:
+                self._prompts.pop()
             self._prompts.append((self._given, prompt))
 
     def close(self) -> None:
@@ -106,10 +117,13 @@ class EnhancedStream(Stream):
         """The prompt of the frame in the middle of a chunk, for the call that comes next."""
         middle = frames[len(frames) // 2]
         (prompt,) = [text for first, text in self._prompts if first <= middle][-1:]
-        self._give_text(self._stage.features(prompt))
+        self._give_text(self._features(prompt))
         oldest = self._wave.first_in_flight(self._state.call)
         past = [index for index, (first, _) in enumerate(self._prompts) if first <= oldest]
         self._prompts = self._prompts[past[-1] :]
+
+    def _features(self, prompt: str) -> dict[str, np.ndarray]:
+        return self._stage.features(prompt + self._suffix)
 
     def _saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         header, arrays = super()._saved()
@@ -175,7 +189,7 @@ class EnhancedStream(Stream):
                     f"expected frames and prompts in the snapshot's header but got {shown(entry)}"
                 )
             try:
-                self._stage.features(entry[1])
+                self._features(entry[1])
             except PromptError as error:
                 raise InputError(
                     f"the prompts in the snapshot cannot be used ({error}); make it again"
@@ -190,6 +204,13 @@ def enhancer_of(method: Mapping[str, Any] | MethodSettings) -> EnhancerSettings 
     """How the frames of a stream with these settings are enhanced; None: they are not. Raises ConfigError."""
     how = method_settings(method) if isinstance(method, Mapping) else method
     return how.enhancer if isinstance(how, StreamingT2VSettings) and how.enhance else None
+
+
+def shown_video(bundle: Bundle, method: Mapping[str, Any] | MethodSettings) -> Video:
+    """Size and rate of the frames of a stream with these settings. Raises BundleError, ConfigError."""
+    video = bundle.video if enhancer_of(method) is None else second_stage(bundle).video
+    assert video is not None
+    return video
 
 
 def first_stage(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pyengine.errors import InputError, OutputError, ShapeError
 from pyengine.runtime.executor import Executor
 from pyengine.settings import shown
 from pyengine.streaming.archive import read_archive
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
 from pyengine.streaming.fitting import (
     CALL,
     CLEAN,
@@ -37,6 +37,7 @@ from pyengine.streaming.fitting import (
     missing_latents,
     missing_values,
 )
+from pyengine.streaming.state import StreamState
 
 __all__ = [
     "check_bundle",
@@ -191,6 +192,8 @@ def load(
     """
     header = read_header(data)
     call = _call(data, state)
+    if "switched" in header:
+        state.switch(_switched(header["switched"], state, call))
     fit = fit_of(driver, executor, state, video, call)
     arrays = _arrays(data, header, fit, others)
     fit.check(arrays)
@@ -223,6 +226,15 @@ def _call(data: bytes, state: StreamState) -> int:
             f"expected a snapshot at a call from {first} to {last} but it is at {call}; make it again"
         )
     return call
+
+
+def _switched(given: Any, state: StreamState, call: int) -> int:
+    """The call before which the prompt last changed what stays visible."""
+    if type(given) is not int or not state.schedule.first_call <= given <= call:
+        raise InputError(
+            f"expected 'switched' of the snapshot's header as a call up to {call} but got {shown(given)}; make it again"
+        )
+    return given
 
 
 def read_inner(data: bytes, name: str) -> bytes:

@@ -13,14 +13,15 @@ import numpy as np
 from pyengine.bundle.manifest import Video
 from pyengine.device.array import joined
 from pyengine.errors import ConfigError, InputError, PlanError, StreamClosed
-from pyengine.methods import make_method, method_settings, positions_of, sampler_of
+from pyengine.methods import make_method, method_settings
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
 from pyengine.schedule.positions import PositionPolicy
 from pyengine.schedule.samplers import Sampler
 from pyengine.streaming import snapshot
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.turns import Turns
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Stream:
         else:
             executor, driver = batch.decoder_executor(), batch.driver
             rings = driver.executor.new_rings()
-        sampler, numbered = sampler_of(how), positions_of(how)
+        sampler, numbered = how.make_sampler(), how.numbering
         state = open_state(driver, schedule, sampler, settings, rings, executor, bundle.latent, numbered)
         self._begin(engine, settings, bundle.video, driver, executor, state, batch)
         self._set_text(self._prompt)
@@ -81,11 +82,12 @@ class Stream:
             given = None
         for frame, latent in enumerate(() if given is None else given):
             self._state.store.give(frame, latent)
-        size, kept = self._schedule.chunk_frames, 0 if given is None else self._schedule.given_frames
-        for start in range(0, kept, size):
-            # Fills the decoder's memory; the caller has the frames.
-            window = self._state.store.window(range(start, start + size))
-            self._state.decoder.submit(window).result()
+        # Fills the decoder's memory; the caller has the frames.
+        end, kept = how.first_chunk_frames, 0 if given is None else schedule.given_frames
+        start = 0
+        while end <= kept:
+            self._state.decoder.submit(self._state.store.window(range(start, end))).result()
+            start, end = end, end + schedule.chunk_frames
 
     def _begin(
         self,
@@ -100,7 +102,7 @@ class Stream:
         """Takes what the stream runs on. `executor` is that of its decoder."""
         self._engine, self._settings, self._video, self._batch = engine, settings, video, batch
         self._lock = Turns() if batch is None else batch.lock
-        self._driver, self._state, self._schedule = driver, state, state.schedule
+        self._driver, self._state = driver, state
         self._executor: Executor | None = executor
         self.frames = self._schedule.length(settings["frames"], video.frames_per_latent)
         self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
@@ -123,6 +125,10 @@ class Stream:
             self._prompt = self._settings["prompt"] = prompt
             self._give_text(features)
             self._driver.recache(self._state)
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._state.schedule
 
     @property
     def fps(self) -> float:
@@ -181,6 +187,8 @@ class Stream:
             "frames_made": self.frames_made,
             "clips": [len(clip) for clip in clips],
         }
+        if state.switched_at is not None:
+            header["switched"] = state.switched_at
         return header, arrays
 
     @classmethod

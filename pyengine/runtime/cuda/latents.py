@@ -153,8 +153,8 @@ class CudaLatentStore:
 
 
 class _History(NamedTuple):
-    """What a multistep solver kept of the step before, what it keeps of this one, and scales: of the first, of latents and of the
-    prediction in the second, and zeros.
+    """What a multistep solver kept of the step before, what it keeps of this one, and scales: of the first, of latents, of the
+    prediction and of the first in the second, and zeros.
     """
 
     recalled: DeviceArray
@@ -240,7 +240,7 @@ class CudaCallBuffers:
         weights: np.ndarray | None = None,
         scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         noise: bool = False,
-        history: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        history: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None:
         for large in self._changed.values():
             large.send()
@@ -284,8 +284,9 @@ class CudaCallBuffers:
         more: dict[str, DeviceArray] = {}
         if history:
             own = self._remembers()
-            recalled, *kept = own.scales
-            work.append(ops.op("denoise_step", *given, *kept, out=own.kept))
+            recalled, sample, prediction, older, nothing = own.scales
+            before = {"history": own.recalled, "history_scale": older}
+            work.append(ops.op("denoise_step", *given, sample, prediction, nothing, **before, out=own.kept))
             more = {"history": own.recalled, "history_scale": recalled}
         fresh = self._noise if noise else None
         work.append(ops.op("denoise_step", *given, *self._scales, noise=fresh, **more, out=self._sample))
@@ -294,7 +295,7 @@ class CudaCallBuffers:
     def _remembers(self) -> _History:
         if self._history is None:
             numbers = Port((self.lanes, self._rows), "float32")
-            scales = [self._memory.control(numbers) for _ in range(3)]
+            scales = [self._memory.control(numbers) for _ in range(4)]
             recalled, kept = (self._memory.new(self._port) for _ in range(2))
             self._history = _History(recalled, kept, [*scales, self._memory.new(numbers)])
         return self._history

@@ -127,7 +127,7 @@ class HostCallBuffers:
         weights: np.ndarray | None = None,
         scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         noise: bool = False,
-        history: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        history: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self._executor.run(self._variant)
         if scales is None:
@@ -136,10 +136,10 @@ class HostCallBuffers:
         if history is not None:
             if self._kept is None:
                 self._kept = np.zeros_like(self._sample)
-            recalled, *kept = history
-            _C.denoise_step(
-                self._sample, self._prediction, weights, *kept, np.zeros_like(recalled), out=self._kept
-            )
+            recalled, sample, prediction, older = history
+            before = {} if self._recalled is None else {"history": self._recalled, "history_scale": older}
+            kept = (sample, prediction, np.zeros_like(recalled))
+            _C.denoise_step(self._sample, self._prediction, weights, *kept, **before, out=self._kept)
             if self._recalled is not None:
                 given |= {"history": self._recalled, "history_scale": recalled}
         _C.denoise_step(self._sample, self._prediction, weights, *scales, **given, out=self._sample)
