@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pyengine.arguments import as_array, check_guidance, check_length, check_seed
+from pyengine.arguments import check_guidance, check_length, check_seed
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
 from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
@@ -26,7 +26,6 @@ from pyengine.errors import (
     InputError,
     PromptError,
     PyEngineError,
-    ShapeError,
     StreamClosed,
 )
 from pyengine.methods import (
@@ -38,7 +37,6 @@ from pyengine.methods import (
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
 from pyengine.processor import cores
-from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.schedule.call import Schedule
@@ -47,6 +45,7 @@ from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
 from pyengine.streaming.enhanced import EnhancedStream, enhancer_of
 from pyengine.streaming.second_stage import SecondStage
+from pyengine.streaming.starts import start_of
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -237,7 +236,7 @@ class Engine:
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
         scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
-        given = None if start is None else self._given(start, how)
+        given = None if start is None else start_of(start, self.bundle, how, self._program)
         given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
@@ -404,49 +403,3 @@ class Engine:
 
     def _program(self, variants: tuple[Variant, ...]) -> Program:
         return self._library.program(variants)
-
-    def _given(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray | Mapping[str, np.ndarray]:
-        """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]; or, of methods
-        that begin with pixels, what their calls read.
-        """
-        video = self.bundle.video
-        assert video is not None
-        if not settings.start_chunks:
-            raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
-        start = as_array("start", start)
-        if (
-            start.ndim != 4
-            or start.shape[1:] != (video.height, video.width, 3)
-            or start.dtype != np.uint8
-            or not len(start)
-        ):
-            raise ShapeError(
-                f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
-            )
-        first, later = settings.first_chunk_frames, settings.chunk_frames
-        if len(start) < video.frames(first):
-            start = np.concatenate([np.repeat(start[:1], video.frames(first) - len(start), 0), start])
-        if settings.reads_pixels:
-            return settings.pixels_of(start)
-        # Latents, and frames, before each chunk and behind the last.
-        latents = [0, *(first + index * later for index in range(settings.start_chunks))]
-        ends = [video.frames(count) for count in latents]
-        chunks = sum(end <= len(start) for end in ends[1:])
-        start = start[len(start) - ends[chunks] :]
-        sizes = dict.fromkeys((first, later) if chunks > 1 else (first,))
-        variants = dict.fromkeys(part for size in sizes for part in encoder_variants(self.bundle, size))
-        executor = self._program(tuple(variants)).executor()
-        try:
-            return np.concatenate(
-                [
-                    encode_chunk(
-                        executor,
-                        self.bundle,
-                        start[ends[index] : ends[index + 1]],
-                        latents[index + 1] - latents[index],
-                    )
-                    for index in range(chunks)
-                ]
-            )
-        finally:
-            executor.close()

@@ -13,7 +13,8 @@ from pyengine.bundle.bundle import Latent
 from pyengine.bundle.manifest import TensorSpec
 from pyengine.methods.enhancement import Enhancement, EnhancerSettings
 from pyengine.schedule.refinement import guided
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 
 GOLDEN: dict[str, Any] = CONFIG["blending"]
 LATENT = Latent(4, 5, 7)

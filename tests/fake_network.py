@@ -19,7 +19,8 @@ from pyengine.bundle.manifest import TensorSpec
 from pyengine.bundle.variant import Variant
 from pyengine.methods import make_method, method_settings
 from pyengine.runtime.host.latents import HostCallBuffers, HostLatentStore
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import open_state
 
 Arrays = dict[str, np.ndarray]

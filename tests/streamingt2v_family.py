@@ -127,15 +127,15 @@ def streamed_bundle() -> Bundle:
 @functools.cache
 def enhanced_bundle() -> Bundle:
     """A bundle of two stages, whose videos begin with frames."""
-    torch.manual_seed(4)
-    tower = Tower(filled(TinyTower()), torch.zeros(TEXT_TOKENS, dtype=torch.int64))
-    own = dataclasses.replace(networks(), text=tower, first=None, enhancer_text=tower)
-    root, found = assemble(own, SIZES)
-    round_weights(root)
-    fill(root)
-    round_weights(root)
 
     def make(folder: Path) -> None:
+        torch.manual_seed(4)
+        tower = Tower(filled(TinyTower()), torch.zeros(TEXT_TOKENS, dtype=torch.int64))
+        own = dataclasses.replace(networks(), text=tower, first=None, enhancer_text=tower)
+        root, found = assemble(own, SIZES)
+        round_weights(root)
+        fill(root)
+        round_weights(root)
         write_bundle(folder, found, SIZES, own, tokenizer(), only=set(found) - {"encoder"})
         manifest = json.loads((folder / MANIFEST).read_text())
         manifest["method"]["steps"] = 2

@@ -24,7 +24,7 @@ from fake_network import (
 )
 
 from pyengine.errors import ConfigError, InputError, PromptError
-from pyengine.methods import method_settings
+from pyengine.methods import StreamingT2VSettings, method_settings
 from pyengine.methods.enhancement import Enhancement
 from pyengine.schedule.wavefront import Wavefront
 from pyengine.streaming import snapshot
@@ -34,6 +34,7 @@ from pyengine.streaming.stream import Stream
 
 STEPS, CHUNK, OVERLAP = 3, 5, 2
 SECOND: dict[str, Any] = {
+    "suffix": "!",
     "steps": STEPS, "levels": 600, "guidance": 7.5, "rescale": 0.2, "clip_frames": CHUNK, "overlap": OVERLAP, "latent": [2, 2],
 }  # fmt: skip
 METHOD = fake_streamingt2v.METHOD | {"enhancer": SECOND, "enhance": True}
@@ -50,7 +51,8 @@ class Stage:
         self.read: dict[str, Arrays] = {}
 
     def features(self, prompt: str) -> Arrays:
-        if prompt == "bad":
+        assert prompt.endswith("!")
+        if prompt == "bad!":
             raise PromptError("the prompt 'bad' is bad")
         if prompt not in self.read:
             self.read[prompt] = {"text": 0.1 * encode(prompt)["text"]}
@@ -78,7 +80,7 @@ class Engine(FakeEngine):
         return self.stage
 
     def check_prompt(self, prompt: str) -> None:
-        self.stage.features(prompt)
+        self.stage.features(f"{prompt}!")
 
     def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """As the real one, of lists as JSON has them."""
@@ -117,15 +119,16 @@ def test_frames_are_those_of_the_second_stage_on_the_frames_of_the_first() -> No
         made = np.stack(list(stream))
         assert stream.ended
     assert made.shape == source.shape
-    how = method_settings(METHOD).enhancer  # type: ignore[union-attr]
-    assert how is not None
-    schedule = Enhancement(how, 4, 3)
+    settings = method_settings(METHOD)
+    assert isinstance(settings, StreamingT2VSettings)
+    assert settings.enhancer is not None
+    schedule = Enhancement(settings.enhancer, 4, 3)
     stage = engine.stage
     executor: Any = FakeExecutor(stage.networks, decode=fake_streamingt2v.plain)
     driver = Driver(executor, stage.bundle)
     given = stream_settings({}, seed=3, guidance=7.5)
     state = open_state(driver, schedule, schedule.sampler, given, {}, executor.codec(), LATENT)
-    state.text = stage.features("one")
+    state.text = stage.features("one!")
     for frame, latent in enumerate(stage.latents(None, source)):
         state.store.give(frame, latent)
     assert np.array_equal(np.concatenate(finish(driver, state)), made)
@@ -198,7 +201,7 @@ def test_a_new_prompt_holds_for_the_chunks_of_the_frames_that_it_made() -> None:
         stream.prompt = "two"
         list(islice(stream, 20))
     runs = [given for _, given in engine.stage.executors[-1].calls]
-    ones, twos = (engine.stage.read[prompt]["text"] for prompt in ("one", "two"))
+    ones, twos = (engine.stage.read[prompt]["text"] for prompt in ("one!", "two!"))
     said = [0 if np.array_equal(run["text"][:, 0], ones) else 1 for run in runs]
     assert all(
         np.array_equal(run["text"][:, 0], (ones, twos)[word]) for run, word in zip(runs, said, strict=True)

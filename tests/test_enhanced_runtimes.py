@@ -12,10 +12,13 @@ import fake_cuda
 import numpy as np
 import pytest
 import streamingt2v_family
+from PIL import Image
 
 import pyengine
+from pyengine.cli import main
 from pyengine.device import cuda as runtime
 from pyengine.errors import ConfigError, InputError
+from pyengine.video.letterbox import letterboxed
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +116,21 @@ def test_the_simulated_gpu_gives_the_same_to_the_bit(
         gc.collect()
     finally:
         runtime.runtime.cache_clear()
+
+
+def test_the_command_writes_enhanced_frames(
+    engine: pyengine.Engine, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it starts from is scaled as the frames are; the rest is what a stream gives."""
+    monkeypatch.setenv("PYENGINE_CACHE", str(cache))
+    picture, made = tmp_path / "start.png", tmp_path / "made"
+    Image.fromarray(start()[0]).save(picture)
+    words = ["--bundle", str(engine.bundle.folder), "--preset", "enhanced", "--image", str(picture)]
+    words += ["--frames", "6", "--seed", "5", "--upscale", "1", "--output", f"{made}/", "--choice", "cut"]
+    words += ["--backend", "onnxruntime", "--precision", "fp32"]
+    assert main(["generate", "a red fox", *words]) == 0
+    frames = np.stack([np.asarray(Image.open(path)) for path in sorted(made.glob("*.png"))])
+    assert frames.shape == (6, 80, 128, 3)
+    assert np.array_equal(frames[0], letterboxed(start()[:1], 80, 128)[0])
+    with engine.stream("a red fox", seed=5, frames=5, start=start()[:1], **ENHANCE) as stream:
+        assert np.array_equal(frames[1:], np.stack(list(stream)))

@@ -16,7 +16,7 @@ from pyengine.errors import ConfigError
 from pyengine.methods.enhancement import Enhancement
 from pyengine.schedule.samplers import frame_noise
 from pyengine.schedule.wavefront import ChunkStep, Wavefront
-from pyengine.streaming.driver import StreamState
+from pyengine.streaming.state import StreamState
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from pyengine.methods import make_method, method_settings
 from pyengine.methods.streamingt2v import REGENERATED, StreamingT2V
 from pyengine.schedule.call import Call
 from pyengine.streaming import snapshot
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import Stream
 
 RELEASED: dict[str, Any] = METHOD | {

@@ -20,7 +20,8 @@ from pyengine.export.families.wan.streaming import StreamingWan, Tables, TextPro
 from pyengine.methods import make_method, method_settings
 from pyengine.methods.causal import Causal
 from pyengine.runtime.executor import Executor
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import open_state
 
 Noise = Callable[

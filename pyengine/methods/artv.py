@@ -89,11 +89,6 @@ class ArtvSettings(MethodSettings):
         return make_sampler("ddim", alpha_bar=table, eta=self.eta, predicts=self.predicts)
 
     @property
-    def needs_start(self) -> bool:
-        """Whether a stream cannot begin with a text alone."""
-        return False
-
-    @property
     def start_chunks(self) -> int:
         """Most given frames that a stream can begin with: as many as a frame is conditioned on."""
         return self.references

@@ -36,6 +36,7 @@ class EnhancerSettings:
     clip_frames  of a chunk; neighbours have `overlap` of them in common
     latent       height and width of a latent frame
     blending     how neighbours agree in the overlap, as in `schedule.wavefront`
+    suffix       what is put behind every prompt, as in training
     """
 
     steps: Steps
@@ -46,6 +47,7 @@ class EnhancerSettings:
     overlap: Frames
     latent: tuple[Count, Count]
     blending: Blending = "randomized"
+    suffix: str = ""
 
     def __post_init__(self) -> None:
         try:

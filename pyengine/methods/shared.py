@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -55,6 +55,7 @@ class MethodSettings(ABC):
     """
 
     if TYPE_CHECKING:  # fields of every method, or properties
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
         @property
         def steps(self) -> int: ...

@@ -6,87 +6,25 @@ texts, runs the network, and updates the latents by what it predicts; clean late
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
-from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyengine.bundle.bundle import Bundle, TensorSpec
 from pyengine.bundle.variant import Variant
-from pyengine.errors import PlanError
 from pyengine.runtime.executor import Executor
-from pyengine.runtime.host.decoder import Clip, Decoder
-from pyengine.runtime.latents import CallBuffers, LatentStore
-from pyengine.schedule.call import Call, Emit, Key, Lane, Row, Schedule
-from pyengine.schedule.positions import PositionPolicy, positions
-from pyengine.schedule.samplers import Coefficients, Multistep, Sampler, frame_noise
+from pyengine.runtime.latents import CallBuffers
+from pyengine.schedule.call import Call, Key, Lane, Row
+from pyengine.schedule.positions import positions
+from pyengine.schedule.samplers import Multistep, frame_noise
+from pyengine.streaming.state import StreamState
 
-__all__ = ["Driver", "StreamState", "sized"]
+__all__ = ["Driver", "sized"]
 
 RENOISED = 1 << 40  # noise of re-noised rows is drawn under numbers from here on, never those of a sampler
-
-
-@dataclass(eq=False)
-class StreamState:
-    """The state of one stream: its schedule, latents, rings and decoder, and the number of its next call."""
-
-    schedule: Schedule
-    sampler: Sampler
-    positions: tuple[PositionPolicy, int]
-    seed: int
-    weights: tuple[float, ...]
-    store: LatentStore
-    rings: Mapping[str, Any]
-    decoder: Decoder
-    call: int
-    text: dict[str, np.ndarray] = field(default_factory=dict)
-    switched_at: int | None = None  # the call before which a prompt last changed what stays visible
-    kept: dict[str, np.ndarray] = field(default_factory=dict)
-    prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
-    # Of each network that turns kept values into others: what it read last, and what it gave.
-    made: dict[Variant, tuple[tuple[Any, ...], dict[str, np.ndarray]]] = field(default_factory=dict)
-    clips: deque[Clip] = field(default_factory=deque)
-    scales: dict[tuple[Any, ...], Coefficients | Multistep] = field(default_factory=dict)
-    # Those to the next clip, which are looked at before they are made, and the last one.
-    _calls: dict[int, Call] = field(default_factory=dict)
-
-    @property
-    def ended(self) -> bool:
-        """Whether every call of the schedule has been made."""
-        calls = self.schedule.calls
-        return calls is not None and self.call >= calls
-
-    def call_at(self, number: int) -> Call:
-        """What the schedule says, asked once."""
-        if number not in self._calls:
-            self._calls = {known: call for known, call in self._calls.items() if known >= self.call - 1}
-            self._calls[number] = self.schedule.call(number)
-        return self._calls[number]
-
-    def switch(self, number: int) -> None:
-        """Goes on by the schedule that holds from a call on when the prompt changed before it."""
-        schedule = self.schedule.switched(number)
-        if schedule is not self.schedule:
-            self.schedule, self.switched_at = schedule, number
-            self._calls.clear()
-
-    def calls_to_clip(self, beyond: int) -> int:
-        """How many calls there are until a chunk is finished and `beyond` more are made, or the schedule ends."""
-        number, last = self.call, self.schedule.calls
-        while (last is None or number < last) and not self.call_at(number).emit:
-            number += 1
-        end = number + 1 + beyond
-        return (end if last is None else min(end, last)) - self.call
-
-    def made_by_last(self, calls: int) -> int:
-        """How many chunks the last so many calls finished."""
-        first = max(self.schedule.first_call, self.call - calls)
-        return sum(len(self.call_at(number).emit) for number in range(first, self.call))
 
 
 class _Written(NamedTuple):
@@ -141,7 +79,7 @@ class Driver:
                 state.store.forget(*call.keeps)
         for state, call in calls:  # once every stream's frames are on their way
             if call.emit and call.emit[-1].writes:
-                _keep_decoded(state, call.emit[-1])
+                state.keep_decoded(call.emit[-1])
 
     def prepare(self, state: StreamState) -> None:
         """Runs the calls whose outputs a stream's later calls read, before its first one."""
@@ -167,7 +105,7 @@ class Driver:
         if not call.lanes:
             self._transform(state, call)
             return
-        branches, per_stream = len(_weights(state, call)), len(call.lanes)
+        branches, per_stream = len(state.weights_of(call)), len(call.lanes)
         streams = next(size for size in self.sizes if size >= len(group))
         variant = sized(call.variant, per_stream, branches, streams)
         buffers = self._buffers_of(variant)
@@ -192,9 +130,9 @@ class Driver:
             return
         inputs = self.executor.inputs(variant)
         texts = {name: value for name, value in state.text.items() if name in inputs}
-        kept = [_kept(state, key.name) for key in call.reads.values()]
+        kept = [state.value(key.name) for key in call.reads.values()]
         read = ((call.values, call.reads), *texts.values(), *kept)
-        if window is None and _is_made(state, call, read):
+        if window is None and state.has_made(call, read):
             return
         for name, numbers in call.values.items():
             if name in inputs:
@@ -202,7 +140,7 @@ class Driver:
         for name, value in texts.items():
             inputs[name][...] = value
         for name, key in call.reads.items():
-            inputs[name][...] = _part(state, key, 0).reshape(inputs[name].shape)
+            inputs[name][...] = state.part(key, 0).reshape(inputs[name].shape)
         if window is not None:
             inputs["latents"][...] = self._noised(state, call, window) if call.latents_level else window
         self.executor.run(variant)
@@ -269,7 +207,7 @@ class Driver:
                 mask[0, place] = [row.mask for row in rows]
                 mask[1:, place] = 0
             if guidance is not None:
-                guidance[:, place] = _weights(state, call)
+                guidance[:, place] = state.weights_of(call)
         for array in (frame_index, ring_index, append_slot):
             if array is not None:
                 array[len(lanes) :] = -1
@@ -298,7 +236,7 @@ class Driver:
         known = self._written.setdefault(memory, [None] * buffers.lanes)
         for place, state, call in lanes:
             key = call.reads.get(name)
-            wanted = _Written(state, state.text[name] if key is None else _kept(state, key.name), key)
+            wanted = _Written(state, state.text[name] if key is None else state.value(key.name), key)
             if wanted.is_same(known[place]):
                 continue
             known[place] = wanted
@@ -307,14 +245,14 @@ class Driver:
             axis = spec.axis("branches")
             if axis is None:
                 assert key is not None
-                target[place] = _part(state, key, 0)
+                target[place] = state.part(key, 0)
                 continue
             own = np.moveaxis(target, (axis, axis + 1), (0, 1))[:, place]
             if key is None:
                 own[...] = np.moveaxis(wanted.value, axis, 0)[: len(own)]
             else:
                 for branch in range(len(own)):
-                    own[branch] = _part(state, key, branch)
+                    own[branch] = state.part(key, branch)
 
     def _update(self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]) -> None:
         """Runs the network, updates every row that is not a condition, and keeps what became clean."""
@@ -324,9 +262,9 @@ class Driver:
         scales[0] = 1  # a lane that no stream fills is copied
         noise = remembers = False
         for place, (state, call, lane) in enumerate(lanes):
-            if buffers.branches == len(_weights(state, call)):
-                weights[:, place] = _weights(state, call)
-            affine = _scales(state, call, lane)
+            if buffers.branches == len(state.weights_of(call)):
+                weights[:, place] = state.weights_of(call)
+            affine = state.coefficients(call, lane)
             if isinstance(affine, Multistep):
                 remembers, (affine, *kept) = True, affine
                 for kind, values in enumerate(kept, 3):
@@ -369,7 +307,7 @@ def _groups(calls: Sequence[tuple[StreamState, Call]], most: int) -> list[list[t
     """Calls that can share a run, at most so many together; the order of streams is kept."""
     groups: dict[Any, list[list[tuple[StreamState, Call]]]] = {}
     for state, call in calls:
-        branches = len(_weights(state, call))
+        branches = len(state.weights_of(call))
         shares = (call.variant, len(call.lanes), branches, call.update) if call.lanes else id(state)
         runs = groups.setdefault(shares, [[]])
         if len(runs[-1]) == most:
@@ -405,53 +343,3 @@ def _kind(index: int, row: Row) -> tuple[Any, ...]:
 
 def _target(row: Row) -> int:
     return row.place if row.target < 0 else row.target
-
-
-def _scales(state: StreamState, call: Call, lane: Lane) -> Coefficients | Multistep:
-    """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
-    sampler = state.sampler if call.sampler is None else call.sampler
-    levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
-    if (sampler, *levels) not in state.scales:
-        if len(state.scales) > 256:
-            state.scales.clear()
-        state.scales[sampler, *levels] = sampler(*levels)
-    return state.scales[sampler, *levels]
-
-
-def _part(state: StreamState, key: Key, branch: int) -> np.ndarray:
-    value = _kept(state, key.name)
-    return value[key.places[branch]] if key.places else value
-
-
-def _kept(state: StreamState, name: str) -> np.ndarray:
-    """A value that an earlier call kept. Raises PlanError where none has."""
-    if name not in state.kept:
-        raise PlanError(
-            f"expected a call to have kept '{name}' but there is only {', '.join(sorted(state.kept)) or 'nothing'}; if the stream was "
-            "resumed, make its snapshot again"
-        )
-    return state.kept[name]
-
-
-def _is_made(state: StreamState, call: Call, read: tuple[Any, ...]) -> bool:
-    """Whether what a call writes is there already, made of the same: records, which come first, are compared by value, arrays by
-    identity.
-    """
-    assert call.variant is not None
-    before, made = state.made.get(call.variant, ((), {}))
-    if before[:1] != read[:1] or len(before) != len(read) or not all(map(is_, before[1:], read[1:])):
-        return False
-    return set(made) == set(call.writes.values()) and all(
-        state.kept.get(name) is value for name, value in made.items()
-    )
-
-
-def _weights(state: StreamState, call: Call) -> tuple[float, ...]:
-    return state.weights if call.weights is None else call.weights
-
-
-def _keep_decoded(state: StreamState, emit: Emit) -> None:
-    """Keeps what the decoder gave beside the frames of a clip, once it is decoded. Raises what made the decoder fail."""
-    state.clips[-1].result()
-    outputs = state.decoder.outputs(len(emit.frames), tuple(emit.writes))
-    state.kept |= {name: outputs[output] for output, name in emit.writes.items()}

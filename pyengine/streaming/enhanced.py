@@ -61,7 +61,8 @@ class EnhancedStream(Stream):
         self._wave = schedule.wave
         self._given = 0  # frames of the first stage so far
         self._prompts = [(0, str(settings["prompt"]))]  # from which of them on which prompt holds
-        stage.features(self._prompts[0][1])  # refuses a prompt before anything is opened
+        self._suffix = how.suffix
+        self._features(self._prompts[0][1])  # refuses a prompt before anything is opened
         self._source = Stream(engine, first_stage(engine, settings), given) if source is None else source
         try:
             executor = stage.program(schedule).executor()
@@ -82,9 +83,11 @@ class EnhancedStream(Stream):
     def prompt(self, prompt: str) -> None:
         with self._lock:
             self._open()
-            self._stage.features(prompt)
+            self._features(prompt)
             self._source.prompt = prompt
             self._prompt = self._settings["prompt"] = prompt
+            if self._prompts[-1][0] == self._given:
+                self._prompts.pop()
             self._prompts.append((self._given, prompt))
 
     def close(self) -> None:
@@ -114,10 +117,13 @@ class EnhancedStream(Stream):
         """The prompt of the frame in the middle of a chunk, for the call that comes next."""
         middle = frames[len(frames) // 2]
         (prompt,) = [text for first, text in self._prompts if first <= middle][-1:]
-        self._give_text(self._stage.features(prompt))
+        self._give_text(self._features(prompt))
         oldest = self._wave.first_in_flight(self._state.call)
         past = [index for index, (first, _) in enumerate(self._prompts) if first <= oldest]
         self._prompts = self._prompts[past[-1] :]
+
+    def _features(self, prompt: str) -> dict[str, np.ndarray]:
+        return self._stage.features(prompt + self._suffix)
 
     def _saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         header, arrays = super()._saved()
@@ -183,7 +189,7 @@ class EnhancedStream(Stream):
                     f"expected frames and prompts in the snapshot's header but got {shown(entry)}"
                 )
             try:
-                self._stage.features(entry[1])
+                self._features(entry[1])
             except PromptError as error:
                 raise InputError(
                     f"the prompts in the snapshot cannot be used ({error}); make it again"

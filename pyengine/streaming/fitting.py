@@ -17,7 +17,8 @@ from pyengine.bundle.variant import Variant
 from pyengine.errors import InputError, PromptError
 from pyengine.runtime.executor import Executor
 from pyengine.schedule.call import Call, Schedule
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 
 __all__ = ["Fit", "Spec", "fit_of", "missing_latents", "missing_values", "most_clean"]
 

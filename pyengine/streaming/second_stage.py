@@ -9,13 +9,13 @@ import numpy as np
 
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
-from pyengine.build.variants import TEXT, codec_variants, denoiser_variants
+from pyengine.build.variants import PROJECTOR, TEXT, enhanced_variants
 from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.variant import Variant
 from pyengine.methods.enhancement import Enhancement
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
-from pyengine.runtime.codec import encode_chunk, encoder_variants
+from pyengine.runtime.codec import encode_chunk
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.video.letterbox import letterboxed
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["SecondStage"]
 
 Features = Mapping[str, np.ndarray]
-PROJECTOR = Variant.of("projector")
 
 
 class SecondStage:
@@ -60,9 +59,11 @@ class SecondStage:
 
     def program(self, schedule: Enhancement) -> Program:
         """What a stream runs, with the encoder of its frames; built the first time."""
-        variants = denoiser_variants(schedule, schedule.settings.guidance)
-        encoder = encoder_variants(self.bundle, 1)
-        return self._library.program((*variants, *codec_variants(self.bundle, schedule), *encoder))
+        return self.prepare(enhanced_variants(self.bundle, schedule))
+
+    def prepare(self, variants: tuple[Variant, ...]) -> Program:
+        """These variants, loaded; what is missing is built first."""
+        return self._library.program(variants)
 
     def latents(self, executor: Executor, frames: np.ndarray) -> np.ndarray:
         """Frames of the stage before, uint8 [frames, h, w, 3], scaled up and encoded one by one. [frames, channels, height, width]"""
@@ -88,11 +89,13 @@ class SecondStage:
         self._library.close()
 
     def _encoder(self, variant: Variant, inputs: Callable[[str], Features]) -> Callable[[str], Features]:
-        outputs = self.bundle.component(variant.component).outputs
+        component = self.bundle.component(variant.component)
         made = PromptEncoder(
             variant,
-            outputs,
-            inputs,
+            component.outputs,
+            lambda prompt: {
+                name: value for name, value in inputs(prompt).items() if name in component.inputs
+            },
             lambda: self._library.program((variant,)),
             lambda: self._library.has_room(),
         )

@@ -22,7 +22,7 @@ from pyengine.errors import InputError, OutputError, ShapeError
 from pyengine.runtime.executor import Executor
 from pyengine.settings import shown
 from pyengine.streaming.archive import read_archive
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
 from pyengine.streaming.fitting import (
     CALL,
     CLEAN,
@@ -37,6 +37,7 @@ from pyengine.streaming.fitting import (
     missing_latents,
     missing_values,
 )
+from pyengine.streaming.state import StreamState
 
 __all__ = [
     "check_bundle",

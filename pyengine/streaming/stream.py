@@ -20,7 +20,8 @@ from pyengine.schedule.call import Schedule
 from pyengine.schedule.positions import PositionPolicy
 from pyengine.schedule.samplers import Sampler
 from pyengine.streaming import snapshot
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.turns import Turns
 
 if TYPE_CHECKING:
