@@ -19,8 +19,10 @@ from pyengine.export.families.streamingt2v import build
 from pyengine.export.families.streamingt2v.appearance import TEXT_TOKENS
 from pyengine.export.families.streamingt2v.assembly import Networks, Part, Sizes, Tower, assemble
 from pyengine.export.families.streamingt2v.cached import fill
+from pyengine.export.families.streamingt2v.enhancer import Enhancer
 from pyengine.export.families.streamingt2v.export import write_bundle
-from pyengine.export.families.streamingt2v.modelscope import ModelScopeUNet
+from pyengine.export.families.streamingt2v.extractor import Extractor
+from pyengine.export.families.streamingt2v.modelscope import ModelScopeUNet, Widths
 from pyengine.export.families.streamingt2v.networks import autoencoder
 from pyengine.export.graph import round_weights
 
@@ -126,12 +128,21 @@ def streamed_bundle() -> Bundle:
 
 @functools.cache
 def enhanced_bundle() -> Bundle:
-    """A bundle of two stages, whose videos begin with frames."""
+    """A bundle of two stages, whose videos begin with frames; of two levels each, since it is there for the stages."""
 
     def make(folder: Path) -> None:
         torch.manual_seed(4)
         tower = Tower(filled(TinyTower()), torch.zeros(TEXT_TOKENS, dtype=torch.int64))
-        own = dataclasses.replace(networks(), text=tower, first=None, enhancer_text=tower)
+        wide = Widths((64, 64), 32, 2, 32, layers=1, convolutions=1)
+        own = dataclasses.replace(
+            networks(),
+            base_model=filled(ModelScopeUNet(wide, appearance=True, merges=True)),  # type: ignore[arg-type]
+            unet=filled(Extractor(wide, (4, 4, 8, 8))),  # type: ignore[arg-type]
+            text=tower,
+            first=None,
+            enhancer=filled(Enhancer(Widths((32, 32), 16, 2, 32))),  # type: ignore[arg-type]
+            enhancer_text=tower,
+        )
         root, found = assemble(own, SIZES)
         round_weights(root)
         fill(root)
@@ -139,7 +150,7 @@ def enhanced_bundle() -> Bundle:
         write_bundle(folder, found, SIZES, own, tokenizer(), only=set(found) - {"encoder"})
         manifest = json.loads((folder / MANIFEST).read_text())
         manifest["method"]["steps"] = 2
-        manifest["method"]["enhancer"]["steps"] = 3
+        manifest["method"]["enhancer"] |= {"steps": 3, "suffix": ""}  # its words are none but WORDS
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
     return Bundle.load(made_once("streamingt2v-enhanced", make))

@@ -23,6 +23,7 @@ from pyengine.video.letterbox import letterboxed
 pytestmark = pytest.mark.slow
 
 OPTIONS: dict[str, Any] = {"precision": "fp32", "choice": "cut"}
+PROMPT = "a cat sleeps"
 ENHANCE: dict[str, Any] = {"method": {"enhance": True}}
 
 
@@ -46,7 +47,7 @@ def start() -> np.ndarray:
 
 
 def whole(engine: pyengine.Engine, frames: int, **options: Any) -> np.ndarray:
-    with engine.stream("a red fox", seed=5, frames=frames, start=start(), **ENHANCE, **options) as stream:
+    with engine.stream(PROMPT, seed=5, frames=frames, start=start(), **ENHANCE, **options) as stream:
         return np.stack([np.asarray(frame) for frame in stream])
 
 
@@ -54,7 +55,7 @@ def test_enhanced_frames_are_larger_and_differ_from_the_preview(engine: pyengine
     made = whole(engine, 7)
     assert made.shape == (7, 80, 128, 3)
     assert made.std() > 1
-    with engine.stream("a red fox", seed=5, frames=7, start=start()) as preview:
+    with engine.stream(PROMPT, seed=5, frames=7, start=start()) as preview:
         assert np.stack(list(preview)).shape == (7, 128, 128, 3)
     assert any("enhancer" in str(part.folder) for plan in engine.plans for part in plan.parts.values())
 
@@ -62,7 +63,7 @@ def test_enhanced_frames_are_larger_and_differ_from_the_preview(engine: pyengine
 def test_a_snapshot_of_both_stages_continues_to_the_bit(engine: pyengine.Engine) -> None:
     expected = whole(engine, 7)
     for taken in (0, 3):
-        with engine.stream("a red fox", seed=5, frames=7, start=start(), **ENHANCE) as stream:
+        with engine.stream(PROMPT, seed=5, frames=7, start=start(), **ENHANCE) as stream:
             head = list(islice(stream, taken))
             if not taken:
                 stream._advance(4)
@@ -71,9 +72,9 @@ def test_a_snapshot_of_both_stages_continues_to_the_bit(engine: pyengine.Engine)
 
 
 def test_a_prompt_may_change_on_the_way(engine: pyengine.Engine) -> None:
-    with engine.stream("a red fox", seed=5, frames=15, start=start(), **ENHANCE) as stream:
+    with engine.stream(PROMPT, seed=5, frames=15, start=start(), **ENHANCE) as stream:
         first = [next(stream)]
-        stream.prompt = "snow"
+        stream.prompt = "a boat sails on the lake"
         with engine.resume(stream.snapshot()) as resumed:
             rest = np.stack(list(stream))
             assert np.array_equal(np.stack(list(resumed)), rest)
@@ -86,7 +87,7 @@ def test_what_cannot_be_is_said(engine: pyengine.Engine, tmp_path: Path) -> None
         engine.batch(2, **ENHANCE),
     ):
         pass
-    with engine.stream("a red fox", seed=5, frames=4, start=start(), **ENHANCE) as stream:
+    with engine.stream(PROMPT, seed=5, frames=4, start=start(), **ENHANCE) as stream:
         data = stream.snapshot()
     with pytest.raises(InputError, match="expected"):
         engine.resume(data[:-200])
@@ -95,7 +96,7 @@ def test_what_cannot_be_is_said(engine: pyengine.Engine, tmp_path: Path) -> None
         pyengine.load(plain, backend="onnxruntime", cache_dir=tmp_path, **OPTIONS) as other,
         pytest.raises(ConfigError, match="this model has no second stage"),
     ):
-        other.stream("a red fox", **ENHANCE)
+        other.stream(PROMPT, **ENHANCE)
 
 
 def test_the_simulated_gpu_gives_the_same_to_the_bit(
@@ -108,7 +109,7 @@ def test_the_simulated_gpu_gives_the_same_to_the_bit(
         with pyengine.load(engine.bundle.folder, backend="tensorrt", cache_dir=cache, **OPTIONS) as other:
             assert np.array_equal(whole(other, 9), expected)
             assert np.array_equal(whole(other, 9, device_frames=True), expected)
-            with other.stream("a red fox", seed=5, frames=9, start=start(), **ENHANCE) as stream:
+            with other.stream(PROMPT, seed=5, frames=9, start=start(), **ENHANCE) as stream:
                 head = [next(stream), next(stream)]
                 with other.resume(stream.snapshot()) as resumed:
                     assert np.array_equal(np.stack([*head, *resumed]), expected)
@@ -128,9 +129,9 @@ def test_the_command_writes_enhanced_frames(
     words = ["--bundle", str(engine.bundle.folder), "--preset", "enhanced", "--image", str(picture)]
     words += ["--frames", "6", "--seed", "5", "--upscale", "1", "--output", f"{made}/", "--choice", "cut"]
     words += ["--backend", "onnxruntime", "--precision", "fp32"]
-    assert main(["generate", "a red fox", *words]) == 0
+    assert main(["generate", PROMPT, *words]) == 0
     frames = np.stack([np.asarray(Image.open(path)) for path in sorted(made.glob("*.png"))])
     assert frames.shape == (6, 80, 128, 3)
     assert np.array_equal(frames[0], letterboxed(start()[:1], 80, 128)[0])
-    with engine.stream("a red fox", seed=5, frames=5, start=start()[:1], **ENHANCE) as stream:
+    with engine.stream(PROMPT, seed=5, frames=5, start=start()[:1], **ENHANCE) as stream:
         assert np.array_equal(frames[1:], np.stack(list(stream)))
