@@ -1,9 +1,9 @@
-"""Speed of ART-V frame by frame beside PyTorch: `python benchmarks/artv.py [--bundle shapes-artv]`.
+"""Speed of ART-V frame by frame beside PyTorch: `python benchmarks/artv.py`.
 
-The network of the bundled model, trained or not, in pyengine (bf16 where the processor has it) and in PyTorch eager and torch.compile at
-the same precision, with the same loop: text and anchor once, the adapter once per frame, S guided steps, one decode. Contenders take turns
-in one process, frame by frame, so that a disturbance meets all. Then what a frame is made of: adapter, one step and decode, each alone.
-Adds its figures to results/artv.json. `--quick`: a few frames, without torch.compile, nothing written.
+The small network, untrained since speed does not depend on it, in pyengine (bf16 where the processor has it) and in PyTorch eager and
+torch.compile at the same precision, with the same loop: text and anchor once, the adapter once per frame, S guided steps, one decode.
+Contenders take turns in one process, frame by frame, so that a disturbance meets all. Then what a frame is made of: adapter, one step and
+decode, each alone. Adds its figures to results/artv.json. `--quick`: a few frames, without torch.compile, nothing written.
 """
 
 from __future__ import annotations

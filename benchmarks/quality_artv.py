@@ -1,6 +1,6 @@
-"""Videos frame by frame: `python benchmarks/quality_artv.py` makes 60-second videos with `shapes-artv` and reads them by their captions.
+"""Videos frame by frame: `python benchmarks/quality_artv.py` makes 60-second videos with the small ART-V and reads them by their captions.
 
-Beside the model as shipped it runs what the paper says ART-V owes to: the mask (by the same network, whose prediction alone was trained as
+Beside the model as it is it runs what the paper says ART-V owes to: the mask (by the same network, whose prediction alone was trained as
 well; and, with `--trained DIR`, by networks that were trained without mask, without noise on references, without anchor, by
 `training.artv.train --without`), the anchor, and noise on references at inference. Another video has four prompts, 15 seconds each, every
 segment read by its own caption. Reports quality_artv.{md,json,png} and quality_artv_strip.png; results are kept and a run that was
@@ -33,7 +33,7 @@ PROMPTS = (
     "a cyan triangle spins over a grey background",
 )
 SEGMENTS = 4  # prompts of the video whose prompt changes
-# What a stream of the shipped network changes.
+# What a stream of the trained network changes.
 SETTINGS: dict[str, dict[str, Any]] = {
     "artv": {},
     "artv_no_mask": {"mask": False},
@@ -145,7 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", default="shapes-artv", help="a bundled name or a folder")
+    parser.add_argument("--bundle", required=True, help="folder that `pyengine export artv --training` made")
     parser.add_argument(
         "--trained",
         type=Path,

@@ -40,7 +40,7 @@ TITLES = {
     "enhanced_independent": "enhanced, chunks independent",
     "enhanced_shared": "enhanced, shared noise",
     "enhanced_randomized": "enhanced, randomized blending",
-    "artv": "ART-V (as shipped)",
+    "artv": "ART-V",
     "artv_no_mask": "ART-V, mask left out",
     "artv_no_anchor": "ART-V, anchor left out",
     "artv_augmentation_50": "ART-V, references noised to timestep 50",

@@ -29,6 +29,7 @@ from pyengine.export.families.artv.small import TextTower, small_denoiser
 from pyengine.export.families.shapes.captions import build_tokenizer
 from pyengine.export.families.shapes.text_encoder import null_ids
 from training.artv.corpus import CLIP_LATENTS, SWITCH, load_corpus
+from training.shapes.train_denoiser import emphasis
 from training.shapes.trainer import Clock, Trainer, join_processes, learning_rate
 
 WITHOUT = ("mask", "noise", "anchor")
@@ -53,10 +54,12 @@ class Batch(NamedTuple):
     anchored: Tensor  # [B] float: 0 = has no anchor
 
 
-def draw(corpus: dict[str, Tensor], batch: int) -> Batch:
-    """Random frames of random clips in the shares above."""
+def draw(corpus: dict[str, Tensor], batch: int, weight: Tensor | None = None) -> Batch:
+    """Random frames of random clips in the shares above; clips come by `weight`, or all alike."""
     latents = corpus["latents"]
-    pick, side = torch.randint(len(latents), (batch,)), torch.randint(2, (batch,))
+    weight = torch.ones(len(latents)) if weight is None else weight
+    pick = torch.multinomial(weight, batch, replacement=True)
+    side = torch.randint(2, (batch,))
     place = torch.randint(REFERENCES, CLIP_LATENTS, (batch,))
     kind = torch.rand(batch)
     bounds = torch.tensor([FIRST_SHARE, SECOND_SHARE, SWITCH_SHARE, OLD_ANCHOR_SHARE]).cumsum(0)
@@ -143,6 +146,13 @@ def main() -> None:
     )
     parser.add_argument("--without", choices=WITHOUT, default=None, help="leave this out of the recipe")
     parser.add_argument("--plain", action="store_true", help="no gradients and no small shapes")
+    parser.add_argument(
+        "--emphasise",
+        nargs="*",
+        default=[],
+        metavar="WORD",
+        help="draw a clip twice as often for each of these words in its captions: what is not learned yet",
+    )
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="stop after this long; the rate follows the clock"
@@ -155,13 +165,14 @@ def main() -> None:
     corpus = load_corpus(arguments.corpus)
     if arguments.plain:
         corpus = plain(corpus)
+    weight = emphasis(corpus["tokens"].flatten(1), arguments.emphasise)
     model = nn.ModuleDict({"denoiser": small_denoiser(), "text": TextTower()})
     trainer = Trainer(model, arguments.folder, peak_rate=arguments.rate, ema=0.999, muon=True)
     torch.manual_seed(trainer.step + 2 + 1_000_003 * process)
     clock = Clock(arguments.steps, arguments.minutes)
     while (progress := clock.progress(trainer.step)) < 1:
         with sdpa_kernel(SDPBackend.MATH):  # much quicker than the flash kernel for so few tokens
-            loss, also = frame_loss(model, draw(corpus, arguments.batch), arguments.without)
+            loss, also = frame_loss(model, draw(corpus, arguments.batch, weight), arguments.without)
             trainer.update(loss, learning_rate(progress, trainer.step), also)
     trainer.save()
 
