@@ -138,7 +138,7 @@ def test_streams_of_a_batch_are_what_they_are_alone(engine: pyengine.Engine) -> 
 
 def test_commands_take_the_bundle(engine: pyengine.Engine, plan_cache: Path, tmp_path: Path) -> None:
     folder, options = str(engine.bundle.folder), ["--backend", "onnxruntime", "--precision", "fp32"]
-    options += ["--threads", "1", "--cache-dir", str(plan_cache)]
+    options += ["--threads", "1", "--cache", str(plan_cache)]
     start = tmp_path / "start.mp4"
     with VideoWriter(start, height=HIGH, width=WIDE, fps=8.0) as writer:
         for frame in np.repeat(picture(), 3, 0):
