@@ -18,7 +18,7 @@ import pyengine
 from pyengine.cli import main
 from pyengine.device import cuda as runtime
 from pyengine.errors import ConfigError, InputError
-from pyengine.video.letterbox import letterboxed
+from pyengine.streaming.letterbox import letterboxed
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pyengine.video.letterbox import content, letterboxed
+from pyengine.streaming.letterbox import content, letterboxed
 
 
 def test_the_released_sizes() -> None:

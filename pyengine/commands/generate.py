@@ -32,8 +32,8 @@ from pyengine.errors import BundleError, ConfigError, PromptError
 from pyengine.methods import MethodSettings, method_settings
 from pyengine.signals import exit_code, held
 from pyengine.streaming.enhanced import shown_video
+from pyengine.streaming.letterbox import letterboxed
 from pyengine.text.prompts import prompts_of
-from pyengine.video.letterbox import letterboxed
 from pyengine.video.reader import read_image, read_video
 from pyengine.video.writer import VideoWriter
 

@@ -13,6 +13,7 @@ same without leaving it, but for tiles and for encoding, which come here: planes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
@@ -86,10 +87,11 @@ def encode_chunk(executor: Executor, bundle: Bundle, frames: np.ndarray, chunk_f
     encoder, *per_frame = encoder_variants(bundle, chunk_frames)
     if not per_frame:
         target = executor.input(encoder, "frames")
-        flat = target.reshape(-1, *frames.shape[1:])
-        flat[len(flat) - len(frames) :] = (
-            frames  # the first chunk of a video may be shorter: what is in front is not looked at
-        )
+        missing = math.prod(target.shape) // math.prod(frames.shape[1:]) - len(frames)
+        if missing:
+            # The first chunk of a video may be shorter: what is in front is not looked at.
+            frames = np.concatenate([np.zeros((missing, *frames.shape[1:]), frames.dtype), frames])
+        target[...] = frames.reshape(target.shape)
     else:
         planes = executor.input(encoder, "planes")
         for start, batch in _batches(executor, FRAME_ENCODER, "frames", frames):

@@ -18,7 +18,7 @@ from pyengine.plans.plan import Plan
 from pyengine.runtime.codec import encode_chunk
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
-from pyengine.video.letterbox import letterboxed
+from pyengine.streaming.letterbox import letterboxed
 
 if TYPE_CHECKING:
     from pyengine.runtime.executor import Executor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 __all__ = ["content", "letterboxed"]
 
@@ -18,6 +17,9 @@ def content(size: tuple[int, int], into: tuple[int, int]) -> tuple[slice, slice]
 
 def letterboxed(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [frames, h, w, 3] -> [frames, height, width, 3], scaled by bicubic interpolation (Pillow's)."""
+    # Pillow is needed by nothing else here: a machine that only runs the first stage may lack it.
+    from PIL import Image
+
     rows, columns = content(frames.shape[1:3], (height, width))
     out = np.zeros((len(frames), height, width, 3), np.uint8)
     size = (columns.stop - columns.start, rows.stop - rows.start)
