@@ -142,8 +142,13 @@ def in_onnx(name: str) -> FakeNetwork:
     component = bundle().component(name)
     session = ort.InferenceSession(bundle().path(component.portable), providers=["CPUExecutionProvider"])
     names = list(component.outputs)
+    # Portable graphs work in float32.
+    given = {
+        name: TensorSpec(spec.shape, "float32" if spec.dtype == "working" else spec.dtype)
+        for name, spec in component.inputs.items()
+    }
     return FakeNetwork(
-        component.inputs,
+        given,
         {},
         lambda given, rings: dict(zip(names, session.run(names, given), strict=True)),
     )
@@ -202,6 +207,7 @@ def test_a_chunk_by_the_driver_is_that_of_the_original(
     check(state.kept["pixels"] * 0.5 + 0.5, "ddim_outputs/video_tail", "ddim:ddim_video_tail")
     (clip,) = [clip.result() for clip in state.clips]
     shown = np.moveaxis(state.kept["pixels"] * 127.5 + 127.5, 1, -1)
-    assert np.array_equal(clip, shown.astype(np.uint8))
+    # A pixel at the edge of two steps may fall to either side: runtimes order the same sum differently.
+    assert np.abs(clip.astype(int) - shown.astype(np.uint8)).max() <= 1
     state.decoder.close()
     executor.close()
