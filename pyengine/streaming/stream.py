@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ __all__ = ["Stream", "open_state"]
 # Calls that are made at least beyond the one that finished a chunk, while it is decoded, before its frames are handed out. A fixed
 # number, so that what a prompt set between two chunks changes never depends on timing.
 LOOKAHEAD = 1
+MOST_CALLS = 4096  # that are looked at to find where a frame begins
 
 
 class Stream:
@@ -136,11 +137,76 @@ class Stream:
                 self.frames_made += len(clip)
             yield clip
 
+    def ready(self, wait: bool = True) -> Any | None:
+        """The oldest clip whose calls are made, uint8 [frames, height, width, 3], without making another call. None where there is
+        none or, unless it is to `wait`, where it is still being decoded.
+        """
+        with self._lock:
+            self._open()
+            left = None if self.frames is None else self.frames - self.frames_made
+            clips = self._state.clips
+            if left == 0 or not (self._rest or clips):
+                return None
+            if self._rest:
+                clip = joined(self._rest)
+                self._rest.clear()
+            elif wait or getattr(clips[0], "done", bool)():
+                clip = clips.popleft().result()
+            else:
+                return None
+            clip = clip if left is None else clip[:left]
+            self.frames_made += len(clip)
+            return clip
+
+    def first_unbegun(self) -> int | None:
+        """The first frame whose denoising has not begun, so that only the prompt of now shapes it. None where none follows, or where
+        a call has several lanes.
+        """
+        with self._lock:
+            self._open()
+            state, last = self._state, self._schedule.calls
+            number = state.call
+            while (last is None or number < last) and number < state.call + MOST_CALLS:
+                lanes = self._schedule.call(number).lanes
+                if len(lanes) > 1:
+                    return None
+                born = [row.frame for lane in lanes for row in lane.rows if row.origin == "noise"]
+                if born:
+                    given = self._schedule.given_frames
+                    return self._video.frames(min(born)) - (self._video.frames(given) if given else 0)
+                number += 1
+            return None
+
+    def calls_to_full(self) -> int:
+        """How many calls there are until the context is as full as it gets, so that calls are as large as they get."""
+
+        def empty(number: int) -> int:
+            last = self._schedule.calls
+            call = self._schedule.call(number if last is None else min(number, last - 1))
+            return sum(lane.ring.count(-1) for lane in call.lanes)
+
+        with self._lock:
+            self._open()
+            number, period = self._state.call, self._schedule.period
+            steady = [empty(number + MOST_CALLS * period + phase) for phase in range(period)]
+            while [empty(number + phase) for phase in range(period)] != steady:
+                number += period
+                if number > self._state.call + MOST_CALLS:
+                    break
+            return number + period - self._state.call
+
     def snapshot(self, path: str | Path | None = None) -> bytes:
         """All that the stream depends on, as bytes and, with `path`, to a file. Raises OutputError.
 
         `engine.resume` continues bit-identically on the same plan.
         """
+        data = self.capture()()
+        if path is not None:
+            snapshot.write(path, data)
+        return data
+
+    def capture(self, compress: bool = True) -> Callable[[], bytes]:
+        """Copies all that the stream depends on as it is now. What is returned makes a snapshot of it, in any thread and at any time."""
         with self._lock:
             executor, state = self._open(), self._state
             clips = [clip.result() for clip in state.clips]
@@ -148,14 +214,11 @@ class Stream:
             arrays = snapshot.state_arrays(executor, state, pending, self._video)
             header = {
                 "bundle": self._engine.bundle.digest,
-                "settings": self._settings,
+                "settings": dict(self._settings),
                 "frames_made": self.frames_made,
                 "clips": [len(clip) for clip in clips],
             }
-        data = snapshot.pack(header, arrays)
-        if path is not None:
-            snapshot.write(path, data)
-        return data
+        return lambda: snapshot.pack(header, arrays, compress)
 
     @classmethod
     def restore(cls, engine: Engine, data: bytes, batch: Batch | None = None) -> Stream:
