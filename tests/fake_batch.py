@@ -55,13 +55,17 @@ class FakeStream:
             ]
             self._clips.append(np.stack(clip).astype(np.uint8))
 
-    def ready(self, wait: bool = True) -> np.ndarray | None:
+    def ready(self, wait: bool = True, most: int | None = None) -> np.ndarray | None:
         if self.closed:
             raise StreamClosed("the stream is closed")
         if not self._clips:
             return None
-        self.frames_made += CHUNK
-        return self._clips.popleft()
+        clip = self._clips.popleft()
+        if most is not None and most < len(clip):
+            self._clips.appendleft(clip[most:])
+            clip = clip[:most]
+        self.frames_made += len(clip)
+        return clip
 
     def first_unbegun(self) -> int:
         return self.frames_made + len(self._clips) * CHUNK + 2 * CHUNK
@@ -119,7 +123,7 @@ class FakeBatch:
         except (ValueError, KeyError) as error:
             raise InputError(f"expected a snapshot but got {error}") from error
         stream._state = bytes.fromhex(data["state"])
-        stream._clips.extend(np.array(clip, np.uint8) for clip in data["clips"])
+        stream._clips.extend(np.array(clip, np.uint8) for clip in data["clips"] if clip)
         stream.frames_made, stream.calls_made = data["frames_made"], data["calls_made"]
         return stream
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from fake_batch import FakeEngine
+from websockets.sync.client import connect
 
+from pyengine.serve.app import make_app
+from pyengine.serve.safety import Gate
+from pyengine.serve.server import listen, uvicorn_config
 from pyengine.serve.service import Options, Service, Start
 from pyengine.serve.session import Interaction, Piece, Session
-from pyengine.serve.store import MemoryStore, Store
+from pyengine.serve.store import FileStore, MemoryStore, Store
+from pyengine.serve.wire import Kind, Message
 
 PATIENCE = 30.0  # seconds, on a machine that is busy with other things
 
@@ -91,3 +100,107 @@ def again(made: Service, viewer: Viewer, name: str, token: str, frame: int | Non
 
 def say(made: Service, session: Session, prompt: str, event_id: str) -> bool:
     return made.scheduler.ask(lambda: session.interact(Interaction(event_id, prompt))).result(PATIENCE)
+
+
+class Server:
+    """The app behind a real socket on loopback, in a thread."""
+
+    def __init__(self, made: Service, folder: Path, gate: Gate | None = None) -> None:
+        self.service, self._socket = made, listen("127.0.0.1", 0)
+        self.port = self._socket.getsockname()[1]
+        self.app = make_app(made, gate or Gate(), folder / "videos")
+        self._server = uvicorn.Server(uvicorn_config(self.app))
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def live(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/v1/realtime/video"
+
+    def start(self) -> None:
+        self._thread.start()
+        end = time.monotonic() + PATIENCE
+        while not self._server.started and time.monotonic() < end:
+            time.sleep(0.01)
+        assert self._server.started
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        self._socket.close()
+
+
+@contextmanager
+def served(
+    folder: Path, engine: Any = None, gate: Gate | None = None, warm: bool = True, **options: Any
+) -> Iterator[Server]:
+    """A server with a store in a folder."""
+    made = Service(engine or FakeEngine(), FileStore(folder / "store"), Options(**{"live": 4, **options}))
+    if warm:
+        made.warm_up()
+    server = Server(made, folder, gate)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class Client:
+    """A client of the live socket, in one thread. Frames are kept by number; those of an older epoch are void."""
+
+    def __init__(self, server: Server, **options: Any) -> None:
+        self.socket = connect(server.live, compression=None, max_size=2**26, open_timeout=PATIENCE, **options)
+        self.news: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
+
+    def send(self, kind: str, **data: Any) -> None:
+        self.socket.send(json.dumps({"type": kind, **data}))
+
+    def start(self, **data: Any) -> dict[str, Any]:
+        way = {"format": "raw", "pace": "fastest", "prompt": "a red circle"}
+        self.send("session.start", **{**way, **data})
+        return self.until("video.start")
+
+    def resume(self, start: dict[str, Any], frame: int | None) -> dict[str, Any]:
+        names = {name: start[name] for name in ("session_id", "resume_token")}
+        self.send("session.resume", **names, from_frame=frame, format="raw", pace="fastest")
+        return self.until("video.start")
+
+    def receive(self) -> None:
+        data = self.socket.recv(PATIENCE)
+        if isinstance(data, bytes):
+            self.messages.append(Message.read(data))
+        else:
+            self.news.append(json.loads(data))
+
+    def until(self, kind: str, after: int = 0) -> dict[str, Any]:
+        """The first news of this kind after so many of it."""
+        while len(found := [news for news in self.news if news["type"] == kind]) <= after:
+            self.receive()
+        return found[after]
+
+    def frames(self, count: int, epoch: int | None = None) -> np.ndarray:
+        """So many frames of the last epoch, or of one, whose numbers must have no gap. [frames, height, width, 3]"""
+        while True:
+            of = epoch if epoch is not None else max((message.epoch for message in self.messages), default=0)
+            got = [message for message in self.messages if message.kind == Kind.FRAME and message.epoch == of]
+            if len(got) >= count:
+                break
+            self.receive()
+        assert [message.frame for message in got] == list(range(got[0].frame, got[0].frame + len(got)))
+        shape = (got[0].height, got[0].width, 3)
+        return np.stack([np.frombuffer(message.payload, np.uint8).reshape(shape) for message in got[:count]])
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -38,7 +39,8 @@ def child(store: Path, engine: str, *arguments: str) -> Iterator[subprocess.Pope
     finally:
         process.kill()
         process.wait()
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         process.stdout.close()
 
 
@@ -61,8 +63,9 @@ def play(
             frames[len(frames)] = rest[1]
             if prompts and len(frames) % 16 == 3:
                 event, prompt = prompts.pop(0).split(" ", 1)
-                process.stdin.write(f"PROMPT {event} {prompt}\n")
-                process.stdin.flush()
+                with contextlib.suppress(BrokenPipeError):  # it was killed meanwhile
+                    process.stdin.write(f"PROMPT {event} {prompt}\n")
+                    process.stdin.flush()
         else:
             pytest.fail(line)
         if len(frames) > upto and not killed:

@@ -167,8 +167,7 @@ class Service:
         def work() -> None:
             if session.sink is sink:
                 session.sink = None
-                if session.state in ("playing", "paused"):
-                    session.park()
+                session.park()
                 self.admission.release(session.record.id)
                 self.scheduler.sessions.pop(session.record.id, None)
 
@@ -300,7 +299,7 @@ class Service:
         """Parks sessions that have stood paused, and forgets those that nobody came back to. In the scheduler's thread."""
         now = time.monotonic()
         for session in list(self.scheduler.sessions.values()):
-            if session.state == "paused" and now - session.changed > self.options.park_after:
+            if session.state in ("paused", "ended") and now - session.changed > self.options.park_after:
                 session.park()
             if session.stream is None and session.state in ("parked", "failed"):
                 self.admission.release(session.record.id)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from pyengine.errors import PromptError
+from pyengine.errors import InputError, PromptError
 from pyengine.serve.pacing import Pace
 from pyengine.serve.store import Store
 from pyengine.serve.timeline import Entry, Keyframe, Timeline
@@ -174,6 +174,25 @@ class Session:
         self._waiting.append(interaction)
         return True
 
+    def knows(self, event_id: str) -> bool:
+        return event_id in self._known
+
+    def sent(self, frames: int, epoch: int) -> None:
+        """So many frames of an epoch have left the sink."""
+        if epoch == self.epoch:
+            self.unsent = max(0, self.unsent - frames)
+
+    def show(self, frame: int) -> None:
+        """The viewer has shown this frame; from now on that is what paces the session. Of other epochs' frames nothing follows."""
+        if self.pace.base <= frame < self.frame:
+            self.pace.shown = max(frame, self.pace.shown or 0)
+
+    def store_now(self) -> None:
+        """Makes a keyframe of now, in the store when this returns. Raises InputError for a session that is not on the device."""
+        if self.stream is None or self.is_silent or self._is_branching:
+            raise InputError("expected a session that is playing or paused; play it first")
+        self.keep(at_once=True)
+
     def pause(self) -> None:
         if self.state == "playing":
             self._become("paused")
@@ -211,11 +230,16 @@ class Session:
 
     def collect(self, wait: bool) -> int:
         """Hands out the frames that are ready and returns their number; to `wait` is for those that are still being decoded."""
-        given = 0
-        while self.stream is not None and (frames := self.stream.ready(wait)) is not None:
-            given += self._give(np.asarray(frames), self.stream.frames_made)
+        given, stream = 0, self.stream
+        if stream is None:
+            return 0
         end = self._end()
-        if self.stream is not None and end is not None and self.frame >= end and self.state == "playing":
+        while end is None or stream.frames_made < end:
+            frames = stream.ready(wait, None if end is None else end - stream.frames_made)
+            if frames is None:
+                break
+            given += self._give(np.asarray(frames), stream.frames_made)
+        if end is not None and self.frame >= end and self.state == "playing":
             self._become("ended")
             self._tell("ended", frame=self.frame)
         elif given and self.frame - self._kept >= self.interval:
@@ -265,20 +289,16 @@ class Session:
         """Hands out frames, the last of which is number `after` - 1; what lies before the frame that was asked for is dropped."""
         if self._is_branching and after >= self._target:
             self._branch()
-        end = self._end()
         first = max(after - len(frames), self.frame)
-        last = after if end is None else min(after, end)
-        if last <= first:
+        if after <= first:
             return 0
-        piece = Piece(
-            self.epoch, first, frames[first - after : last - after or None], self._events, last <= self._head
-        )
-        self.frame, self._head, self.failures = last, max(self._head, last), 0
+        piece = Piece(self.epoch, first, frames[first - after :], self._events, after <= self._head)
+        self.frame, self._head, self.failures = after, max(self._head, after), 0
         self.pace.hand_out(time.monotonic())
-        self.unsent += last - first
+        self.unsent += after - first
         if self.sink is not None:
             self.sink.piece(piece)
-        return last - first
+        return after - first
 
     def _branch(self) -> None:
         assert self.stream is not None

@@ -137,9 +137,9 @@ class Stream:
                 self.frames_made += len(clip)
             yield clip
 
-    def ready(self, wait: bool = True) -> Any | None:
-        """The oldest clip whose calls are made, uint8 [frames, height, width, 3], without making another call. None where there is
-        none or, unless it is to `wait`, where it is still being decoded.
+    def ready(self, wait: bool = True, most: int | None = None) -> Any | None:
+        """The oldest clip whose calls are made, uint8 [frames, height, width, 3], without making another call; the first `most` frames
+        of it. None where there is none or, unless it is to `wait`, where it is still being decoded.
         """
         with self._lock:
             self._open()
@@ -155,6 +155,9 @@ class Stream:
             else:
                 return None
             clip = clip if left is None else clip[:left]
+            if most is not None:
+                self._rest.extend(clip[most:])
+                clip = clip[:most]
             self.frames_made += len(clip)
             return clip
 
