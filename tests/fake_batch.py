@@ -127,6 +127,13 @@ class FakeBatch:
         stream.frames_made, stream.calls_made = data["frames_made"], data["calls_made"]
         return stream
 
+    def describe(self, state: bytes) -> tuple[dict[str, Any], int]:
+        try:
+            data = json.loads(state)
+            return {"prompt": data["prompt"], "seed": data["seed"]}, data["frames_made"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"expected a snapshot but got {error}") from error
+
     def advance(self) -> bool:
         with self.lock:
             going = [member for member in self.members if not member.paused and len(member._clips) < 2]
@@ -167,13 +174,14 @@ class FakeEngine:
         pass
 
 
-def expected(seed: int, prompts: dict[int, str], frames: int, size: int = 16) -> np.ndarray:
-    """The frames of a session whose prompts took effect at these calls, made by a stream alone."""
-    stream = FakeBatch(FakeEngine(size=size), 1).stream(prompts[0], seed=seed)
+def expected(seed: int, prompts: list[tuple[int, str]], frames: int, size: int = 16) -> np.ndarray:
+    """The frames of a session whose prompts took effect at these calls, in this order, made by a stream alone."""
+    (_, first), *rest = prompts
+    stream = FakeBatch(FakeEngine(size=size), 1).stream(first, seed=seed)
     made: list[np.ndarray] = []
     while len(made) * CHUNK < frames:
-        if stream.calls_made and stream.calls_made in prompts:
-            stream.prompt = prompts[stream.calls_made]
+        while rest and rest[0][0] == stream.calls_made:
+            stream.prompt = rest.pop(0)[1]
         stream.call()
         while (clip := stream.ready()) is not None:
             made.append(clip)

@@ -24,6 +24,9 @@ from pyengine.serve.encoding import Fragments, encoder
 from pyengine.serve.wire import Codec, Flag, Kind, Message
 
 
+RED = [(0, "a red circle")]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with served(tmp_path_factory.mktemp("live"), FakeEngine(seconds=0.001), interval=24) as started:
@@ -73,7 +76,7 @@ def test_frames_number_themselves_and_prompts_say_what_they_touched(server: Serv
         client.send("session.interaction", interaction={"event_id": "e1", "event": {"prompt": "red"}})
         assert client.until("error")["code"] == "event_id_conflict"
         frames = client.frames(applied["frame"] + CHUNK)
-        plain = expected(4, {0: "a red circle"}, len(frames))
+        plain = expected(4, RED, len(frames))
         assert np.array_equal(frames[: applied["frame"]], plain[: applied["frame"]])
         assert not np.array_equal(frames[applied["frame"] :], plain[applied["frame"] :])
         touched = [message.events for message in client.messages if message.kind == Kind.FRAME]
@@ -99,9 +102,9 @@ def test_pause_play_seek_and_a_snapshot(server: Server) -> None:
         client.send("session.play")
         client.send("session.seek", frame=5, mode="branch")
         frames = client.frames(20, epoch=2)
-        assert np.array_equal(frames, expected(0, {0: "a red circle"}, 25)[5:])
+        assert np.array_equal(frames, expected(0, RED, 25)[5:])
         client.send("session.seek", seconds=0.25)
-        assert np.array_equal(client.frames(10, epoch=3), expected(0, {0: "a red circle"}, 16)[6:])
+        assert np.array_equal(client.frames(10, epoch=3), expected(0, RED, 16)[6:])
         client.send("session.seek")
         assert "one of the two" in client.until("error")["message"]
         client.send("session.ping")
@@ -118,7 +121,7 @@ def test_a_client_that_comes_back_gets_the_next_frame(server: Server) -> None:
         assert client.resume(start, count)["epoch"] == 2
         frames = client.frames(20)
         assert client.messages[0].frame == count
-        assert np.array_equal(frames, expected(9, {0: "a red circle"}, count + 20)[count:])
+        assert np.array_equal(frames, expected(9, RED, count + 20)[count:])
         with Client(server) as other:
             assert other.resume(start, None)["epoch"] == 3
             client.until("session.moved")
@@ -161,7 +164,7 @@ def test_what_cannot_be_understood_is_answered_and_the_session_goes_on(server: S
             client.socket.send(message)
             error = client.until("error", after=number)
             assert error["code"] == ("unknown_type" if "dance" in message else "invalid_request"), message
-        assert np.array_equal(client.frames(40), expected(0, {0: "a red circle"}, 40))
+        assert np.array_equal(client.frames(40), expected(0, RED, 40))
     for first in ('{"type": "session.pause"}', "x", '{"type": "session.start", "prompt": "an elephant"}'):
         with Client(server) as client:
             client.socket.send(first)

@@ -77,15 +77,15 @@ def play(
 def undisturbed(folder: Path, name: str, engine: pyengine.Engine | None, frames: int) -> list[str]:
     """The hashes that the log of a session promises."""
     story = Timeline(FileStore(folder), f"sessions/{name}").story()
-    prompts = {0: "a red circle"} | {entry.call: entry.prompt for entry in story}
+    prompts = [(0, "a red circle"), *((entry.call, entry.prompt) for entry in story)]
     if engine is None:
         made = list(expected(7, prompts, frames))
     else:
         made = []
-        with engine.batch(max_streams=1) as batch, batch.stream(prompts[0], seed=7) as stream:
+        with engine.batch(max_streams=1) as batch, batch.stream(prompts.pop(0)[1], seed=7) as stream:
             while len(made) < frames:
-                if stream.calls_made and stream.calls_made in prompts:
-                    stream.prompt = prompts[stream.calls_made]
+                while prompts and prompts[0][0] == stream.calls_made:
+                    stream.prompt = prompts.pop(0)[1]
                 batch.advance()
                 while (clip := stream.ready()) is not None:
                     made.extend(clip)

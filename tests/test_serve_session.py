@@ -18,9 +18,12 @@ from pyengine.serve.store import MemoryStore
 from pyengine.serve.timeline import Timeline
 
 
-def prompts(session: Session, first: str = "a red circle") -> dict[int, str]:
-    """The prompts of a session by the call at which each took effect."""
-    return {0: first} | {entry.call: entry.prompt for entry in session.timeline.story()}
+RED = [(0, "a red circle")]
+
+
+def prompts(session: Session) -> list[tuple[int, str]]:
+    """The prompts of a session, with the call at which each took effect."""
+    return RED + [(entry.call, entry.prompt) for entry in session.timeline.story()]
 
 
 def test_a_session_gives_the_frames_of_its_seed_and_its_end_is_told() -> None:
@@ -28,7 +31,7 @@ def test_a_session_gives_the_frames_of_its_seed_and_its_end_is_told() -> None:
         viewer = Viewer()
         begin(made, viewer, seed=3, frames=20)
         viewer.until(lambda: bool(viewer.said("ended")))
-        assert np.array_equal(viewer.frames(), expected(3, {0: "a red circle"}, 20))
+        assert np.array_equal(viewer.frames(), expected(3, RED, 20))
         assert [piece.epoch for piece in viewer.pieces] == [1, 1, 1]
 
 
@@ -43,7 +46,7 @@ def test_a_prompt_says_which_frames_it_touches_first_and_which_it_shapes_alone()
         (applied,) = viewer.said("applied")
         assert applied["event_id"] == "e1"
         assert applied["complete"] == applied["frame"] + 2 * CHUNK
-        plain = expected(0, {0: "a red circle"}, 20 * CHUNK)
+        plain = expected(0, RED, 20 * CHUNK)
         got = viewer.frames()
         assert np.array_equal(got, expected(0, prompts(session), 20 * CHUNK))
         touched = applied["frame"]
@@ -101,7 +104,7 @@ def test_view_shows_what_was_made_and_a_branch_makes_it_anew() -> None:
         made.seek(session, view, branch=True).result(PATIENCE)
         viewer.until(lambda: viewer.pieces[-1].epoch == 3 and viewer.pieces[-1].first >= touched + 2 * CHUNK)
         anew = np.concatenate([piece.frames for piece in viewer.pieces if piece.epoch == 3])
-        assert np.array_equal(anew, expected(0, {0: "a red circle"}, view + len(anew))[view:])
+        assert np.array_equal(anew, expected(0, RED, view + len(anew))[view:])
         assert session.timeline.story() == []
 
 
@@ -160,7 +163,7 @@ def test_one_that_fails_ends_and_the_others_give_what_they_would_have() -> None:
         good.until(lambda: bool(good.said("ended")))
         assert bad.said("failed") == [{"message": "the network has failed"}]
         assert np.array_equal(
-            np.concatenate([p.frames for p in good.pieces]), expected(5, {0: "a red circle"}, 400)
+            np.concatenate([p.frames for p in good.pieces]), expected(5, RED, 400)
         )
         assert session.state == "failed"
 

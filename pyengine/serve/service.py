@@ -21,7 +21,6 @@ from pyengine.serve.session import Interaction, Record, Session, Sink
 from pyengine.serve.store import Store
 from pyengine.serve.timeline import Keyframe, Timeline
 from pyengine.serve.warmup import Measured, warm_up
-from pyengine.streaming import snapshot
 
 __all__ = ["Options", "Service", "Start", "last_keyframe"]
 
@@ -125,11 +124,9 @@ class Service:
         """A session that goes on from a snapshot, which may come from anywhere. With a prompt, under that. Raises as `start`,
         InputError.
         """
-        header = snapshot.read_header(data)
-        snapshot.check_bundle(header, self.engine.bundle)
-        settings = self.engine.restored_settings(header["settings"])
+        settings, made = self.batch.describe(data)
         own = Start(**{**_fields(start), "prompt": settings["prompt"], "seed": settings["seed"]})
-        record, token = self._record(own, first=header["frames_made"])
+        record, token = self._record(own, first=made)
 
         def add(session: Session) -> None:
             with self.batch.resume(data) as stream:  # refuses what does not fit, before it is kept

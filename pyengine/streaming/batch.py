@@ -115,6 +115,16 @@ class Batch:
             self._room()
             return self._join(Stream.restore(self._engine, data, self))
 
+    def describe(self, state: bytes | str | Path) -> tuple[dict[str, Any], int]:
+        """The settings of a snapshot, and how many frames had been taken of its stream. Raises InputError for one that cannot be
+        resumed here.
+        """
+        header = snapshot.read_header(snapshot.read_bytes(state))
+        snapshot.check_bundle(header, self._engine.bundle)
+        settings = self._engine.restored_settings(header["settings"])
+        self.check(settings)
+        return settings, header["frames_made"]
+
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises InputError for a stream of another method or guidance, whose calls could not run with those of this batch."""
         if any(settings[name] != self._settings[name] for name in ("method", "guidance")):
