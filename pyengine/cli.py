@@ -1,4 +1,4 @@
-"""The command `pyengine`: generate, export, build, bench, info, doctor.
+"""The command `pyengine`: generate, serve, client, export, build, bench, info, doctor.
 
 Exit codes: 0 done, 1 something is missing (doctor), 2 bad input, 130, 143 and 129 interrupted by INT, TERM and HUP.
 """
@@ -20,6 +20,7 @@ EPILOG = """\
 examples:
   pyengine generate "a red circle bounces over a blue background" --seconds 60 --output video.mp4
   pyengine generate "a white star spins over a purple background" --output star.gif --seconds 5 --upscale 4
+  pyengine serve
   pyengine build shapes --backend onnxruntime
   pyengine bench shapes --json --no-peers
   pyengine info shapes
@@ -33,6 +34,14 @@ pyengine streams long videos from compiled diffusion models. To try:
 # name -> (module, one line). A command's module is imported only when it runs, so that --help is instant.
 COMMANDS = {
     "generate": ("pyengine.commands.generate", "make a video that follows a prompt"),
+    "serve": (
+        "pyengine.commands.serve",
+        "serve live sessions, jobs and a web page (needs the extra 'serve')",
+    ),
+    "client": (
+        "pyengine.commands.client",
+        "make a video on a server that runs elsewhere (needs the extra 'serve')",
+    ),
     "build": ("pyengine.commands.build", "compile a bundle for this machine ahead of its first use"),
     "info": (
         "pyengine.commands.info",

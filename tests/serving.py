@@ -154,7 +154,9 @@ class Client:
     """A client of the live socket, in one thread. Frames are kept by number; those of an older epoch are void."""
 
     def __init__(self, server: Server, **options: Any) -> None:
-        self.socket = connect(server.live, compression=None, max_size=2**26, open_timeout=PATIENCE, close_timeout=0.5, **options)
+        self.socket = connect(
+            server.live, compression=None, max_size=2**26, open_timeout=PATIENCE, close_timeout=0.5, **options
+        )
         self.news: list[dict[str, Any]] = []
         self.messages: list[Message] = []
 

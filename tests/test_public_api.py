@@ -26,7 +26,10 @@ NAMES = [
     "read_image",
     "read_video",
 ]
-HEAVY = ("torch", "onnx", "openvino", "onnxruntime", "av", "pyengine.export", "export")
+HEAVY = (
+    *("torch", "onnx", "openvino", "onnxruntime", "av", "pyengine.export", "export"),
+    *("pyengine.serve", "starlette", "uvicorn", "websockets", "msgspec", "prometheus_client"),
+)
 
 
 def test_public_names_are_exactly_these() -> None:

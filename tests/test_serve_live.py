@@ -23,7 +23,6 @@ from pyengine.serve import messages
 from pyengine.serve.encoding import Fragments, encoder
 from pyengine.serve.wire import Codec, Flag, Kind, Message
 
-
 RED = [(0, "a red circle")]
 
 
@@ -43,11 +42,20 @@ def until(done) -> None:
 def test_a_vllm_omni_client_gets_a_playable_mp4(server: Server) -> None:
     """As their example: start, metadata before each binary frame, an interaction, done, trailer."""
     with Client(server) as client:
-        client.send("session.start", prompt="a red circle", format="m4s", num_frames=40, guidance_scale=3.0, size="16x16")
+        client.send(
+            "session.start",
+            prompt="a red circle",
+            format="m4s",
+            num_frames=40,
+            guidance_scale=3.0,
+            size="16x16",
+        )
         start = client.until("video.start")
         assert start["ignored"] == ["guidance_scale"]
         video, counted, done = b"", 0, None
-        client.send("session.interaction", interaction={"event_id": "e1", "event": {"prompt": "a blue square"}})
+        client.send(
+            "session.interaction", interaction={"event_id": "e1", "event": {"prompt": "a blue square"}}
+        )
         while done is None:
             data = json.loads(client.socket.recv(PATIENCE))
             if data["type"] == "video.chunk_metadata":
@@ -57,7 +65,12 @@ def test_a_vllm_omni_client_gets_a_playable_mp4(server: Server) -> None:
                 video, counted = video + part, counted + data["num_frames"]
             elif data["type"] == "session.done":
                 done = data
-        assert done == {"type": "session.done", "request_id": start["request_id"], "chunks": 5, "stopped": False}
+        assert done == {
+            "type": "session.done",
+            "request_id": start["request_id"],
+            "chunks": 5,
+            "stopped": False,
+        }
     assert counted == 40
     with av.open(io.BytesIO(video)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 40
@@ -68,7 +81,9 @@ def test_frames_number_themselves_and_prompts_say_what_they_touched(server: Serv
         start = client.start(seed=4, lead_frames=8)
         assert (start["frames_per_chunk"], start["width"], start["exact"]) == (CHUNK, 16, True)
         client.frames(16)
-        client.send("session.interaction", interaction={"event_id": "e1", "event": {"prompt": "a blue square"}})
+        client.send(
+            "session.interaction", interaction={"event_id": "e1", "event": {"prompt": "a blue square"}}
+        )
         assert client.until("session.interaction.queued")["event_id"] == "e1"
         applied = client.until("session.interaction.applied")
         completed = client.until("session.interaction.completed")
@@ -92,7 +107,9 @@ def test_pause_play_seek_and_a_snapshot(server: Server) -> None:
         client.send("session.pause")
         paused = client.until("session.state")
         while paused["state"] != "paused":
-            paused = client.until("session.state", after=len([n for n in client.news if n["type"] == "session.state"]))
+            paused = client.until(
+                "session.state", after=len([n for n in client.news if n["type"] == "session.state"])
+            )
         client.send("session.stats")
         stats = client.until("session.stats")
         assert (stats["state"], stats["frame"]) == ("paused", paused["frame"])
@@ -269,7 +286,19 @@ def test_a_message_is_what_it_says() -> None:
 
 
 def test_every_message_of_the_protocol_is_read() -> None:
-    assert messages.TYPES == {
+    assert {
         f"session.{name}"
-        for name in "start resume interaction ack pause play seek snapshot stats stop ping".split()
-    }
+        for name in [
+            "start",
+            "resume",
+            "interaction",
+            "ack",
+            "pause",
+            "play",
+            "seek",
+            "snapshot",
+            "stats",
+            "stop",
+            "ping",
+        ]
+    } == messages.TYPES

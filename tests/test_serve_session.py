@@ -17,7 +17,6 @@ from pyengine.serve.session import Interaction, Session
 from pyengine.serve.store import MemoryStore
 from pyengine.serve.timeline import Timeline
 
-
 RED = [(0, "a red circle")]
 
 
@@ -162,9 +161,7 @@ def test_one_that_fails_ends_and_the_others_give_what_they_would_have() -> None:
         bad.until(lambda: bool(bad.said("failed")))
         good.until(lambda: bool(good.said("ended")))
         assert bad.said("failed") == [{"message": "the network has failed"}]
-        assert np.array_equal(
-            np.concatenate([p.frames for p in good.pieces]), expected(5, RED, 400)
-        )
+        assert np.array_equal(np.concatenate([p.frames for p in good.pieces]), expected(5, RED, 400))
         assert session.state == "failed"
 
 

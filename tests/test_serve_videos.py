@@ -50,14 +50,20 @@ def decoded(data: bytes) -> int:
 def test_a_video_is_made_polled_downloaded_listed_and_deleted(server: Server, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["fake"]
     video = client.videos.create_and_poll(
-        prompt="a red circle", model="fake", seconds="2", size="16x16", extra_body={"seed": "7", "guidance_scale": "3"}
+        prompt="a red circle",
+        model="fake",
+        seconds="2",
+        size="16x16",
+        extra_body={"seed": "7", "guidance_scale": "3"},
     )
     assert (video.status, video.progress, video.seconds, video.size) == ("completed", 100, "2", "16x16")
     assert video.model_extra["ignored"] == ["guidance_scale"]
     assert video.model_extra["seed"] == 7
     assert decoded(client.videos.download_content(video.id).read()) == 48
     assert client.videos.retrieve(video.id).id == video.id
-    others = [client.videos.create(prompt="red", model="fake", extra_body={"num_frames": "12"}).id for _ in range(3)]
+    others = [
+        client.videos.create(prompt="red", model="fake", extra_body={"num_frames": "12"}).id for _ in range(3)
+    ]
     listed = [one.id for one in client.videos.list(limit=2, order="asc")]  # page by page
     assert set(listed) == {video.id, *others}
     assert len(listed) == 4
@@ -72,7 +78,9 @@ def test_a_video_is_made_polled_downloaded_listed_and_deleted(server: Server, cl
 
 
 def test_a_remix_goes_on_where_the_video_ended(server: Server, client: openai.OpenAI) -> None:
-    source = client.videos.create_and_poll(prompt="a red circle", model="fake", extra_body={"num_frames": "20"})
+    source = client.videos.create_and_poll(
+        prompt="a red circle", model="fake", extra_body={"num_frames": "20"}
+    )
     remix = client.videos.remix(source.id, prompt="a blue square")
     assert remix.remixed_from_video_id == source.id
     remix = client.videos.poll(remix.id)
@@ -149,7 +157,12 @@ def test_the_wire_by_itself(server: Server) -> None:
         for name in ("../../etc/passwd", "..%2f..%2fetc", "a" * 26, "%00", "A" * 26):
             for method, end in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
                 assert raw.request(method, f"/v1/videos/{name}{end}").status_code in (404, 405)
-        assert raw.post("/v1/videos", content=b"{" * 100, headers={"content-type": "application/json"}).status_code == 400
+        assert (
+            raw.post(
+                "/v1/videos", content=b"{" * 100, headers={"content-type": "application/json"}
+            ).status_code
+            == 400
+        )
         cut = b"--x\r\ncontent-disposition: form-data; name=prompt\r\n\r\nre"
         form = {"content-type": "multipart/form-data; boundary=x"}
         assert raw.post("/v1/videos", content=cut, headers=form).status_code in (200, 400)
@@ -176,7 +189,9 @@ def test_jobs_of_a_server_that_stopped_are_made_by_the_next(tmp_path: Path) -> N
         fields = {"prompt": (None, "a red circle"), "num_frames": (None, "160"), "seed": (None, "3")}
         video = httpx.post(f"{first.url}/v1/videos", files=fields).json()
         until(lambda: httpx.get(f"{first.url}/v1/videos/{video['id']}").json()["progress"] > 0)
-    assert not list((tmp_path / "videos").glob("*.mp4")) or decoded(next((tmp_path / "videos").glob("*.mp4")).read_bytes())
+    assert not list((tmp_path / "videos").glob("*.mp4")) or decoded(
+        next((tmp_path / "videos").glob("*.mp4")).read_bytes()
+    )
     with served(tmp_path) as second:
         until(lambda: httpx.get(f"{second.url}/v1/videos/{video['id']}").json()["status"] == "completed")
         assert decoded(httpx.get(f"{second.url}/v1/videos/{video['id']}/content").content) == 160

@@ -314,7 +314,7 @@ class Connection:
     def _ignored(self, first: StartSession) -> list[str]:
         """Fields of vLLM-Omni that were given and cannot be honoured here."""
         service = self._service
-        native = {"fps": service.fps, "width": service.width, "height": service.height}
+        native: dict[str, Any] = {"fps": service.fps, "width": service.width, "height": service.height}
         native |= {"size": f"{service.width}x{service.height}", "model": first.model}
         own = set(messages.Resume.__struct_fields__) | HONOURED
         return [

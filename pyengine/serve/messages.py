@@ -132,7 +132,7 @@ class _Typed(msgspec.Struct):
 
 
 _TYPED = msgspec.json.Decoder(_Typed)
-TYPES = {kind.__struct_config__.tag for kind in Incoming.__args__}  # type: ignore[attr-defined]
+TYPES = {kind.__struct_config__.tag for kind in Incoming.__args__}
 
 
 def read(text: str | bytes) -> Incoming:

@@ -90,6 +90,7 @@ def run_server(
     service = Service(engine, FileStore(root), options)
     app = make_app(service, gate, root / "videos")
     service.warm_up_beside()
+    at.listen(uvicorn.Config("").backlog)  # whoever comes from now on is kept waiting, not turned away
     host, port = at.getsockname()[:2]
     told(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
     uvicorn.Server(uvicorn_config(app)).run(sockets=[at])

@@ -26,14 +26,14 @@ class Sessions:
 
     def routes(self) -> list[Route]:
         return [
-            Route("/v1/sessions", self.list),
+            Route("/v1/sessions", self.all),
             Route("/v1/sessions", self.adopt, methods=["POST"]),
             Route("/v1/sessions/{name}", self.show),
             Route("/v1/sessions/{name}", self.delete, methods=["DELETE"]),
             Route("/v1/sessions/{name}/snapshot", self.snapshot),
         ]
 
-    async def list(self, request: Request) -> Response:
+    async def all(self, request: Request) -> Response:
         owner = self._owner(request)
         sessions = [
             one for one in list(self._service.scheduler.sessions.values()) if one.record.owner == owner

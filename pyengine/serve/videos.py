@@ -35,7 +35,7 @@ class Videos:
         return [
             Route("/v1/models", self.models),
             Route("/v1/videos", self.create, methods=["POST"]),
-            Route("/v1/videos", self.list),
+            Route("/v1/videos", self.page),
             Route("/v1/videos/sync", self.sync, methods=["POST"]),
             Route("/v1/videos/extensions", self.extend, methods=["POST"]),
             Route("/v1/videos/{name}", self.retrieve),
@@ -80,7 +80,7 @@ class Videos:
         headers["x-inference-time-s"] = f"{job.took or 0:.3f}"
         return FileResponse(self._jobs.file(job), media_type="video/mp4", headers=headers)
 
-    async def list(self, request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         query = request.query_params
         try:
             limit = int(query.get("limit", "20"))
