@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -30,9 +32,17 @@ class Browser:
     def __init__(self, folder: Path, width: int = 1280, height: int = 900) -> None:
         command = found()
         assert command is not None
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--hide-scrollbars"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-port=0",
+            "--hide-scrollbars",
+        ]
         place = [f"--user-data-dir={folder}", f"--window-size={width},{height}", "about:blank"]
-        self._process = subprocess.Popen([command, *options, *place], stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [command, *options, *place], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         assert self._process.stderr is not None
         port = ""
         for line in self._process.stderr:
@@ -88,11 +98,23 @@ class Browser:
         code = {" ": 32, "Enter": 13, "ArrowLeft": 37}[key]
         more = {"text": "\r" if key == "Enter" else key} if key != "ArrowLeft" else {}
         for kind in ("keyDown", "keyUp"):
-            self.do("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **(more if kind == "keyDown" else {}))
+            self.do(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=code,
+                **(more if kind == "keyDown" else {}),
+            )
 
     def shot(self, path: Path, width: int, height: int, dark: bool = False) -> None:
         """A picture of the page at a size."""
-        self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.do(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", features=[scheme])
         time.sleep(0.5)
@@ -100,7 +122,7 @@ class Browser:
 
     def close(self) -> None:
         self._socket.close()
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)  # with the processes that it has started
         self._process.wait()
         assert self._process.stderr is not None
         self._process.stderr.close()

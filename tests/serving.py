@@ -105,8 +105,8 @@ def say(made: Service, session: Session, prompt: str, event_id: str) -> bool:
 class Server:
     """The app behind a real socket on loopback, in a thread."""
 
-    def __init__(self, made: Service, folder: Path, gate: Gate | None = None) -> None:
-        self.service, self._socket = made, listen("127.0.0.1", 0)
+    def __init__(self, made: Service, folder: Path, gate: Gate | None = None, port: int = 0) -> None:
+        self.service, self._socket = made, listen("127.0.0.1", port)
         self.port = self._socket.getsockname()[1]
         self.app = make_app(made, gate or Gate(), folder / "videos")
         self._server = uvicorn.Server(uvicorn_config(self.app))
@@ -136,13 +136,18 @@ class Server:
 
 @contextmanager
 def served(
-    folder: Path, engine: Any = None, gate: Gate | None = None, warm: bool = True, **options: Any
+    folder: Path,
+    engine: Any = None,
+    gate: Gate | None = None,
+    warm: bool = True,
+    port: int = 0,
+    **options: Any,
 ) -> Iterator[Server]:
     """A server with a store in a folder."""
     made = Service(engine or FakeEngine(), FileStore(folder / "store"), Options(**{"live": 4, **options}))
     if warm:
         made.warm_up()
-    server = Server(made, folder, gate)
+    server = Server(made, folder, gate, port)
     server.start()
     try:
         yield server

@@ -210,3 +210,31 @@ def test_a_full_or_closed_batch_refuses(engine: pyengine.Engine) -> None:
         batch.stream(PROMPTS[0])
     with pytest.raises(ConfigError, match="max_streams"):
         engine.batch(max_streams=0)
+
+
+def test_what_is_ready_is_taken_without_a_call(batch: Batch, alone: dict[tuple[int, int], np.ndarray]) -> None:
+    """As a scheduler of its own takes frames: in parts, and saved in between."""
+    with batch.stream(PROMPTS[0], seed=0) as stream:
+        assert stream.ready() is None
+        assert stream.first_unbegun() == 0
+        assert 0 < stream.calls_to_full() < 200
+        taken: list[np.ndarray] = []
+        while len(taken) < 2 * CHUNK:
+            calls = stream.calls_made
+            while (clip := stream.ready(most=5)) is not None:
+                assert len(clip) <= 5
+                taken.extend(clip)
+                if len(taken) == 5:
+                    save = stream.capture(compress=False)
+            assert (stream.calls_made, stream.frames_made) == (calls, len(taken))
+            batch.advance()
+        assert same(batch, np.stack(taken), alone[0, 0])
+        # Every frame that follows soon has begun; those after the window have not.
+        begun = stream.first_unbegun()
+        assert begun is not None
+        assert stream.frames_made < begun <= stream.frames_made + 64
+    assert batch.describe(save())[1] == 5
+    with batch.resume(save()) as resumed:
+        rest = resumed.ready()
+        assert same(batch, rest, alone[0, 0][5:])
+        assert resumed.frames_made == CHUNK

@@ -60,7 +60,7 @@ class Sender:
         self._events: list[_Event] = []
         self._lock = asyncio.Lock()
         self._sent_at: deque[tuple[float, int]] = deque(maxlen=240)
-        self._epoch = 0
+        self._epoch = self._dropped = 0
         self.chunks = self.frames = self.bytes = 0
         self.switch: float | None = None
 
@@ -229,6 +229,9 @@ class Sender:
         elif self._sent_at:
             metrics.interval.observe((now - self._sent_at[-1][0]) / frames)
         self._sent_at.append((now, frames))
+        if self._outbox.dropped > self._dropped:
+            metrics.frames_dropped.inc(self._outbox.dropped - self._dropped)
+            self._dropped = self._outbox.dropped
         self.chunks, self.frames = self.chunks + 1, self.frames + frames
         metrics.frames_sent.labels(self.format).inc(frames)
 

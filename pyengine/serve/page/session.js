@@ -60,7 +60,7 @@ export class Session extends EventTarget {
       this.id = news.session_id;
       this.resumeToken = news.resume_token;
       this.fps = news.fps;
-      this.enter(news.epoch, news.frame ?? this.next);
+      this.enter(news.epoch, news.frame ?? this.next, true);
       this.attempt = 0;
     } else if (news.type === "error" && news.retry_after) {
       this.patient = true;
@@ -79,13 +79,16 @@ export class Session extends EventTarget {
     this.next = Math.max(this.next, message.frame + 1);
   }
 
-  // Frames of another epoch are void.
-  enter(epoch, frame) {
-    for (const { image } of this.frames.values()) image.close();
-    this.frames.clear();
+  // Frames of another epoch are void; only where a session is resumed, those before the frame that it goes on from are still to be drawn.
+  enter(epoch, frame, resumed = false) {
+    for (const [number, { image }] of this.frames) {
+      if (resumed && number < frame) continue;
+      image.close();
+      this.frames.delete(number);
+    }
     this.epoch = epoch;
     this.next = frame;
-    this.tell("epoch", { epoch, frame });
+    if (!this.frames.size) this.tell("epoch", { epoch, frame });
   }
 
   say(type, data = {}) {
