@@ -212,7 +212,9 @@ def test_a_full_or_closed_batch_refuses(engine: pyengine.Engine) -> None:
         engine.batch(max_streams=0)
 
 
-def test_what_is_ready_is_taken_without_a_call(batch: Batch, alone: dict[tuple[int, int], np.ndarray]) -> None:
+def test_what_is_ready_is_taken_without_a_call(
+    batch: Batch, alone: dict[tuple[int, int], np.ndarray]
+) -> None:
     """As a scheduler of its own takes frames: in parts, and saved in between."""
     with batch.stream(PROMPTS[0], seed=0) as stream:
         assert stream.ready() is None

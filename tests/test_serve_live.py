@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -30,6 +32,15 @@ RED = [(0, "a red circle")]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with served(tmp_path_factory.mktemp("live"), FakeEngine(seconds=0.001), interval=24) as started:
         yield started
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    gc.collect()
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
+    ]
+    return int(line.split()[1]) * 1024
 
 
 def until(done) -> None:
@@ -209,7 +220,28 @@ def test_a_client_that_does_not_read_stops_only_itself(server: Server) -> None:
         slow.frames(stood + CHUNK)  # once it reads, it goes on
 
 
-def test_sessions_that_come_and_go_leave_nothing(server: Server) -> None:
+def test_who_wants_the_latest_gets_it_when_it_reads_again(server: Server) -> None:
+    """What was not sent gives way to what is newer; numbers show the gap, and the frames are those of the seed."""
+    folder = Path(server.service.store.root).parent / "latest"  # type: ignore[attr-defined]
+    with (
+        served(folder, FakeEngine(seconds=0.0005, size=192)) as started,
+        Client(started, max_queue=1) as client,
+    ):
+        start = client.start(seed=6, delivery="latest")
+        session = started.service.scheduler.sessions[start["session_id"]]
+        until(lambda: session.frame > 600)
+        while not any(message.frame > 600 for message in client.messages):
+            client.receive()
+        numbers = [message.frame for message in client.messages]
+        assert numbers == sorted(set(numbers))
+        assert len(numbers) < numbers[-1]
+        whole = expected(6, RED, numbers[-1] + 1, size=192)
+        for message in client.messages[:: len(client.messages) // 8]:
+            assert message.payload == whole[message.frame].tobytes()
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.slow)])
+def test_sessions_that_come_and_go_leave_nothing(server: Server, count: int) -> None:
     """At the start, amid frames, amid a seek, without a goodbye, by a stop."""
     service = server.service
 
@@ -233,13 +265,19 @@ def test_sessions_that_come_and_go_leave_nothing(server: Server) -> None:
     for way in range(5):
         cycle(way)
     until(lambda: not service.scheduler.sessions)
-    threads = threading.active_count()
-    for way in range(25):
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for way in range(count):
+        server.app.state.live.starts._buckets.clear()
         cycle(way)
+        if way == 100:
+            memory = resident()
     until(lambda: not service.scheduler.sessions and not server.app.state.live.sockets)
     assert service.admission.bytes == 0
     assert service.batch.members == []
     assert threading.active_count() <= threads + 1
+    until(lambda: len(os.listdir("/proc/self/fd")) <= files + 2)
+    if count > 100:
+        assert resident() - memory < 8e6  # server and clients together
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp", "h264", "raw"])

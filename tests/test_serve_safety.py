@@ -192,12 +192,13 @@ MESSAGES = st.builds(
 ) | st.text(max_size=40)
 
 
-def test_whatever_is_said_beside_it_a_session_gives_its_frames(tmp_path) -> None:
+@pytest.mark.parametrize("examples", [60, pytest.param(2500, marks=pytest.mark.slow)])
+def test_whatever_is_said_beside_it_a_session_gives_its_frames(tmp_path, examples: int) -> None:
     said = 0
     with served(tmp_path, FakeEngine(seconds=0.001)) as server, Client(server) as steady:
         steady.start(seed=1)
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=examples, deadline=None)
         @given(st.lists(MESSAGES, max_size=8))
         def babble(sayings: list[str]) -> None:
             nonlocal said
@@ -237,6 +238,10 @@ def test_stores_keep_what_they_are_given(tmp_path, kind: str) -> None:
             with pytest.raises(ConfigError):
                 store.put(key, b"")
         assert (tmp_path / "store").stat().st_mode & 0o077 == 0
+        FileStore(tmp_path / "store").claim()  # let go at once
+        store.claim()  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match="another server keeps its sessions"):
+            FileStore(tmp_path / "store").claim()
 
 
 def test_a_log_that_was_cut_amid_a_line_is_read_up_to_there() -> None:

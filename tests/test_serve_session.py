@@ -200,6 +200,20 @@ def test_a_full_server_refuses_and_says_when_to_come_again() -> None:
     made.close()
 
 
+def test_what_nobody_comes_back_to_is_removed_and_what_somebody_has_is_not() -> None:
+    with service(keep=0.0) as made:
+        gone, here = Viewer(), Viewer()
+        first, _ = begin(made, gone)
+        second, _ = begin(made, here)
+        made.detach(first, gone).result(PATIENCE)
+        time.sleep(0.01)
+        made.scheduler.background(made._old, made._remove)
+        made.scheduler._pool.submit(int).result(PATIENCE)
+        made.scheduler.ask(int).result(PATIENCE)
+        kept = {key.split("/")[1] for key in made.store.list("sessions")}
+        assert kept == {second.record.id}
+
+
 def test_keyframes_are_few_and_densest_near_the_end() -> None:
     store = MemoryStore()
     with service(store, interval=8) as made:

@@ -88,14 +88,14 @@ class Scheduler:
             self._wake.notify()
         return future
 
-    def background(self, make: Callable[[], bytes], then: Callable[[bytes], None]) -> None:
-        """Makes bytes in another thread, then does something with them in this one."""
+    def background(self, make: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Makes something in another thread, then does something with it in this one."""
 
         def run() -> None:
             try:
                 data = make()
             except Exception:
-                log.exception("a snapshot could not be made")
+                log.exception("work in the background failed")
                 return
             self.ask(lambda: then(data))
 

@@ -80,14 +80,18 @@ def run_server(
     at: socket.socket,
     told: Callable[[str], None],
 ) -> None:
-    """Serves until the process is asked to stop (INT or TERM); `told` gets the address once it listens."""
+    """Serves until the process is asked to stop (INT or TERM); `told` gets the address once it listens. Raises ConfigError where
+    another process has the store in `root`.
+    """
+    store = FileStore(root)
+    store.claim()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("pyengine.serve", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if name == "pyengine.serve" else logging.WARNING)
-    service = Service(engine, FileStore(root), options)
+    service = Service(engine, store, options)
     app = make_app(service, gate, root / "videos")
     service.warm_up_beside()
     at.listen(uvicorn.Config("").backlog)  # whoever comes from now on is kept waiting, not turned away

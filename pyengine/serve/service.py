@@ -165,6 +165,7 @@ class Service:
             if session.sink is sink:
                 session.sink = None
                 session.park()
+                session.record.touch(self.store)
                 self.admission.release(session.record.id)
                 self.scheduler.sessions.pop(session.record.id, None)
 
@@ -302,18 +303,22 @@ class Service:
                 self.admission.release(session.record.id)
         if now - self._expired_at > 60:
             self._expired_at = now
-            self._expire()
+            self.scheduler.background(self._old, self._remove)
 
-    def _expire(self) -> None:
+    def _old(self) -> list[Record]:
+        """Sessions that nobody has had for long."""
+        found = []
         for key in self.store.list("sessions"):
             if key.endswith("/record.json"):
                 record = Record.read(self.store, key.split("/")[1])
-                if (
-                    record is not None
-                    and record.id not in self.scheduler.sessions
-                    and time.time() - record.created > self.options.keep
-                ):
-                    self.store.delete(record.folder)
+                if record is not None and time.time() - record.seen(self.store) > self.options.keep:
+                    found.append(record)
+        return found
+
+    def _remove(self, records: list[Record]) -> None:
+        for record in records:
+            if record.id not in self.scheduler.sessions:
+                self.store.delete(record.folder)
 
     def _report(self, done: int, total: int) -> None:
         self.progress = (done, total)

@@ -23,7 +23,7 @@ __all__ = ["Interaction", "Piece", "Record", "Session", "Sink"]
 
 log = logging.getLogger("pyengine.serve")
 State = Literal["playing", "paused", "parked", "ended", "failed", "closed"]
-# In the background: makes bytes, then hands them to a function in the scheduler's thread.
+# Makes bytes in the background, then hands them to a function in the scheduler's thread.
 Background = Callable[[Callable[[], bytes], Callable[[bytes], None]], None]
 
 
@@ -52,6 +52,15 @@ class Record:
 
     def write(self, store: Store) -> None:
         store.put(f"{self.folder}/record.json", json.dumps(asdict(self)).encode())
+
+    def touch(self, store: Store) -> None:
+        """Notes that somebody has it or had it just now."""
+        store.put(f"{self.folder}/seen", repr(time.time()).encode())
+
+    def seen(self, store: Store) -> float:
+        """When somebody last had it, as `time.time()`."""
+        data = store.get(f"{self.folder}/seen")
+        return self.created if data is None else float(data)
 
     @classmethod
     def read(cls, store: Store, name: str) -> Record | None:
@@ -128,13 +137,11 @@ class Session:
 
     @property
     def prompt(self) -> str:
-        return (
-            self._waiting[-1].prompt
-            if self._waiting
-            else self.stream.prompt
-            if self.stream
-            else self.record.prompt
-        )
+        """The last that was sent. May be asked from any thread."""
+        prompts = [entry.prompt for entry in self.timeline.story()] + [
+            one.prompt for one in list(self._waiting)
+        ]
+        return prompts[-1] if prompts else self.record.prompt
 
     @property
     def is_silent(self) -> bool:

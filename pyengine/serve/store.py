@@ -7,6 +7,7 @@ power may: there is no fsync.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -62,6 +63,20 @@ class FileStore:
             raise OutputError(
                 f"cannot keep sessions in '{root}': {error.strerror}; choose another with --store"
             ) from error
+
+    def claim(self) -> None:
+        """Keeps other processes from the folder until this one ends, however it does. Raises ConfigError where one has it."""
+        with contextlib.suppress(ModuleNotFoundError):  # not on Windows
+            import fcntl
+
+            self._lock = (self.root / "_lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.close()
+                raise ConfigError(
+                    f"another server keeps its sessions in '{self.root}'; choose another folder with --store"
+                ) from None
 
     def path(self, key: str) -> Path:
         """The file of a key. Raises ConfigError for a key that this package did not make."""

@@ -98,8 +98,10 @@ class Timeline:
         return [entry for entry in self.story() if keyframe is None or entry.seq > keyframe.prompt]
 
     def add(self, keyframe: Keyframe, data: bytes) -> None:
-        """Keeps a snapshot, unless the story has changed before it meanwhile."""
+        """Keeps a snapshot, unless the story has changed before it meanwhile, or the session was removed while it was made."""
         if keyframe in self.keyframes or not self._is_valid(keyframe):
+            return
+        if self._store.get(f"{self._folder}/record.json") is None:
             return
         self._store.put(f"{self._folder}/{keyframe.name}", data)
         self.keyframes = sorted([*self.keyframes, keyframe])
