@@ -85,15 +85,19 @@ class EngineSource:
 
     def measure(self, job: Job, video: Video) -> dict[str, Any]:
         caption = describe(video.frames[:FPS])
-        found = measure(job, video, caption)
-        starts = np.arange(0, job.frames - FPS + 1, FPS)
-        same = np.array([kind_of(video.frames[start:][:FPS]) == caption.shapes[0].kind for start in starts])
-        for part in ("quarters", "course"):
-            place = (starts + FPS // 2) * len(found[part]) // job.frames
-            for index, rates in enumerate(found[part]):
-                rates["kind"] = 100 * float(np.mean(same[place == index])) if index in place else float("nan")
-        found["whole"]["kind"] = 100 * float(same.mean())
-        return found
+        return with_kinds(measure(job, video, caption), video.frames, caption.shapes[0].kind)
+
+
+def with_kinds(found: dict[str, Any], frames: np.ndarray, kind: str) -> dict[str, Any]:
+    """A line of results, and of each part the percent of seconds that show a shape of this kind in whatever colour."""
+    starts = np.arange(0, len(frames) - FPS + 1, FPS)
+    same = np.array([kind_of(frames[start:][:FPS]) == kind for start in starts])
+    for part in ("quarters", "course"):
+        place = (starts + FPS // 2) * len(found[part]) // len(frames)
+        for index, rates in enumerate(found[part]):
+            rates["kind"] = 100 * float(np.mean(same[place == index])) if index in place else float("nan")
+    found["whole"]["kind"] = 100 * float(same.mean())
+    return found
 
 
 def main() -> int:

@@ -32,6 +32,22 @@ TITLES = {
     "perturbation_0": "hierarchical, perturbation level 0",
     "guidance_1": "hierarchical, unconditional guidance 1",
     "as_released": "hierarchical, released guidance and one known key",
+    "shipped": "as shipped, by the engine",
+    "cam": "conditional attention and anchor",
+    "concat": "condition beside the latents",
+    "add": "features added",
+    "no_anchor": "without the anchor",
+    "enhanced_independent": "enhanced, chunks independent",
+    "enhanced_shared": "enhanced, shared noise",
+    "enhanced_randomized": "enhanced, randomized blending",
+    "artv": "ART-V (as shipped)",
+    "artv_no_mask": "ART-V, mask left out",
+    "artv_no_anchor": "ART-V, anchor left out",
+    "artv_augmentation_50": "ART-V, references noised to timestep 50",
+    "artv_guidance_1": "ART-V, guidance 1",
+    "trained_without_mask": "ART-V trained without mask",
+    "trained_without_noise": "ART-V trained without noise on references",
+    "trained_without_anchor": "ART-V trained without anchor",
 }
 
 
@@ -121,7 +137,7 @@ def markdown(results: list[Result], summary: dict[str, Any]) -> str:
     ]
     if "kind" in shown:
         lines[-1:] = [
-            "Kind: percent of seconds that show a shape of the first second's kind, whatever its colour.",
+            "Kind: percent of seconds that show a shape of the captioned kind, in any colour; without a caption that of the first second.",
             "",
         ]
     rows = verdicts(summary)

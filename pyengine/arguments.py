@@ -58,10 +58,15 @@ def check_seed(seed: Any) -> int:
     return whole("seed", seed, *SEEDS)
 
 
-def check_guidance(guidance: Any) -> float:
-    """A guidance as a Python float. Raises ConfigError unless it is a finite number."""
+def check_guidance(guidance: Any, branches: int = 2) -> float:
+    """A guidance as a Python float. Raises ConfigError unless it is a finite number, and 1 where the model has one branch."""
     # Kernels compute in float32, where more becomes infinite and the video black.
-    return finite("guidance", guidance, -(10**6), 10**6)
+    scale = finite("guidance", guidance, -(10**6), 10**6)
+    if branches == 1 and scale != 1:
+        raise ConfigError(
+            f"[guidance] expected 1, since this model has one branch, with no null text to guide away from, but got {scale:g}"
+        )
+    return scale
 
 
 def printable(name: str) -> str:

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pyengine.arguments import as_array, check_guidance, check_length, check_seed
+from pyengine.arguments import check_guidance, check_length, check_seed
 from pyengine.build.library import VariantLibrary
 from pyengine.build.progress import Progress
 from pyengine.build.variants import TEXT, codec_variants, denoiser_variants, stream_variants
 from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.second import second_stage
 from pyengine.bundle.variant import Variant
 from pyengine.errors import (
     BundleError,
@@ -25,20 +26,26 @@ from pyengine.errors import (
     InputError,
     PromptError,
     PyEngineError,
-    ShapeError,
     StreamClosed,
 )
-from pyengine.methods import MethodSettings, check_presets, make_method, method_settings
+from pyengine.methods import (
+    MethodSettings,
+    check_presets,
+    make_method,
+    method_settings,
+)
 from pyengine.options import EngineOptions
 from pyengine.plans.plan import Plan
 from pyengine.processor import cores
-from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 from pyengine.runtime.prompt_encoder import PromptEncoder
 from pyengine.schedule.call import Schedule
 from pyengine.settings import shown
 from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
+from pyengine.streaming.enhanced import EnhancedStream, enhancer_of
+from pyengine.streaming.second_stage import SecondStage
+from pyengine.streaming.starts import start_of
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -118,6 +125,7 @@ class Engine:
         self._lock = threading.Lock()
         self._running: weakref.WeakSet[Stream | Batch] = weakref.WeakSet()
         self._closed = False
+        self._second: SecondStage | None = None
         try:
             method = make_method(bundle.method, None, 0)
             check_presets(bundle.method)
@@ -165,8 +173,8 @@ class Engine:
 
         prompt    words that the bundle's tokenizer knows; none for a model without text
         seed      the same seed, prompt and plan give the same video
-        start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used,
-                  and a start shorter than a chunk is held still in front
+        start     frames to continue, uint8 [frames, height, width, 3]; the last whole chunks that the context can hold are used (of
+                  StreamingT2V also the very first frame), and a start shorter than a chunk is held still in front
         guidance  of classifier-free guidance; 1 = none, default the bundle's
         method    settings that replace the bundle's, such as {"steps": 8}; sizes that were not prepared are built first.
                   {"preset": "rflow"} takes one of the bundle's presets, and changes that
@@ -184,7 +192,8 @@ class Engine:
             method=method,
             device_frames=device_frames,
         )
-        return self._started(Stream(self, settings, given))
+        kind = Stream if enhancer_of(settings["method"]) is None else EnhancedStream
+        return self._started(kind(self, settings, given))
 
     def batch(
         self,
@@ -199,7 +208,11 @@ class Engine:
         says whether streams of one call are independent to the bit. Raises ConfigError.
         """
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
+        if enhancer_of(how) is not None:
+            raise ConfigError(
+                "[method.enhance] expected false for a batch, whose streams have one stage, but got true; use engine.stream"
+            )
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
         chunks = None if how.clip_latents is None else 1
         settings = {"guidance": scale, "method": asdict(how), "chunks": chunks}
         return self._started(Batch(self, settings, max_streams))
@@ -215,29 +228,42 @@ class Engine:
         guidance: float | None,
         method: Mapping[str, Any] | None,
         device_frames: bool,
-    ) -> tuple[dict[str, Any], np.ndarray | None]:
-        """Checks the arguments of `stream`; returns the settings that a stream keeps and the latents of its start. Raises as `stream`."""
+    ) -> tuple[dict[str, Any], np.ndarray | Mapping[str, np.ndarray] | None]:
+        """Checks the arguments of `stream`; returns the settings that a stream keeps, and of its start the latents, or by name what its
+        calls read. Raises as `stream`.
+        """
         self.check_prompt(prompt)
         length = check_length(frames, seconds, self.fps)
         how = method_settings(self.bundle.method, method)
-        scale = check_guidance(how.guidance if guidance is None else guidance)
-        given = self._encode_start(start, how) if start is not None else None
-        given_latents = 0 if given is None else len(given)
+        scale = check_guidance(how.guidance if guidance is None else guidance, len(self.bundle.branches))
+        given = None if start is None else start_of(start, self.bundle, how, self._program)
+        given_latents = len(given) if isinstance(given, np.ndarray) else 0
         video = self.bundle.video
         assert video is not None  # refused by __init__
         if length is None and how.clip_latents is not None:
             length = video.frames(how.clip_latents - given_latents)
+        first = how.first_chunk_frames
+        given_chunks = 1 if isinstance(given, Mapping) else 0
+        if given_latents:
+            given_chunks = 1 + (given_latents - first) // how.chunk_frames
         settings = {
             "prompt": prompt,
             "seed": check_seed(seed),
             "frames": length,
-            "chunks": None if length is None else -(-length // video.frames(how.chunk_frames)),
-            "given_chunks": given_latents // how.chunk_frames,
+            "chunks": self._chunks(how, length, given_chunks),
+            "given_chunks": given_chunks,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
         }
         return settings, given
+
+    def _chunks(self, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
+        """Chunks to make for so many frames behind given ones; None = endless."""
+        video, first, later = self.bundle.video, settings.first_chunk_frames, settings.chunk_frames
+        assert video is not None
+        given = first + (given_chunks - 1) * later if given_chunks else 0
+        return None if frames is None else video.chunks(frames, first, later, given)
 
     def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
@@ -263,7 +289,8 @@ class Engine:
             raise InputError(
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
-        settings |= {"given_chunks": given}
+        how = method_settings(self.bundle.method, saved["method"])
+        settings |= {"given_chunks": given, "chunks": self._chunks(how, settings["frames"], given)}
         # Of a snapshot lists are those of JSON.
         odd = [name for name, value in json.loads(json.dumps(settings)).items() if saved.get(name) != value]
         if odd or set(saved) - set(settings):
@@ -275,7 +302,10 @@ class Engine:
 
     def resume(self, state: bytes | str | Path) -> Stream:
         """Continue a stream from `Stream.snapshot`, bit-identically on the same plan. Raises InputError."""
-        return self._started(Stream.restore(self, snapshot.read_bytes(state)))
+        data = snapshot.read_bytes(state)
+        saved = self.restored_settings(snapshot.read_header(data)["settings"])
+        kind = Stream if enhancer_of(saved["method"]) is None else EnhancedStream
+        return self._started(kind.restore(self, data))
 
     def encode_prompt(self, prompt: str) -> dict[str, np.ndarray]:
         """What the denoiser reads of a prompt: the outputs of the text encoder, read-only, for every guidance branch."""
@@ -310,6 +340,17 @@ class Engine:
         """How many parts a call of so many streams is divided into, which run at the same time."""
         return min(streams, self.cores)
 
+    def second_stage(self) -> SecondStage:
+        """The networks that enhance frames, loaded when a stream first wants them. Raises BundleError, StreamClosed."""
+        with self._lock:
+            if self._closed:
+                raise StreamClosed("the engine is closed; load another with pyengine.load(...)")
+            if self._second is None:
+                words = None if self._tokenizer is None else self._tokenizer.inputs
+                bundle, progress = second_stage(self.bundle), self._library.progress
+                self._second = SecondStage(bundle, self.options, words, self.encode_prompt, progress)
+            return self._second
+
     def codec_program(self, schedule: Schedule) -> Program:
         """The decoder's networks, of which each stream of a batch gets an executor."""
         return self._program(codec_variants(self.bundle, schedule))
@@ -317,12 +358,12 @@ class Engine:
     @property
     def plans(self) -> list[Plan]:
         """Every plan built or found so far, with the measured times of its choices."""
-        return self._library.plans
+        return [*self._library.plans, *(self._second.plans if self._second else ())]
 
     @property
     def nbytes(self) -> int:
         """An estimate of the bytes that compiled networks (their files and weights) and the buffers of open streams take."""
-        return self._library.nbytes
+        return self._library.nbytes + (self._second.nbytes if self._second else 0)
 
     def close(self) -> None:
         """Close its streams and batches and let go of every compiled network; what any is asked afterwards raises StreamClosed.
@@ -337,6 +378,8 @@ class Engine:
         if self._prompts is not None:
             self._prompts.close()
         self._library.close()
+        if self._second is not None:
+            self._second.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -360,33 +403,3 @@ class Engine:
 
     def _program(self, variants: tuple[Variant, ...]) -> Program:
         return self._library.program(variants)
-
-    def _encode_start(self, start: np.ndarray, settings: MethodSettings) -> np.ndarray:
-        """The last whole chunks of a start, as many as the context holds, as latents [frames, channels, height, width]."""
-        video = self.bundle.video
-        assert video is not None
-        if not settings.start_chunks:
-            raise ShapeError("[start] expected no start frames: this model makes videos from noise alone")
-        start = as_array("start", start)
-        if (
-            start.ndim != 4
-            or start.shape[1:] != (video.height, video.width, 3)
-            or start.dtype != np.uint8
-            or not len(start)
-        ):
-            raise ShapeError(
-                f"[start] expected uint8 [frames, {video.height}, {video.width}, 3] but got {start.dtype} {list(start.shape)}"
-            )
-        size = video.frames(settings.chunk_frames)
-        if len(start) < size:
-            start = np.concatenate([np.repeat(start[:1], size - len(start), 0), start])
-        chunks = min(len(start) // size, settings.start_chunks)
-        start = start[len(start) - chunks * size :]
-        executor = self._program(encoder_variants(self.bundle, settings.chunk_frames)).executor()
-        try:
-            parts = (start[index * size : (index + 1) * size] for index in range(chunks))
-            return np.concatenate(
-                [encode_chunk(executor, self.bundle, part, settings.chunk_frames) for part in parts]
-            )
-        finally:
-            executor.close()

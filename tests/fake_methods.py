@@ -139,6 +139,9 @@ class Feedback:
     def recache(self, index: int) -> Iterator[Call]:
         return iter(())
 
+    def switched(self, index: int) -> Feedback:
+        return self
+
     def weights(self, guidance: float) -> tuple[float, ...]:
         return tuple(cfg(guidance).tolist())
 

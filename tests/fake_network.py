@@ -19,7 +19,8 @@ from pyengine.bundle.manifest import TensorSpec
 from pyengine.bundle.variant import Variant
 from pyengine.methods import make_method, method_settings
 from pyengine.runtime.host.latents import HostCallBuffers, HostLatentStore
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import open_state
 
 Arrays = dict[str, np.ndarray]
@@ -46,11 +47,14 @@ class FakeDecoder:
         self._decode, self._memory, self._seconds = decode, memory, seconds
         self._thread = ThreadPoolExecutor(1)
 
-    def submit(self, latents: np.ndarray, kept: slice = slice(None)) -> Future[np.ndarray]:
-        clip = self._thread.submit(self._frames, latents, kept)
+    def submit(self, latents: np.ndarray, kept: slice = slice(None), lead: int = 0) -> Future[np.ndarray]:
+        clip = self._thread.submit(self._frames, latents, kept, lead)
         if self._seconds is None:
             clip.result()
         return clip
+
+    def outputs(self, latents: int, names: Sequence[str]) -> Arrays:
+        return {"pixels": self._pixels}
 
     def own(self, frames: np.ndarray) -> np.ndarray:
         return frames
@@ -58,9 +62,11 @@ class FakeDecoder:
     def close(self) -> None:
         self._thread.shutdown()
 
-    def _frames(self, latents: np.ndarray, kept: slice) -> np.ndarray:
+    def _frames(self, latents: np.ndarray, kept: slice, lead: int) -> np.ndarray:
         time.sleep(self._seconds or 0)
-        return self._decode(latents, self._memory)[kept]
+        frames = self._decode(latents, self._memory)
+        self._pixels = np.moveaxis(frames, -1, 1) / np.float32(128)
+        return frames[kept][lead:]
 
 
 class FakeExecutor:
@@ -184,7 +190,9 @@ def open_stream(
     how = method_settings(settings["method"])
     if schedule is None:
         schedule = make_method(how, settings["chunks"], settings["given_chunks"])
-    state = open_state(driver, schedule, how, settings, executor.new_rings(), executor.codec(), latent)
+    rings, codec = executor.new_rings(), executor.codec()
+    sampler, numbered = how.make_sampler(), how.numbering
+    state = open_state(driver, schedule, sampler, settings, rings, codec, latent, numbered)
     driver.prepare(state)
     return state
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from run_folder import made_once
-from torch import nn
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
 
-from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.bundle import MANIFEST, Bundle
 from pyengine.export.families.streamingt2v import build
-from pyengine.export.families.streamingt2v.assembly import Networks, Part, Sizes, assemble
+from pyengine.export.families.streamingt2v.appearance import TEXT_TOKENS
+from pyengine.export.families.streamingt2v.assembly import Networks, Part, Sizes, Tower, assemble
 from pyengine.export.families.streamingt2v.cached import fill
 from pyengine.export.families.streamingt2v.export import write_bundle
 from pyengine.export.families.streamingt2v.modelscope import ModelScopeUNet
@@ -33,6 +39,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 # Smaller, the deepest norms would be over two values, where rounding is all that counts: torch in fp32 is then off by up to 5e-5.
 SIZES = Sizes((16, 16), 4, 2, (10, 16), 3)
+WORDS = ("[pad]", "[unknown]", "a", "boat", "cat", "on", "the", "lake", "sleeps", "sails")
 
 
 def filled(module: nn.Module) -> nn.Module:
@@ -65,6 +72,77 @@ def parts() -> dict[str, Part]:
     fill(root)
     round_weights(root)
     return found
+
+
+class TinyTower(nn.Module):
+    """Tokens by a table, behind a norm: called like a CLIP text model of `transformers`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(len(WORDS), 32)
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=self.norm(self.tokens(input_ids)))
+
+
+def tokenizer() -> str:
+    """Words by a table."""
+    rules = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=WORDS[1]))
+    rules.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    return str(rules.to_str())
+
+
+@functools.cache
+def streamed_networks() -> Networks:
+    """What makes a video of a text, without the second stage."""
+    torch.manual_seed(4)
+    tower = Tower(filled(TinyTower()), torch.zeros(TEXT_TOKENS, dtype=torch.int64))
+    return dataclasses.replace(networks(), text=tower, enhancer=None, enhancer_vae=None)
+
+
+@functools.cache
+def streamed_parts() -> dict[str, Part]:
+    root, found = assemble(streamed_networks(), SIZES)
+    round_weights(root)
+    fill(root)
+    round_weights(root)
+    return found
+
+
+@functools.cache
+def streamed_bundle() -> Bundle:
+    """A bundle that makes videos: of a text, a picture or a video."""
+
+    def make(folder: Path) -> None:
+        names = set(streamed_parts()) - {"encoder"}
+        write_bundle(folder, streamed_parts(), SIZES, streamed_networks(), tokenizer(), only=names)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["method"] |= {"steps": 3, "first": {"steps": 2, "guidance": 9.0}}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return Bundle.load(made_once("streamingt2v-streamed", make))
+
+
+@functools.cache
+def enhanced_bundle() -> Bundle:
+    """A bundle of two stages, whose videos begin with frames."""
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(4)
+        tower = Tower(filled(TinyTower()), torch.zeros(TEXT_TOKENS, dtype=torch.int64))
+        own = dataclasses.replace(networks(), text=tower, first=None, enhancer_text=tower)
+        root, found = assemble(own, SIZES)
+        round_weights(root)
+        fill(root)
+        round_weights(root)
+        write_bundle(folder, found, SIZES, own, tokenizer(), only=set(found) - {"encoder"})
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["method"]["steps"] = 2
+        manifest["method"]["enhancer"]["steps"] = 3
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return Bundle.load(made_once("streamingt2v-enhanced", make))
 
 
 @functools.cache

@@ -134,7 +134,7 @@ def _bad_pair(manifest: dict[str, Any]) -> None:
         (lambda manifest: manifest.update(branches=["null", "null"]), "branches with names of their own"),
         (
             lambda manifest: manifest["text"].update(cleaning={"rules": "all"}),
-            "text.cleaning.rules must be one of none, captions but is 'all'",
+            "text.cleaning.rules must be one of none, captions, whitespace but is 'all'",
         ),
         (_without("components"), "not a valid manifest \\(no 'components'\\)"),
         (_without("files"), "not a valid manifest \\(no 'files'\\)"),

@@ -13,6 +13,7 @@ import lvdm_family
 import numpy as np
 import opensora_family
 import pytest
+import wan_family
 
 import pyengine
 from pyengine.device import cuda as runtime
@@ -157,3 +158,43 @@ def test_two_levels_cross_the_host_as_frames_only(
     assert crossed == int(crossed)
     # The last clip may be longer than what is left to show.
     assert 100 - waiting <= crossed < 100 - waiting + 24
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> list[pyengine.Engine]:
+    """On the CPU and on the GPU."""
+    cache, folder = tmp_path_factory.mktemp("wan"), wan_family.bundle().folder
+    options: Any = {"precision": "fp32", "choice": "cut", "cache_dir": cache}
+    return [pyengine.load(folder, backend=backend, **options) for backend in ("onnxruntime", "tensorrt")]
+
+
+def test_causal_wan_runs_on_the_gpu(wan: list[pyengine.Engine]) -> None:
+    """A first clip of 9 frames, a change of the prompt, a ring that rolls, and snapshots of either device."""
+    videos, states = [], []
+    method = {"visible_frames": 9, "sink_frames": 3, "recache": "kept"}
+    for engine in wan:
+        with engine.stream(PROMPT, frames=57, seed=5, method=method) as stream:
+            made = [next(stream) for _ in range(33)]
+            stream.prompt = "waves at night"
+            made += [next(stream) for _ in range(3)]
+            states.append(stream.snapshot())
+            videos.append(np.stack([*made, *stream]))
+    assert videos[0].std() > 1
+    np.testing.assert_array_equal(*videos)
+    for engine in wan:
+        for state in states:
+            with engine.resume(state) as resumed:
+                np.testing.assert_array_equal(np.stack(list(resumed)), videos[0][36:])
+
+
+@pytest.mark.parametrize("device_frames", [False, True])
+def test_causal_wan_hands_out_what_belongs_to_the_video(
+    wan: list[pyengine.Engine], device_frames: bool
+) -> None:
+    """The first three frames that the decoder makes are dropped on the GPU, too."""
+    cpu, gpu = wan
+    with gpu.stream(PROMPT, frames=21, seed=5, device_frames=device_frames) as stream:
+        clips = [np.asarray(clip) for clip in stream.clips()]
+    assert [len(clip) for clip in clips] == [9, 12]
+    with cpu.stream(PROMPT, frames=21, seed=5) as stream:
+        np.testing.assert_array_equal(np.concatenate(clips), np.stack(list(stream)))

@@ -25,7 +25,8 @@ from pyengine import _C
 from pyengine.errors import ConfigError, PlanError
 from pyengine.schedule.samplers import euler, frame_noise
 from pyengine.streaming import stream as stream_module
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import Stream
 
 SHAPE = (LATENT.channels, LATENT.height, LATENT.width)
@@ -233,7 +234,6 @@ class Member:
 
 def change(driver: Driver, state: StreamState, prompt: str) -> None:
     state.text = encode(prompt)
-    state.text_version += 1
     driver.recache(state)
 
 

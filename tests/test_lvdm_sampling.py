@@ -23,7 +23,8 @@ from pyengine.methods.hierarchical import CONDITION_DRAW
 from pyengine.schedule.hierarchy import HierarchyConfig, ddim_timesteps
 from pyengine.schedule.samplers import alphas_cumprod, cfg, ddim
 from pyengine.streaming import driver as driver_module
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 
 TABLE = 1e-5  # of the schedule; the loops have 5e-5
 STRIDE = 4  # latents from one key to the next

@@ -201,7 +201,7 @@ REFUSED = [
     ({"preset": ["a"]}, r"\[method.preset\] expected a preset out of none but got \['a'\] \(list\)"),
     (
         {"name": ["a"]},
-        r"\[method.name\] expected a method out of progressive, .*, clip but got \['a'\] \(list\)",
+        r"\[method.name\] expected a method out of progressive, .*, streamingt2v.* but got \['a'\] \(list\)",
     ),
     ({"spets": 4}, r"\[method\] expected settings out of steps, .* but got spets"),
     ({"name": "replacement", "cadence": 4}, r"\[method\] expected settings out of .* but got cadence"),

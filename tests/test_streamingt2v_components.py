@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyengine.errors import ConfigError
 from pyengine.export.families.streamingt2v.assembly import Networks, Part, Sizes, assemble
 from pyengine.export.families.streamingt2v.cached import derivations, fill
+from pyengine.schedule.refinement import guided
 
 BOUND = {torch.float64: 1e-11, torch.float32: 2e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -94,11 +95,17 @@ def test_a_cached_network_of_text_alone_is_the_plain_one(name: str, dtype: torch
     x, text = normal(4, dtype, STREAMS, frames, 4, high, wide), normal(5, dtype, STREAMS, 2, 77, 32)
     module = components["enhancer" if enhances else "first_denoiser"].module
     keys = texts(components[f"{name}_text"].module, [{"text": each} for each in text], {"text": 16})
-    got = module(latents=x, level=torch.full((STREAMS, frames), (TIMESTEP + 1) / 1000), **keys)
+    scale, share = torch.tensor([7.5, 3.0], dtype=dtype), torch.tensor([0.2, 0.7], dtype=dtype)
+    guides = {"guidance": torch.stack([scale, 1 - scale]), "rescale": share} if enhances else {}
+    got = module(latents=x, level=torch.full((STREAMS, frames), (TIMESTEP + 1) / 1000), **guides, **keys)
     t = torch.tensor([TIMESTEP, TIMESTEP])
     for stream in range(STREAMS):
         want = plain(x[stream].transpose(0, 1).expand(2, -1, -1, -1, -1), t, text[stream]).transpose(1, 2)
-        assert apart(got[:, stream], want) < BOUND[dtype]
+        if enhances:
+            cond, uncond = (each.numpy() for each in want)
+            made = guided(cond, uncond, float(scale[stream]), float(share[stream]))
+            want = torch.from_numpy(made)[None]
+        assert apart(got[:, stream], want) < BOUND[dtype] * (10 if enhances else 1)
 
 
 @torch.no_grad()

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from .files import TensorFile, open_tensors
+from .named import NamedTensors, open_all
+from .weights import Source, Weights, some
 
-__all__ = ["TensorFile", "open_tensors"]
+__all__ = ["NamedTensors", "Source", "TensorFile", "Weights", "open_all", "open_tensors", "some"]

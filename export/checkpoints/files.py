@@ -4,7 +4,8 @@
     file.tensors["unet.conv_in.weight"].shape
     file.read("unet.conv_in.weight")               # that tensor, in the file's dtype, straight from its place
 
-Of an archive the tensors under `state_dict` are meant, where there is such an entry; what else it holds is never read.
+Of an archive the tensors under the first entry that it has of `entries` are meant, or without one those of the archive itself; what else
+it holds is never read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class TensorFile:
         return flat.as_strided(place.shape, place.strides).contiguous()
 
 
-def open_tensors(path: str | Path) -> TensorFile:
+def open_tensors(path: str | Path, entries: Sequence[str] = ("state_dict",)) -> TensorFile:
     """Names, shapes and places of the tensors of a file. Raises InputError that says what is wrong with it."""
     source = Path(path)
     try:
@@ -107,16 +108,18 @@ def open_tensors(path: str | Path) -> TensorFile:
     except OSError as error:
         raise unreadable(source, error.strerror or str(error)) from error
     if is_archive(head):
-        return TensorFile(source, _of_archive(source))
+        return TensorFile(source, _of_archive(source, entries))
     if source.suffix == ".safetensors":
         return TensorFile(source, _of_safetensors(source, size, head))
     raise unreadable(source, "it is neither safetensors nor the zip archive of torch.save")
 
 
-def _of_archive(source: Path) -> dict[str, Place]:
+def _of_archive(source: Path, entries: Sequence[str]) -> dict[str, Place]:
     archive = Archive.open(source)
     loaded = read_pickle(archive.pickle)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    state = loaded if isinstance(loaded, dict) else None
+    if state is not None:
+        state = next((state[entry] for entry in entries if isinstance(state.get(entry), dict)), state)
     if not isinstance(state, dict) or not any(isinstance(value, Strided) for value in state.values()):
         raise InputError(
             f"[checkpoint] expected tensors by name in {source} but got something else; download it again"

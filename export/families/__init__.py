@@ -41,6 +41,8 @@ FAMILIES = {
     "lvdm": Family(),
     "opensora": Family(),
     "streamingt2v": Family(),
+    "wan": Family(),
+    "artv": Family(),
 }
 
 

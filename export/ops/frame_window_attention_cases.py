@@ -124,6 +124,18 @@ CASES: tuple[AttentionCase, ...] = (
         head_dim=128,
         attributes={"scope": "frame", "rotary_dim": 72, "interleaved": 0},
     ),
+    Case(  # a third of a head's channels turns with time; norms and the rest of the rotation come before
+        "frame_wan",
+        branches=1,
+        frames=3,
+        tokens=35,
+        head_dim=128,
+        ring=6,
+        gains=False,
+        chunk_frames=3,
+        first_index=2000,
+        attributes={"scope": "frame", "rotary_dim": 44},
+    ),
     Case("streams_2", streams=2, chunk_frames=2, attributes={"rotary_dim": 64}),
     Case("streams_3", streams=3, branches=1, frames=7, ring=5, head_dim=40, attributes={"rotary_dim": 40}),
     Case(

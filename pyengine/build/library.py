@@ -60,7 +60,7 @@ class VariantLibrary:
         relieve: Callable[[], object] | None = None,
     ) -> None:
         self._bundle, self._options = bundle, options
-        self._progress, self._relieve = progress or unheard, relieve
+        self.progress, self._relieve = progress or unheard, relieve
         first = Builder(bundle, options)
         self._builders: dict[tuple[str, int | None], Builder] = {(options.choice, options.threads): first}
         self._lock = threading.Lock()
@@ -199,7 +199,7 @@ class VariantLibrary:
 
     def _counter(self, keys: Iterable[Key], builder: Builder) -> Counter:
         """For a progress bar over everything that must be built."""
-        counter = Counter(self._progress)
+        counter = Counter(self.progress)
         with self._locked():
             missing = [key.variant for key in keys if self._held(key) is None]
         for variant in missing:

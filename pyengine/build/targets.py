@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyengine.build.builder import build
 from pyengine.build.progress import Progress
-from pyengine.build.variants import all_variants
+from pyengine.build.variants import all_variants, second_stage_of
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import ConfigError
 from pyengine.options import EngineOptions
@@ -37,8 +37,11 @@ def build_targets(
             f"expected one or more different targets such as sm89,sm120 but got {','.join(targets)!r}"
         )
     loaded = Bundle.load(bundle)
-    variants = all_variants(loaded)
+    stages = [(loaded, tuple(all_variants(loaded)))]
+    second = second_stage_of(loaded)
+    stages += [] if second is None else [second]
     return [
-        build(loaded, variants=variants, options=options, target=target, progress=progress)
+        build(stage, variants=variants, options=options, target=target, progress=progress)
         for target in targets
+        for stage, variants in stages
     ]

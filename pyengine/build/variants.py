@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.second import second_stage
 from pyengine.bundle.variant import Variant
-from pyengine.methods import make_method
+from pyengine.methods import StreamingT2VSettings, make_method, method_settings
+from pyengine.methods.enhancement import Enhancement
 from pyengine.runtime.codec import decoder_variants, encoder_variants
 from pyengine.schedule.call import Schedule
 
-__all__ = ["TEXT", "all_variants", "codec_variants", "denoiser_variants", "stream_variants"]
+__all__ = [
+    "PROJECTOR",
+    "TEXT",
+    "all_variants",
+    "codec_variants",
+    "denoiser_variants",
+    "enhanced_variants",
+    "second_stage_of",
+    "stream_variants",
+]
 
 TEXT = Variant.of("text_encoder")
+PROJECTOR = Variant.of("projector")  # of a second stage: what its denoiser reads of a text
 
 
 def denoiser_variants(
@@ -44,10 +56,29 @@ def stream_variants(
 
 def all_variants(bundle: Bundle) -> list[Variant]:
     """The variants that streams by the bundle's own method run: text encoder, denoiser, decoder, and encoder where there is one."""
-    schedule = make_method(bundle.method, None, 0)
-    wanted = [
-        TEXT,
-        *stream_variants(bundle, schedule),
-        *encoder_variants(bundle, schedule.chunk_frames),
-    ]
+    settings = method_settings(bundle.method)
+    schedule = make_method(settings, None, 0)
+    wanted = [TEXT, *stream_variants(bundle, schedule)]
+    if not settings.reads_pixels:
+        wanted += encoder_variants(bundle, schedule.chunk_frames)
     return [variant for variant in wanted if variant.component in bundle.components]
+
+
+def enhanced_variants(bundle: Bundle, schedule: Enhancement) -> tuple[Variant, ...]:
+    """Denoiser, decoder and encoder of a second stage. `bundle` as `second_stage` makes it."""
+    denoisers = denoiser_variants(schedule, schedule.settings.guidance)
+    return (*denoisers, *codec_variants(bundle, schedule), *encoder_variants(bundle, 1))
+
+
+def second_stage_of(bundle: Bundle) -> tuple[Bundle, tuple[Variant, ...]] | None:
+    """The second stage as a bundle, and all variants of it that the bundle's own settings run; None: it has none."""
+    how = method_settings(bundle.method)
+    if (
+        not isinstance(how, StreamingT2VSettings)
+        or how.enhancer is None
+        or "enhancer" not in bundle.components
+    ):
+        return None
+    second = second_stage(bundle)
+    texts = [variant for variant in (TEXT, PROJECTOR) if variant.component in second.components]
+    return second, (*texts, *enhanced_variants(second, Enhancement(how.enhancer, None, 0)))

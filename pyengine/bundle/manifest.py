@@ -12,7 +12,7 @@ from typing import Any
 
 from pyengine.errors import BundleError
 
-CLEANING_RULES = ("none", "captions")
+CLEANING_RULES = ("none", "captions", "whitespace")
 DTYPES = frozenset({"working", "float32", "int64", "uint8", "bool"})
 Symbols = Mapping[str, int]
 
@@ -126,6 +126,25 @@ class Video:
         first = self.frames_per_latent if self.first_frames is None else self.first_frames
         return round(first + (latents - 1) * self.frames_per_latent) if latents > 0 else 0
 
+    def lead(self, first_latent: int) -> int:
+        """Frames that a decoder makes of a chunk beginning with this latent before its first one that belongs to the video: it makes as
+        many of the first latent as of every other.
+        """
+        return (
+            0
+            if first_latent or self.first_frames is None
+            else round(self.frames_per_latent - self.first_frames)
+        )
+
+    def chunks(self, frames: int, first: int, later: int, given: int = 0) -> int:
+        """Chunks of `first` latents, then `later` ones each, that make at least so many frames behind `given` latents."""
+        per, begin = self.frames_per_latent, self.first_frames or self.frames_per_latent
+        wanted = self.frames(given) + frames
+        # Rounded, since frames per latent need not be whole.
+        latents = 1 + math.ceil(max(0.0, (wanted - begin) / per - 1e-6)) - given
+        behind = latents - (0 if given else first)
+        return max(1, (0 if given else 1) + max(0, -(-behind // later)))
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -139,7 +158,7 @@ class Cleaning:
     """What is done to a prompt so that it reads as the captions of the training did.
 
     suffix  is put behind a prompt that does not hold `unless`; "" = nothing
-    rules   "captions": those of `text.captions`; "none": no others
+    rules   "captions" or "whitespace": those of `text.captions`; "none": no others
     passes  how often the rules are applied
     """
 
@@ -159,9 +178,9 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class Text:
-    """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5`: by T5 at `source`, of whose `max_tokens` states the
-    text encoder takes the first `words`. `cleaning`: what a prompt of kind `t5` goes through first, None = it is taken as it is.
-    `example` is a prompt to try the bundle with; "": any text will do.
+    """How prompts are read. kind `words`: by the bundle's own tokenizer; `t5` or `umt5`: by that model at `source`, of whose
+    `max_tokens` states the text encoder takes the first `words`. `cleaning`: what a prompt for such a model goes through first, None =
+    it is taken as it is. `example` is a prompt to try the bundle with; "": any text will do.
     """
 
     tokenizer: str

@@ -198,7 +198,7 @@ CLEANING: tuple[dict[str, Check], dict[str, Check]] = (
 TEXT = (
     {"tokenizer": _text, "max_tokens": _whole(1, 65536)},
     {
-        "kind": _one_of("words", "t5"),
+        "kind": _one_of("words", "t5", "umt5"),
         "source": _or_none(_text),
         "dtype": _one_of("float32", "float16", "bfloat16"),
         "words": _or_none(_whole(1, 65536)),
@@ -214,6 +214,9 @@ _COUNT, _FRAMES = _whole(1, MOST_COUNT), _whole(0, MOST_COUNT)
 SETTINGS: dict[str, Check] = {
     **dict.fromkeys(("steps", "timesteps", "chunk_frames", "stride", "known", "clips_per_round"), _COUNT),
     **dict.fromkeys(("cadence", "left_context", "sink_frames", "recent_frames", "ring_frames"), _FRAMES),
+    "visible_frames": _COUNT,
+    "first_chunk": _or_none(_COUNT),
+    "known_levels": _or_none(lambda value, path: _list(value, path, _number(-1, 1))),
     **dict.fromkeys(("clip_frames", "overlap_frames"), _or_none(_COUNT)),
     **dict.fromkeys(("levels", "perturbation"), _or_none(_FRAMES)),
     **dict.fromkeys(("guidance", "eta"), _number(-math.inf, MOST_SETTING)),
@@ -222,7 +225,18 @@ SETTINGS: dict[str, Check] = {
     "ladder": _or_none(lambda value, path: _list(value, path, _number(-1, 1))),
     "row_counts": _or_none(lambda value, path: _list(value, path, _COUNT)),
     **dict.fromkeys(
-        ("kind", "sampler", "positions", "predicts", "guidance_form", "decode", "behaviour"), _text
+        (
+            "kind",
+            "sampler",
+            "positions",
+            "predicts",
+            "guidance_form",
+            "decode",
+            "behaviour",
+            "clean_view",
+            "recache",
+        ),
+        _text,
     ),
     "opening": _or_none(_text),
     "renoised": _flag,

@@ -13,6 +13,7 @@ import json
 from typing import Any
 
 from pyengine.build.targets import build_targets
+from pyengine.build.variants import second_stage_of
 from pyengine.commands.engine_options import (
     add_engine_options,
     engine_options,
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
         if arguments.max_streams != 1:
             engine.batch(arguments.max_streams).close()
+        if (second := second_stage_of(engine.bundle)) is not None:
+            engine.second_stage().prepare(second[1])
         bundle, plans = engine.bundle.name, engine.plans
     parts: list[dict[str, Any]] = [
         {

@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from typing import Any
 
-from pyengine.commands import export_opensora, export_streamingt2v
+from pyengine.commands import export_artv, export_opensora, export_streamingt2v, export_wan
 from pyengine.errors import BackendUnavailable
 
 FAMILIES = {
@@ -14,6 +14,8 @@ FAMILIES = {
     "opensora": "pyengine.export.families.opensora.export",
     "lvdm": "pyengine.export.families.lvdm.export",
     "streamingt2v": "pyengine.export.families.streamingt2v.export",
+    "wan": "pyengine.export.families.wan.export",
+    "artv": "pyengine.export.families.artv.export",
 }
 
 
@@ -46,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "streamingt2v", help="StreamingT2V: chunk by chunk with conditional attention, and its enhancer"
     )
     export_streamingt2v.add_arguments(streamingt2v)
+    wan = families.add_parser("wan", help="causal Wan 2.1: Self-Forcing, CausVid, Rolling Forcing, LongLive")
+    export_wan.add_arguments(wan)
+    artv = families.add_parser(
+        "artv", help="ART-V: frame by frame, on Stable Diffusion 2.1 or the small model"
+    )
+    export_artv.add_arguments(artv)
 
 
 def run(arguments: argparse.Namespace) -> int:

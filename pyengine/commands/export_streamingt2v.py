@@ -8,7 +8,14 @@ __all__ = ["add_arguments"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="streaming_t2v.ckpt, or the VidXTend repack")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", default=None, help="streaming_t2v.ckpt, or the VidXTend repack")
+    source.add_argument(
+        "--training", default=None, help="folder of a stage of training.streamingt2v.train: the small model"
+    )
+    parser.add_argument(
+        "--autoencoder", default="shapes", help="with --training: bundle on whose latents it was trained"
+    )
     parser.add_argument("--output", required=True, help="folder of the bundle to make")
     parser.add_argument("--enhancer", default=None, help="folder of MS-Vid2Vid-XL; no second stage without")
     parser.add_argument(

@@ -26,12 +26,14 @@ from rich.progress import (
 from rich.text import Text
 
 from pyengine.arguments import check_guidance, check_length, check_seed
-from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.bundle import Bundle, Video
 from pyengine.commands.engine_options import add_engine_options, console, load_engine, say
 from pyengine.errors import BundleError, ConfigError, PromptError
 from pyengine.methods import MethodSettings, method_settings
 from pyengine.signals import exit_code, held
+from pyengine.streaming.enhanced import shown_video
 from pyengine.text.prompts import prompts_of
+from pyengine.video.letterbox import letterboxed
 from pyengine.video.reader import read_image, read_video
 from pyengine.video.writer import VideoWriter
 
@@ -85,20 +87,22 @@ def run(arguments: argparse.Namespace) -> int:
     # Whatever can be refused is refused before anything is built, and before an earlier file is touched.
     bundle = Bundle.load(arguments.bundle)
     preset = {"preset": arguments.preset} if arguments.preset else None
-    total = _length(arguments, bundle, method_settings(bundle.method, preset))
+    how = method_settings(bundle.method, preset)
+    total = _length(arguments, bundle, how)
     _check(arguments, bundle)
     start = _start(arguments, bundle, total)
+    shown = shown_video(bundle, how)
     first_frame = None
     with contextlib.ExitStack() as stack:
         with held():
-            writer = stack.enter_context(_writer(arguments, bundle))
+            writer = stack.enter_context(_writer(arguments, shown))
         try:
             engine = load_engine(arguments, arguments.bundle, quiet=arguments.json)
             bar = stack.enter_context(_progress(arguments))
             task = bar.add_task("", total=total)
-            for frame in start if start is not None else ():
+            for frame in () if start is None else start:
                 with held():
-                    writer.write(frame)
+                    writer.write(letterboxed(frame[None], shown.height, shown.width)[0])
                 bar.advance(task)
             left = total - writer.frames_written
             options: dict[str, Any] = {
@@ -181,9 +185,7 @@ def _start(arguments: argparse.Namespace, bundle: Bundle, total: int) -> np.ndar
     return start
 
 
-def _writer(arguments: argparse.Namespace, bundle: Bundle) -> VideoWriter:
-    video = bundle.video
-    assert video is not None
+def _writer(arguments: argparse.Namespace, video: Video) -> VideoWriter:
     upscale = arguments.upscale if arguments.upscale is not None else (4 if video.height <= SMALL else 1)
     return VideoWriter(
         arguments.output, height=video.height, width=video.width, fps=video.fps, upscale=upscale

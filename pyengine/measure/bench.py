@@ -22,7 +22,7 @@ from pyengine.build.progress import Progress
 from pyengine.bundle.bundle import Bundle
 from pyengine.engine import Engine
 from pyengine.errors import BackendUnavailable, ConfigError
-from pyengine.measure.first_frame import first_frames
+from pyengine.measure.first_frame import example_start, first_frames
 from pyengine.measure.probe import Probe, machine
 from pyengine.options import EngineOptions
 from pyengine.processor import cores
@@ -142,8 +142,9 @@ def _bursts(engine: Engine, prompt: str, probe: Probe) -> Iterator[np.ndarray]:
     """Frames without end, uint8 [frames, height, width, 3]: all that are ready after the same calls together, so that work and frames
     go with each other (a round of two levels gives several clips at once). A method that makes one clip makes it again and again.
     """
+    start = example_start(engine.bundle)
     while True:
-        with engine.stream(prompt, seed=SEED) as stream:
+        with engine.stream(prompt, seed=SEED, start=start) as stream:
             probe.attach(stream)
             burst: list[np.ndarray] = []
             for clip in stream.clips():

@@ -12,10 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
+from pyengine.bundle.bundle import Bundle
 from pyengine.errors import PyEngineError
+from pyengine.methods import method_settings
 from pyengine.options import EngineOptions
 
-__all__ = ["first_frames"]
+__all__ = ["example_start", "first_frames"]
 
 # A new process, from its start to its first frame. Its peak memory is read after more of the video: a dozen chunks, or a short while.
 CHILD = """
@@ -25,7 +29,11 @@ import pyengine
 imported = time.perf_counter() - before
 options = json.loads(sys.argv[1])
 engine = pyengine.load(options["bundle"], **options["load"])
-with engine.stream(options["prompt"], seed=options["seed"]) as stream:
+start = None
+if options["picture"]:
+    from pyengine.measure.first_frame import example_start
+    start = example_start(engine.bundle)
+with engine.stream(options["prompt"], seed=options["seed"], start=start) as stream:
     clips = stream.clips()
     next(clips)
     first = time.time()
@@ -40,6 +48,14 @@ print(json.dumps(record))
 MORE_CLIPS, MORE_SECONDS = 12, 20
 
 
+def example_start(bundle: Bundle) -> np.ndarray | None:
+    """A grey picture for a bundle whose streams cannot begin with a text alone; None for others."""
+    video = bundle.video
+    if video is None or not method_settings(bundle.method).needs_start:
+        return None
+    return np.full((1, video.height, video.width, 3), 128, np.uint8)
+
+
 def first_frames(
     bundle: str | Path, options: EngineOptions, prompt: str, seed: int, warm_starts: int
 ) -> dict[str, Any]:
@@ -51,6 +67,7 @@ def first_frames(
             "load": {**asdict(options), "cache_dir": cache},
             "prompt": prompt,
             "seed": seed,
+            "picture": example_start(Bundle.load(bundle)) is not None,
             "clips": MORE_CLIPS,
             "seconds": MORE_SECONDS,
         }

@@ -17,7 +17,7 @@ import numpy as np
 
 from pyengine.bundle.variant import Variant
 from pyengine.processor import cores, instruction_set
-from pyengine.streaming.driver import StreamState
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import Stream
 
 __all__ = ["Probe", "machine", "memory_mb", "peak_memory_mb"]

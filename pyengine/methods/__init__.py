@@ -6,17 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyengine.errors import ConfigError
+from pyengine.methods.artv import Artv, ArtvSettings
+from pyengine.methods.causal import Causal, CausalSettings
 from pyengine.methods.hierarchical import Hierarchical, HierarchicalSettings
 from pyengine.methods.progressive import Progressive, ProgressiveSettings
 from pyengine.methods.replacement import Replacement, ReplacementSettings
-from pyengine.methods.rflow import RflowSettings, rflow
-from pyengine.methods.shared import WindowSettings
-from pyengine.schedule.positions import PositionPolicy
-from pyengine.schedule.samplers import Sampler, alphas_cumprod, make_sampler
+from pyengine.methods.rflow import RflowSettings
+from pyengine.methods.shared import MethodSettings
+from pyengine.methods.streamingt2v import StreamingT2V, StreamingT2VSettings
+from pyengine.schedule.call import Schedule
 from pyengine.settings import names, read, read_mapping, shown
 
 __all__ = [
     "SETTINGS",
+    "Artv",
+    "ArtvSettings",
+    "Causal",
+    "CausalSettings",
     "Hierarchical",
     "HierarchicalSettings",
     "MethodSettings",
@@ -25,22 +31,23 @@ __all__ = [
     "Replacement",
     "ReplacementSettings",
     "RflowSettings",
+    "StreamingT2V",
+    "StreamingT2VSettings",
     "check_presets",
     "make_method",
     "method_settings",
-    "positions_of",
-    "sampler_of",
 ]
 
-Method = Progressive | Replacement | Hierarchical
-MethodSettings = ProgressiveSettings | ReplacementSettings | RflowSettings | HierarchicalSettings
 # By the name that a manifest gives the method.
 SETTINGS: dict[str, type[MethodSettings]] = {
     "progressive": ProgressiveSettings,
+    "causal": CausalSettings,
     "replacement": ReplacementSettings,
     "rflow": RflowSettings,
     "hierarchical": HierarchicalSettings,
     "clip": HierarchicalSettings,
+    "streamingt2v": StreamingT2VSettings,
+    "artv": ArtvSettings,
 }
 
 
@@ -80,35 +87,13 @@ def check_presets(own: Mapping[str, Any]) -> None:
 
 def make_method(
     settings: MethodSettings | Mapping[str, Any], chunks: int | None, given_chunks: int
-) -> Method:
-    """The method of these settings, or of a mapping that `method_settings` reads. `chunks` to generate, None = endless.
+) -> Schedule:
+    """The schedule of these settings, or of a mapping that `method_settings` reads. `chunks` to generate, None = endless.
 
     Raises ConfigError.
     """
-    if isinstance(settings, Mapping):
-        settings = method_settings(settings)
-    if isinstance(settings, ProgressiveSettings):
-        return Progressive.from_settings(settings, chunks, given_chunks)
-    if isinstance(settings, ReplacementSettings):
-        return Replacement.from_settings(settings, chunks, given_chunks)
-    if isinstance(settings, RflowSettings):
-        return rflow(settings, chunks, given_chunks)
-    return Hierarchical.from_settings(settings, chunks, given_chunks)
-
-
-def sampler_of(settings: MethodSettings) -> Sampler:
-    """How latents go from level to level: by the sampler that the settings name, or DDIM where they say betas."""
-    if isinstance(settings, HierarchicalSettings):
-        table = alphas_cumprod(*settings.betas, settings.timesteps)
-        return make_sampler("ddim", alpha_bar=table, eta=settings.eta, predicts=settings.predicts)
-    return make_sampler(settings.sampler)
-
-
-def positions_of(settings: MethodSettings) -> tuple[PositionPolicy, int]:
-    """How frames are numbered for the rotary embedding, and how many of them are pinned at the start of the stream."""
-    if not isinstance(settings, WindowSettings):
-        return "local", 0
-    return settings.positions, settings.context.sink_frames if settings.context else 0
+    how = method_settings(settings) if isinstance(settings, Mapping) else settings
+    return how.schedule(chunks, given_chunks)
 
 
 def _kind(name: Any) -> type[MethodSettings]:

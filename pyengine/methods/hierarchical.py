@@ -10,21 +10,20 @@ from typing import Annotated, Literal
 
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ConfigError, PromptError
-from pyengine.methods.shared import Count, Frames, Steps
+from pyengine.methods.shared import Beta, Count, Frames, MethodSettings, Steps
 from pyengine.schedule.call import Call, Emit, Key, Lane, Row
 from pyengine.schedule.hierarchy import Behaviour, ClipStep, Decode, HierarchyConfig, ddim_timesteps
-from pyengine.schedule.samplers import Prediction
+from pyengine.schedule.samplers import Prediction, Sampler, alphas_cumprod, make_sampler
 from pyengine.settings import Range
 
 __all__ = ["Hierarchical", "HierarchicalSettings"]
 
 CONDITION_DRAW = 1 << 20  # perturbs conditions; steps draw under 0, 1, ...
 GuidanceForm = Literal["original", "text"]
-Beta = Annotated[float, Range(0, 0.999, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalSettings:
+class HierarchicalSettings(MethodSettings):
     """The settings of the method, from a manifest or a caller. Lengths in latent frames.
 
     steps            of DDIM; as many as `timesteps` are ancestral sampling
@@ -73,14 +72,15 @@ class HierarchicalSettings:
                 f"[method.perturbation] expected a timestep from 0 to {rows - 1}, or none, but got {self.perturbation}"
             )
 
-    @property
-    def start_chunks(self) -> int:
-        """Most given chunks that a stream can begin with: none, such a model makes videos from noise alone."""
-        return 0
+    def schedule(self, chunks: int | None, given_chunks: int) -> Hierarchical:
+        return Hierarchical.from_settings(self, chunks, given_chunks)
+
+    def make_sampler(self) -> Sampler:
+        table = alphas_cumprod(*self.betas, self.timesteps)
+        return make_sampler("ddim", alpha_bar=table, eta=self.eta, predicts=self.predicts)
 
     @property
     def clip_latents(self) -> int | None:
-        """Latent frames of a stream without a length; None = it is endless."""
         return self.clip_frames if self.name == "clip" else None
 
 
@@ -188,6 +188,9 @@ class Hierarchical:
         if index:
             raise PromptError("the prompt of a clip cannot change on the way; start another stream")
         return iter(())
+
+    def switched(self, index: int) -> Hierarchical:
+        return self
 
     def call(self, index: int) -> Call:
         step = self.config.step_at(index)

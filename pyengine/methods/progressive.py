@@ -38,6 +38,9 @@ class ProgressiveSettings(WindowSettings):
     opening_warp: Positive | WarpRule | None = None
     row_counts: tuple[Count, ...] | None = None
 
+    def schedule(self, chunks: int | None, given_chunks: int) -> Progressive:
+        return Progressive.from_settings(self, chunks, given_chunks)
+
     @property
     def start_chunks(self) -> int:
         return super().start_chunks + self.remade_chunks

@@ -32,6 +32,9 @@ class ReplacementSettings(WindowSettings):
     renoised: bool
     ring_frames: Frames
 
+    def schedule(self, chunks: int | None, given_chunks: int) -> Replacement:
+        return Replacement.from_settings(self, chunks, given_chunks)
+
 
 @dataclass(frozen=True)
 class Replacement(Windowed):

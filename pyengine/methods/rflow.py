@@ -26,6 +26,9 @@ class RflowSettings(WindowSettings):
     clip_frames: Count | None = None
     frames_per_latent: Positive
 
+    def schedule(self, chunks: int | None, given_chunks: int) -> Progressive:
+        return rflow(self, chunks, given_chunks)
+
     @property
     def clip_latents(self) -> int | None:
         return self.clip_frames

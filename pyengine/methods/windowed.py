@@ -96,6 +96,9 @@ class Windowed(ABC):
         for step in self.recache_steps(index):
             yield Call(variant=self._variant(step), lanes=(self._lane(step, fresh=True),), update=False)
 
+    def switched(self, index: int) -> Windowed:
+        return self
+
     def weights(self, guidance: float) -> tuple[float, ...]:
         return (1.0,) if guidance == 1 else tuple(cfg(guidance).tolist())
 

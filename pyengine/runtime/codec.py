@@ -13,7 +13,7 @@ same without leaving it, but for tiles and for encoding, which come here: planes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FRAME_DECODER",
     "decode_chunk",
+    "decoded",
     "decoder_variants",
     "encode_chunk",
     "encoder_variants",
@@ -48,16 +49,19 @@ def encoder_variants(bundle: Bundle, chunk_frames: int) -> tuple[Variant, ...]:
 
 
 def decode_chunk(
-    executor: Executor, bundle: Bundle, latents: np.ndarray, kept: slice = slice(None)
+    executor: Executor, bundle: Bundle, latents: np.ndarray, kept: slice = slice(None), lead: int = 0
 ) -> np.ndarray:
-    """latents [chunk, c, h, w] -> frames of the `kept` ones, uint8 [frames, height, width, 3]. Advances the decoder's memory."""
+    """latents [chunk, c, h, w] -> frames of the `kept` ones but the first `lead`, uint8 [frames, height, width, 3]. Advances the
+    decoder's memory.
+    """
     decoder, *per_frame = decoder_variants(bundle, len(latents))
     executor.input(decoder, "latents")[...] = latents
     executor.run(decoder)
     video = bundle.video
     assert video is not None
     if not per_frame:
-        return executor.output(decoder, "frames").copy()[kept].reshape(-1, video.height, video.width, 3)
+        made = executor.output(decoder, "frames").copy()[kept].reshape(-1, video.height, video.width, 3)
+        return made[lead:]
     planes = executor.output(decoder, "planes").copy()
     frames = np.empty((len(planes), video.height, video.width, 3), np.uint8)
     rows, columns = executor.input(FRAME_DECODER, "planes").shape[2:]
@@ -69,12 +73,23 @@ def decode_chunk(
     return frames
 
 
+def decoded(
+    executor: Executor, bundle: Bundle, chunk_frames: int, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Copies of further outputs of the decoder, as its last run on so many latents left them."""
+    decoder, *_ = decoder_variants(bundle, chunk_frames)
+    return {name: executor.output(decoder, name).copy() for name in names}
+
+
 def encode_chunk(executor: Executor, bundle: Bundle, frames: np.ndarray, chunk_frames: int) -> np.ndarray:
     """frames, uint8 [frames, height, width, 3], of one chunk -> latents [chunk, c, h, w]."""
     encoder, *per_frame = encoder_variants(bundle, chunk_frames)
     if not per_frame:
         target = executor.input(encoder, "frames")
-        target[...] = frames.reshape(target.shape)
+        flat = target.reshape(-1, *frames.shape[1:])
+        flat[len(flat) - len(frames) :] = (
+            frames  # the first chunk of a video may be shorter: what is in front is not looked at
+        )
     else:
         planes = executor.input(encoder, "planes")
         for start, batch in _batches(executor, FRAME_ENCODER, "frames", frames):

@@ -71,6 +71,7 @@ class CallBuffers(Protocol):
     """What one denoiser variant reads and writes beside its ring: [lanes, rows] latents, and the numbers of each."""
 
     lanes: int
+    branches: int  # of the prediction: those of guidance, or one where the network guides itself
 
     def claim(self, store: Any) -> None:
         """Orders what follows after everything that was done with a stream's latents before, by whichever variant."""
@@ -100,6 +101,14 @@ class CallBuffers(Protocol):
         """Copies `count` neighbouring rows, updated, back to their places in flight."""
         ...
 
+    def recall(self, lane: int, row: int, store: Any, place: int, count: int) -> None:
+        """Copies what was kept of `count` neighbouring rows at their step before, from places in flight of a stream."""
+        ...
+
+    def keep(self, lane: int, row: int, store: Any, place: int, count: int) -> None:
+        """Copies what the last run kept of `count` neighbouring rows to places in flight."""
+        ...
+
     def input(self, name: str) -> np.ndarray | None:
         """Returns a small or text input as numpy that the next run reads; None where the network has none of that name."""
         ...
@@ -113,6 +122,10 @@ class CallBuffers(Protocol):
         weights: np.ndarray | None = None,
         scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         noise: bool = False,
+        history: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        """Runs the network; with weights [branches, lanes] and scales [lanes, rows], updates the latents by what it predicts."""
+        """Runs the network; with weights [branches, lanes] and scales [lanes, rows], updates the latents by what it predicts.
+
+        `history` are the scales, [lanes, rows], of what was recalled, and of latents, prediction and that in what is kept of this step.
+        """
         ...

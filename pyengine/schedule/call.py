@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 from pyengine.bundle.variant import Variant
+from pyengine.schedule.samplers import Sampler
 
 __all__ = ["Call", "Emit", "Key", "Lane", "Origin", "Row", "Schedule"]
 
@@ -26,6 +28,8 @@ class Row(NamedTuple):
     origin      "carried": as the last call that touched its place left it; "noise": born now, from seed and frame
                 alone; "given": the clean latent that the stream keeps; "noised": that latent, mixed with noise to `level`
     place       where the latent in flight lies in the stream's latent store
+    target      where the updated latent goes, if not back to `place`, which then stays as it is for other calls to read; -1 = back
+    history     place of what a multistep solver keeps of the row from one step to the next; -1 = nothing
     slot        ring slot that takes its keys and values in this call; -1 = none
     mask        what a network with a mask channel reads for the conditional branch: 1 = a condition
     done        the latent is clean after this call: the stream keeps a copy under its number
@@ -41,11 +45,13 @@ class Row(NamedTuple):
     mask: float = 0.0
     done: bool = False
     renoised: bool = False
+    target: int = -1
+    history: int = -1
 
 
 class Lane(NamedTuple):
     """One batch entry of a call: the rows that attend to each other, oldest first, and the frame in each ring slot
-    that they may read (-1 = empty, or written by this very call).
+    that they may read (-1 = empty, or hidden from them). A slot that this very call writes still holds the frame before.
     """
 
     rows: tuple[Row, ...]
@@ -53,10 +59,15 @@ class Lane(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """Clean latents that are decoded together once the call is done. `keep` are those whose frames are shown."""
+    """Clean latents that are decoded together once the call is done.
+
+    keep    those whose frames are shown
+    writes  further outputs of the decoder that are kept, and under which names; of one call's emits the last alone may have any
+    """
 
     frames: tuple[int, ...]
     keep: slice = slice(None)
+    writes: Mapping[str, str] = MappingProxyType({})
 
 
 class Key(NamedTuple):
@@ -71,27 +82,34 @@ class Call:
     """One run of one component.
 
     variant  the component and its sizes for one stream of one lane; the driver adds branches and streams. None: nothing to run
-    lanes    what a denoiser works on; none for networks that only turn one kept value into another
-    values   small inputs as numbers: timesteps, labels
+    lanes    what a denoiser works on; none for networks that only turn one kept value, or the prompt's features, into another: such a
+             network is not run again while what it reads is the same
+    values   small inputs as numbers: timesteps, labels; of a denoiser one number for each lane
     reads    inputs that are outputs kept by an earlier call
     latents  clean latents that the input `latents` takes, for codecs and feature networks
+    latents_level  to which those are noised first, as drawn under `draw`; 0: not at all
     writes   outputs that are kept, and under which names
     draw     number under which noise that is added on the way is drawn
     noised_draw  the same of rows that begin as "noised"; None: that of their birth
     update   whether the prediction updates the latents; False: only keys and values are written
+    weights  of the guidance branches; None: the stream's
+    sampler  by which the prediction updates the latents; None: the stream's
     emit     clean latents for the decoder
     keeps    (pinned, oldest): clean latents below `pinned` and from `oldest` on may be asked for later, others are forgotten
     """
 
     variant: Variant | None
     lanes: tuple[Lane, ...] = ()
-    values: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     reads: Mapping[str, Key] = field(default_factory=dict)
     latents: tuple[int, ...] = ()
+    latents_level: float = 0.0
     writes: Mapping[str, str] = field(default_factory=dict)
     draw: int = 0
     noised_draw: int | None = None
     update: bool = True
+    weights: tuple[float, ...] | None = None
+    sampler: Sampler | None = None
     emit: tuple[Emit, ...] = ()
     keeps: tuple[int, int] | None = None
 
@@ -141,12 +159,16 @@ class Schedule(Protocol):
         """
         ...
 
+    def switched(self, index: int) -> Schedule:
+        """The schedule from call `index` on when the prompt changed before it: another where that changes what stays visible."""
+        ...
+
     def weights(self, guidance: float) -> tuple[float, ...]:
         """Weights of the guidance branches; one branch where guidance is neutral."""
         ...
 
     def denoisers(self) -> tuple[tuple[Variant, int], ...]:
-        """Every denoiser variant that calls name, with its number of lanes."""
+        """Every denoiser variant that calls name, with its number of lanes. One with a size `branches` has weights of its own."""
         ...
 
     def others(self) -> tuple[Variant, ...]:

@@ -32,15 +32,21 @@ def warped(level: float, ratio: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def noise_levels(steps: int, warp: float = 1.0, ladder: tuple[float, ...] | None = None) -> tuple[float, ...]:
+def noise_levels(
+    steps: int, warp: float = 1.0, ladder: tuple[float, ...] | None = None, top: float | None = 1.0
+) -> tuple[float, ...]:
     """Warped ladder tau[0..steps], lowest first: Python floats that float32 holds exactly. [S + 1]
 
-    Without `ladder` the un-warped levels are l / steps; they are computed in float64 and rounded once.
+    Without `ladder` the un-warped levels are l / steps; they are computed in float64 and rounded once. `top`: where a ladder must end,
+    None = anywhere up to 1.
     """
     if not 0 < warp < float("inf"):
         raise ConfigError(f"warp must be a positive number but is {warp}")
-    if ladder is not None and (len(ladder) != steps + 1 or ladder[0] != 0 or ladder[-1] != 1):
-        raise ConfigError(f"ladder must be {steps + 1} levels from 0 to 1 but is {ladder}")
+    if ladder is not None and (
+        len(ladder) != steps + 1 or ladder[0] != 0 or ladder[-1] > 1 or ladder[-1] < (top or 0)
+    ):
+        upwards = "to 1" if top == 1 else "up, to 1 at most,"
+        raise ConfigError(f"ladder must be {steps + 1} levels from 0 {upwards} but is {ladder}")
     plain = ladder if ladder is not None else tuple(step / steps for step in range(steps + 1))
     levels = tuple(float(np.float32(warped(level, warp))) for level in plain)
     if any(low >= high for low, high in pairwise(levels)):

@@ -1,8 +1,10 @@
 """Samplers, guidance and noise. Every sampler maps (level, level_next) to one affine update per frame:
 
-    out[f] = sample[f] * x[f] + prediction[f] * p[f] + noise[f] * eps[f]
+    out[f] = sample[f] * x[f] + prediction[f] * p[f] + noise[f] * eps[f] + history[f] * h[f]
 
-so that one kernel (DenoiseStep) serves them all, and frames of one window may stand at different levels.
+where h, of multistep solvers alone, is what was kept of the frame's step before: a sum of x and p then.
+
+So one kernel (DenoiseStep) serves them all, and frames of one window may stand at different levels.
 Where the level does not change it is exactly (1, 0, 0): a copy, bit for bit. Level 0 is clean, 1 is noise.
 """
 
@@ -15,6 +17,8 @@ from pyengine.errors import ConfigError, ShapeError
 
 __all__ = [
     "Coefficients",
+    "Levels",
+    "Multistep",
     "Prediction",
     "Sampler",
     "alphas_cumprod",
@@ -23,6 +27,7 @@ __all__ = [
     "euler",
     "frame_noise",
     "make_sampler",
+    "rectified",
     "renoise",
 ]
 
@@ -44,6 +49,18 @@ class Coefficients(NamedTuple):
         return bool(self.noise.any())
 
 
+class Multistep(NamedTuple):
+    """Scales of one update of a multistep solver, each [F] float32: `history` of what was kept at the step before, `kept_sample` and
+    `kept_prediction` (and `kept_history`, of what was kept before) of what is kept for the step after.
+    """
+
+    update: Coefficients
+    history: np.ndarray
+    kept_sample: np.ndarray
+    kept_prediction: np.ndarray
+    kept_history: np.ndarray | float = 0.0
+
+
 class Sampler(NamedTuple):
     """How latents go from level to level.
 
@@ -51,10 +68,10 @@ class Sampler(NamedTuple):
     noised  (keep, share) of a clean latent and of noise that together stand at a level
     """
 
-    update: Callable[[Levels, Levels], Coefficients]
+    update: Callable[[Levels, Levels], Coefficients | Multistep]
     noised: Callable[[float], tuple[float, float]]
 
-    def __call__(self, level: Levels, level_next: Levels) -> Coefficients:
+    def __call__(self, level: Levels, level_next: Levels) -> Coefficients | Multistep:
         return self.update(level, level_next)
 
 
@@ -131,9 +148,9 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that a manifest names: "euler", "renoise" or "ddim" (which alone reads the options)."""
     if name == "euler":
-        return Sampler(euler, _rectified)
+        return Sampler(euler, rectified)
     if name == "renoise":
-        return Sampler(renoise, _rectified)
+        return Sampler(renoise, rectified)
     if name == "ddim":
         if alpha_bar is None:
             raise ConfigError("sampler 'ddim' needs alpha_bar but got none")
@@ -169,7 +186,7 @@ def frame_noise(
     return np.random.Generator(bits).standard_normal(None if out is not None else shape, np.float32, out)
 
 
-def _rectified(level: float) -> tuple[float, float]:
+def rectified(level: float) -> tuple[float, float]:
     """x_t = (1 - t) x0 + t eps."""
     now = np.float32(level)
     return float(1 - now), float(now)

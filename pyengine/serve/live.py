@@ -234,11 +234,12 @@ class Connection:
             case messages.Ping():
                 await sender.json("session.pong")
             case messages.Stop():
+                # First, since a client may be gone before it is told.
+                await self._done(service.end(session.record.id))
                 await sender.finish()
                 await sender.json(
                     "session.done", request_id=session.record.id, chunks=sender.chunks, stopped=True
                 )
-                await self._done(service.end(session.record.id))
                 await self.close(1000, "stopped")
                 return True
             case _:

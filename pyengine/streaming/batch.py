@@ -16,7 +16,8 @@ from pyengine.errors import ConfigError, InputError, StreamClosed
 from pyengine.methods import make_method
 from pyengine.runtime.executor import Executor
 from pyengine.streaming import snapshot
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.stream import Stream
 from pyengine.streaming.turns import Turns
 

@@ -6,82 +6,45 @@ texts, runs the network, and updates the latents by what it predicts; clean late
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.bundle import Bundle, TensorSpec
 from pyengine.bundle.variant import Variant
 from pyengine.runtime.executor import Executor
-from pyengine.runtime.host.decoder import Clip, Decoder
-from pyengine.runtime.latents import CallBuffers, LatentStore
-from pyengine.schedule.call import Call, Key, Lane, Row, Schedule
-from pyengine.schedule.positions import PositionPolicy, positions
-from pyengine.schedule.samplers import Coefficients, Sampler, frame_noise
+from pyengine.runtime.latents import CallBuffers
+from pyengine.schedule.call import Call, Key, Lane, Row
+from pyengine.schedule.positions import positions
+from pyengine.schedule.samplers import Multistep, frame_noise
+from pyengine.streaming.state import StreamState
 
-__all__ = ["Driver", "StreamState", "sized"]
+__all__ = ["Driver", "sized"]
 
 RENOISED = 1 << 40  # noise of re-noised rows is drawn under numbers from here on, never those of a sampler
 
 
-@dataclass(eq=False)
-class StreamState:
-    """The state of one stream: its schedule, latents, rings and decoder, and the number of its next call."""
+class _Written(NamedTuple):
+    """What was written into an input for a lane: a stream's text, or the part of a kept value that a key names."""
 
-    schedule: Schedule
-    sampler: Sampler
-    positions: tuple[PositionPolicy, int]
-    seed: int
-    weights: tuple[float, ...]
-    store: LatentStore
-    rings: Mapping[str, Any]
-    decoder: Decoder
-    call: int
-    text: dict[str, np.ndarray] = field(default_factory=dict)
-    text_version: int = 0
-    kept: dict[str, np.ndarray] = field(default_factory=dict)
-    prepared: dict[str, np.ndarray] = field(default_factory=dict)  # what was kept before the first call
-    clips: deque[Clip] = field(default_factory=deque)
-    scales: dict[tuple[tuple[float, ...], tuple[float, ...]], Coefficients] = field(default_factory=dict)
-    # Those to the next clip, which are looked at before they are made, and the last one.
-    _calls: dict[int, Call] = field(default_factory=dict)
+    state: StreamState
+    value: np.ndarray
+    key: Key | None
 
-    @property
-    def ended(self) -> bool:
-        """Whether every call of the schedule has been made."""
-        calls = self.schedule.calls
-        return calls is not None and self.call >= calls
-
-    def call_at(self, number: int) -> Call:
-        """What the schedule says, asked once."""
-        if number not in self._calls:
-            self._calls = {known: call for known, call in self._calls.items() if known >= self.call - 1}
-            self._calls[number] = self.schedule.call(number)
-        return self._calls[number]
-
-    def calls_to_clip(self, beyond: int) -> int:
-        """How many calls there are until a chunk is finished and `beyond` more are made, or the schedule ends."""
-        number, last = self.call, self.schedule.calls
-        while (last is None or number < last) and not self.call_at(number).emit:
-            number += 1
-        end = number + 1 + beyond
-        return (end if last is None else min(end, last)) - self.call
-
-    def made_by_last(self, calls: int) -> int:
-        """How many chunks the last so many calls finished."""
-        first = max(self.schedule.first_call, self.call - calls)
-        return sum(len(self.call_at(number).emit) for number in range(first, self.call))
+    def is_same(self, other: _Written | None) -> bool:
+        """Values are told apart by identity: none is ever changed in place."""
+        if other is None:
+            return False
+        return self.state is other.state and self.value is other.value and self.key == other.key
 
 
 @lru_cache(maxsize=256)
 def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
-    """A denoiser variant of a schedule, as it is compiled for a number of streams."""
-    return variant.sized(branches=branches, streams=lanes * streams)
+    """A denoiser variant of a schedule, as it is compiled for a number of streams. One that names its branches has those."""
+    return variant.sized(branches=variant.symbols.get("branches", branches), streams=lanes * streams)
 
 
 class Driver:
@@ -89,12 +52,13 @@ class Driver:
 
     def __init__(self, executor: Executor, bundle: Bundle, sizes: tuple[int, ...] = (1,)) -> None:
         assert bundle.latent is not None
-        self.executor, self.sizes = executor, sizes
+        assert bundle.video is not None
+        self.executor, self.sizes, self._video = executor, sizes, bundle.video
         self._components = bundle.components
         self._frame_shape = (bundle.latent.channels, bundle.latent.height, bundle.latent.width)
         self._buffers: dict[Variant, CallBuffers] = {}
-        self._texts: dict[Variant, list[tuple[StreamState, int] | None]] = {}
-        self._text_memory: dict[Hashable, list[tuple[StreamState, int] | None]] = {}
+        # What lies in the inputs that stay as they are: by component, name and shape, since variants share those; of each lane.
+        self._written: dict[tuple[str, str, tuple[int, ...]], list[_Written | None]] = {}
 
     def steps(self, streams: Sequence[StreamState], calls: int) -> None:
         """So many calls of each stream, or as many as its schedule has."""
@@ -109,9 +73,13 @@ class Driver:
         for state, call in calls:
             state.call += 1
             for emit in call.emit:
-                state.clips.append(state.decoder.submit(state.store.window(emit.frames), emit.keep))
+                latents, shown = state.store.window(emit.frames), emit.frames[emit.keep]
+                state.clips.append(state.decoder.submit(latents, emit.keep, self._video.lead(shown[0])))
             if call.keeps is not None:
                 state.store.forget(*call.keeps)
+        for state, call in calls:  # once every stream's frames are on their way
+            if call.emit and call.emit[-1].writes:
+                state.keep_decoded(call.emit[-1])
 
     def prepare(self, state: StreamState) -> None:
         """Runs the calls whose outputs a stream's later calls read, before its first one."""
@@ -123,11 +91,12 @@ class Driver:
         """Rewrites the keys and values of every clean frame in the ring under the text that is set now."""
         for call in state.schedule.recache(state.call):
             self._run([(state, call)])
+        state.switch(state.call)
 
     def forget(self, state: StreamState) -> None:
         """Lets go of a stream that has left."""
-        for texts in self._texts.values():
-            texts[:] = [None if known is not None and known[0] is state else known for known in texts]
+        for lanes in self._written.values():
+            lanes[:] = [None if known is not None and known.state is state else known for known in lanes]
 
     def _run(self, group: Sequence[tuple[StreamState, Call]]) -> None:
         state, call = group[0]
@@ -136,7 +105,7 @@ class Driver:
         if not call.lanes:
             self._transform(state, call)
             return
-        branches, per_stream = len(state.weights), len(call.lanes)
+        branches, per_stream = len(state.weights_of(call)), len(call.lanes)
         streams = next(size for size in self.sizes if size >= len(group))
         variant = sized(call.variant, per_stream, branches, streams)
         buffers = self._buffers_of(variant)
@@ -148,10 +117,10 @@ class Driver:
         if not call.update:
             buffers.run()
             return
-        self._update(buffers, lanes, branches)
+        self._update(buffers, lanes)
 
     def _transform(self, state: StreamState, call: Call) -> None:
-        """Runs a network that turns numbers, kept values or clean latents into values that are kept."""
+        """Runs a network that turns numbers, texts, kept values or clean latents into values that are kept."""
         variant = call.variant
         assert variant is not None
         window = state.store.window(call.latents) if call.latents else None
@@ -160,16 +129,33 @@ class Driver:
             state.kept |= dict.fromkeys(call.writes.values(), frames)
             return
         inputs = self.executor.inputs(variant)
+        texts = {name: value for name, value in state.text.items() if name in inputs}
+        kept = [state.value(key.name) for key in call.reads.values()]
+        read = ((call.values, call.reads), *texts.values(), *kept)
+        if window is None and state.has_made(call, read):
+            return
         for name, numbers in call.values.items():
             if name in inputs:
                 inputs[name][...] = numbers
+        for name, value in texts.items():
+            inputs[name][...] = value
         for name, key in call.reads.items():
-            inputs[name][...] = _part(state.kept, key, 0).reshape(inputs[name].shape)
+            inputs[name][...] = state.part(key, 0).reshape(inputs[name].shape)
         if window is not None:
-            inputs["latents"][...] = window
+            inputs["latents"][...] = self._noised(state, call, window) if call.latents_level else window
         self.executor.run(variant)
-        for name, kept in call.writes.items():
-            state.kept[kept] = self.executor.output(variant, name).copy()
+        made = {kept: self.executor.output(variant, name).copy() for name, kept in call.writes.items()}
+        state.kept |= made
+        if window is None:
+            state.made[variant] = (read, made)
+
+    def _noised(self, state: StreamState, call: Call, window: Any) -> np.ndarray:
+        """The clean latents of a call with noise on each, of its frame and the call's number. [frames, c, h, w]"""
+        keep, share = state.sampler.noised(call.latents_level)
+        latents: np.ndarray = np.float32(keep) * window.copy()
+        for latent, frame in zip(latents, call.latents, strict=True):
+            latent += np.float32(share) * frame_noise(state.seed, frame, self._frame_shape, call.draw)
+        return latents
 
     def _gather(self, buffers: CallBuffers, place: int, state: StreamState, call: Call, lane: Lane) -> None:
         """Puts the rows of a lane where the network reads them. Latents are born where they will lie in flight."""
@@ -205,7 +191,8 @@ class Driver:
         """Writes numbers, texts and kept values into the inputs. Lanes that no stream fills get no frames: they see and write nothing."""
         level, frame_index, mask = (buffers.input(name) for name in ("level", "frame_index", "mask"))
         ring_index, append_slot = buffers.input("ring_index"), buffers.input("append_slot")
-        for place, (state, _, lane) in enumerate(lanes):
+        guidance = buffers.input("guidance")
+        for place, (state, call, lane) in enumerate(lanes):
             rows, (policy, pinned) = lane.rows, state.positions
             if level is not None:
                 level[place] = [row.level for row in rows]
@@ -219,55 +206,72 @@ class Driver:
             if mask is not None:
                 mask[0, place] = [row.mask for row in rows]
                 mask[1:, place] = 0
+            if guidance is not None:
+                guidance[:, place] = state.weights_of(call)
         for array in (frame_index, ring_index, append_slot):
             if array is not None:
                 array[len(lanes) :] = -1
-        self._write_texts(variant, buffers, lanes)
-        for place, (state, call, _) in enumerate(lanes):
-            for name, key in call.reads.items():
+        for place, (_, call, _) in enumerate(lanes):
+            for name, (number,) in call.values.items():
                 target = buffers.input(name)
                 if target is not None:
-                    for branch in range(len(target)):
-                        target[branch, place] = _part(state.kept, key, branch)
+                    target[place] = number
+        shown = [(place, state, call) for place, (state, call, _) in enumerate(lanes)]
+        for name, spec in self._components[variant.component].inputs.items():
+            if name in lanes[0][0].text or name in lanes[0][1].reads:
+                self._write_large(name, spec, variant, buffers, shown)
 
-    def _write_texts(
-        self, variant: Variant, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]
+    def _write_large(
+        self,
+        name: str,
+        spec: TensorSpec,
+        variant: Variant,
+        buffers: CallBuffers,
+        lanes: Sequence[tuple[int, StreamState, Call]],
     ) -> None:
-        """Writes texts. They stay where they are until a lane has another stream or a stream another prompt. Variants whose texts have
-        the same shapes share their memory, so what lies there is noted for all of them together.
+        """Writes a text, or a kept value, of every lane. It stays where it is until the lane has another stream or the stream another
+        value: on a GPU what is not written is not sent.
         """
-        specs = self._components[variant.component].inputs
-        if variant not in self._texts:
-            shapes = [specs[name].resolve(variant.symbols) for name in lanes[0][0].text if name in specs]
-            memory = (variant.component, *shapes)
-            self._texts[variant] = self._text_memory.setdefault(memory, [None] * buffers.lanes)
-        known = self._texts[variant]
-        for place, (state, _, _) in enumerate(lanes):
-            if known[place] is not None and known[place] == (state, state.text_version):
+        memory = (variant.component, name, spec.resolve(variant.symbols))
+        known = self._written.setdefault(memory, [None] * buffers.lanes)
+        for place, state, call in lanes:
+            key = call.reads.get(name)
+            wanted = _Written(state, state.text[name] if key is None else state.value(key.name), key)
+            if wanted.is_same(known[place]):
                 continue
-            known[place] = (state, state.text_version)
-            for name, value in state.text.items():
-                target = buffers.input(name)
-                if target is None:
-                    continue
-                shape = specs[name].shape
-                axis = shape.index("branches")
-                np.moveaxis(target, (axis, axis + 1), (0, 1))[:, place] = np.moveaxis(value, axis, 0)[
-                    : len(state.weights)
-                ]
+            known[place] = wanted
+            target = buffers.input(name)
+            assert target is not None
+            axis = spec.axis("branches")
+            if axis is None:
+                assert key is not None
+                target[place] = state.part(key, 0)
+                continue
+            own = np.moveaxis(target, (axis, axis + 1), (0, 1))[:, place]
+            if key is None:
+                own[...] = np.moveaxis(wanted.value, axis, 0)[: len(own)]
+            else:
+                for branch in range(len(own)):
+                    own[branch] = state.part(key, branch)
 
-    def _update(
-        self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]], branches: int
-    ) -> None:
+    def _update(self, buffers: CallBuffers, lanes: Sequence[tuple[StreamState, Call, Lane]]) -> None:
         """Runs the network, updates every row that is not a condition, and keeps what became clean."""
         rows = len(lanes[0][2].rows)
-        weights = np.zeros((branches, buffers.lanes), np.float32)
-        scales = np.zeros((3, buffers.lanes, rows), np.float32)
+        weights = np.ones((buffers.branches, buffers.lanes), np.float32)
+        scales = np.zeros((7, buffers.lanes, rows), np.float32)
         scales[0] = 1  # a lane that no stream fills is copied
-        noise = False
+        noise = remembers = False
         for place, (state, call, lane) in enumerate(lanes):
-            weights[:, place] = state.weights
-            affine = _scales(state, lane)
+            if buffers.branches == len(state.weights_of(call)):
+                weights[:, place] = state.weights_of(call)
+            affine = state.coefficients(call, lane)
+            if isinstance(affine, Multistep):
+                remembers, (affine, *kept) = True, affine
+                for kind, values in enumerate(kept, 3):
+                    scales[kind, place] = values
+                for first, row, count in _runs(lane.rows):
+                    if scales[3, place, first] or scales[6, place, first]:
+                        buffers.recall(place, first, state.store, row.history, count)
             for kind, values in enumerate(affine):
                 scales[kind, place] = values
             if affine.needs_noise:
@@ -275,14 +279,17 @@ class Driver:
                 for index, row in enumerate(lane.rows):
                     if affine.noise[index]:
                         buffers.draw(place, index, self._noise(state, row.frame, call.draw))
-        buffers.run(weights, (scales[0], scales[1], scales[2]), noise)
+        history = (scales[3], scales[4], scales[5], scales[6]) if remembers else None
+        buffers.run(weights, (scales[0], scales[1], scales[2]), noise, history)
         for place, (state, _, lane) in enumerate(lanes):
             for first, row, count in _runs(lane.rows):
                 if row.level != row.level_next:
-                    buffers.save(place, first, state.store, row.place, count)
+                    buffers.save(place, first, state.store, _target(row), count)
+                    if row.history >= 0:
+                        buffers.keep(place, first, state.store, row.history, count)
             for row in lane.rows:
                 if row.done:
-                    state.store.finish(row.place, row.frame)
+                    state.store.finish(_target(row), row.frame)
 
     def _noise(
         self, state: StreamState, frame: int, draw: int | None = None
@@ -300,7 +307,8 @@ def _groups(calls: Sequence[tuple[StreamState, Call]], most: int) -> list[list[t
     """Calls that can share a run, at most so many together; the order of streams is kept."""
     groups: dict[Any, list[list[tuple[StreamState, Call]]]] = {}
     for state, call in calls:
-        shares = (call.variant, len(call.lanes), len(state.weights), call.update) if call.lanes else id(state)
+        branches = len(state.weights_of(call))
+        shares = (call.variant, len(call.lanes), branches, call.update) if call.lanes else id(state)
         runs = groups.setdefault(shares, [[]])
         if len(runs[-1]) == most:
             runs.append([])
@@ -325,19 +333,13 @@ def _kind(index: int, row: Row) -> tuple[Any, ...]:
         return ("absent",)
     if row.place < 0:
         return ("given", index)
-    return row.place - index, row.level == row.level_next
+    return (
+        row.place - index,
+        row.level == row.level_next,
+        _target(row) - index,
+        row.history >= 0 and row.history - index,
+    )
 
 
-def _scales(state: StreamState, lane: Lane) -> Coefficients:
-    """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
-    levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
-    if levels not in state.scales:
-        if len(state.scales) > 256:
-            state.scales.clear()
-        state.scales[levels] = state.sampler(*levels)
-    return state.scales[levels]
-
-
-def _part(kept: Mapping[str, np.ndarray], key: Key, branch: int) -> np.ndarray:
-    value = kept[key.name]
-    return value[key.places[branch]] if key.places else value
+def _target(row: Row) -> int:
+    return row.place if row.target < 0 else row.target

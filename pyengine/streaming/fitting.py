@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyengine.bundle.bundle import Video
+from pyengine.bundle.variant import Variant
 from pyengine.errors import InputError, PromptError
 from pyengine.runtime.executor import Executor
 from pyengine.schedule.call import Call, Schedule
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 
-__all__ = ["Fit", "Spec", "fit_of", "missing_latents", "most_clean"]
+__all__ = ["Fit", "Spec", "fit_of", "missing_latents", "missing_values", "most_clean"]
 
 CALL, LATENTS, INDEX, CLEAN = "window/call", "window/latents", "window/clean_index", "window/clean"
 RINGS, STATE, KEPT, PENDING = "executor/denoiser/", "executor/", "kept/", "pending"
@@ -113,7 +115,7 @@ def fit_of(driver: Driver, codec: Executor, state: StreamState, video: Video, ca
     per_latent = max(video.frames_per_latent, video.first_frames or 0)
     return Fit(
         arrays=arrays,
-        kept={KEPT + name: spec for name, spec in _kept(driver, state, video, call).items()},
+        kept={KEPT + name: spec for name, spec in _kept(driver, codec, state, video, call).items()},
         latent=Spec(flight.shape[1:], flight.dtype, "float32"),
         frame=Spec((video.height, video.width, 3), np.dtype(np.uint8), "uint8"),
         clean=most_clean(schedule),
@@ -130,8 +132,10 @@ def most_clean(schedule: Schedule) -> int:
     return 4 * schedule.places + ring + sum(schedule.decoder_sizes)
 
 
-def missing_latents(schedule: Schedule, call: int, index: np.ndarray) -> list[int]:
-    """Clean latents that calls from `call` on read, or the re-caching of a new prompt there, and that are not in `index`."""
+def missing_latents(schedule: Schedule, call: int, index: np.ndarray, given: int | None = None) -> list[int]:
+    """Clean latents that calls from `call` on read, or the re-caching of a new prompt there, and that are not in `index`. Those from
+    `given` on are still to come.
+    """
     there, missing = set(index.tolist()), set()
     with contextlib.suppress(PromptError):
         missing |= {row.frame for made in schedule.recache(call) for row in _read(made)} - there
@@ -145,6 +149,16 @@ def missing_latents(schedule: Schedule, call: int, index: np.ndarray) -> list[in
         if made.keeps is not None:
             pinned, oldest = made.keeps
             there = {frame for frame in there if not pinned <= frame < oldest}
+    return sorted(frame for frame in missing if given is None or frame < given)
+
+
+def missing_values(state: StreamState, call: int, names: Set[str]) -> list[str]:
+    """Kept values that calls from `call` on read before any writes them, and that are not among these names or prepared anew."""
+    schedule, there, missing = state.schedule, {*names, *state.prepared}, set()
+    end = call + LOOK if schedule.calls is None else min(call + LOOK, schedule.calls)
+    for made in map(schedule.call, range(call, end)):
+        missing |= {key.name for key in made.reads.values()} - there
+        there |= {*made.writes.values(), *(name for emit in made.emit for name in emit.writes.values())}
     return sorted(missing)
 
 
@@ -154,13 +168,20 @@ def _read(call: Call) -> list[Any]:
     return [row for row in rows if row.place < 0 or row.origin in ("given", "noised")]
 
 
-def _kept(driver: Driver, state: StreamState, video: Video, call: int) -> dict[str, Spec]:
-    """Outputs that calls may have kept by then: those of the first calls and of the last ones."""
+def _kept(driver: Driver, codec: Executor, state: StreamState, video: Video, call: int) -> dict[str, Spec]:
+    """Outputs that calls may have kept by then, of the first calls, the last ones and those up to the next clip, and what the stream
+    began with: that is what calls read whole and none has written.
+    """
     schedule, found = state.schedule, {name: _spec(value) for name, value in state.prepared.items()}
     first = schedule.first_call
     last = call if schedule.calls is None else min(call, schedule.calls)
-    numbers = {*range(first, min(first + LOOK, last)), *range(max(first, last - LOOK), last)}
-    for made in map(schedule.call, sorted(numbers)):
+    numbers = {
+        *range(first, min(first + LOOK, last)),
+        *range(max(first, last - LOOK), last),
+        *_to_clip(schedule, call),
+    }
+    calls = [schedule.call(number) for number in sorted(numbers)]
+    for made in calls:
         for output, name in made.writes.items():
             if made.variant is None or name in found:
                 continue
@@ -169,7 +190,24 @@ def _kept(driver: Driver, state: StreamState, video: Video, call: int) -> dict[s
                 found[name] = Spec(shape, np.dtype(np.uint8), "uint8")
             else:
                 found[name] = _spec(driver.executor.output(made.variant, output))
+        for emit in made.emit:
+            for output, name in emit.writes.items():
+                found.setdefault(
+                    name, _spec(codec.output(Variant.of("decoder", chunk=len(emit.frames)), output))
+                )
+    for made in calls:
+        for name, key in made.reads.items():
+            if made.variant is not None and not made.lanes and not key.places and key.name not in found:
+                found[key.name] = _spec(driver.executor.inputs(made.variant)[name])
     return found
+
+
+def _to_clip(schedule: Schedule, call: int) -> range:
+    """The numbers of the calls from this one on to the next that finishes a chunk."""
+    end = call
+    while (schedule.calls is None or end < schedule.calls) and not schedule.call(end).emit:
+        end += 1
+    return range(call, end + 1 if schedule.calls is None else min(end + 1, schedule.calls))
 
 
 def _several(spec: Spec, count: int) -> Spec:

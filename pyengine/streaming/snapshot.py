@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from pyengine.errors import InputError, OutputError, ShapeError
 from pyengine.runtime.executor import Executor
 from pyengine.settings import shown
 from pyengine.streaming.archive import read_archive
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.streaming.driver import Driver
 from pyengine.streaming.fitting import (
     CALL,
     CLEAN,
@@ -35,9 +35,21 @@ from pyengine.streaming.fitting import (
     Fit,
     fit_of,
     missing_latents,
+    missing_values,
 )
+from pyengine.streaming.state import StreamState
 
-__all__ = ["check_bundle", "digest", "load", "pack", "read_bytes", "read_header", "state_arrays", "write"]
+__all__ = [
+    "check_bundle",
+    "digest",
+    "load",
+    "pack",
+    "read_bytes",
+    "read_header",
+    "read_inner",
+    "state_arrays",
+    "write",
+]
 
 FORMAT = 3
 HEADER = "header"
@@ -172,16 +184,21 @@ def load(
     video: Video,
     data: bytes,
     frames: int | None,
+    given: int | None = None,
+    others: Collection[str] = (),
 ) -> np.ndarray:
     """Puts what a snapshot holds into a stream that has just been opened, and returns its pending frames. `frames` is the stream's
-    length. Raises InputError, before anything is used, where something does not fit.
+    length; `given` are the latents that it has got from a stage before, whose others are still to come; `others` are arrays that the
+    caller has read. Raises InputError, before anything is used, where something does not fit.
     """
     header = read_header(data)
     call = _call(data, state)
+    if "switched" in header:
+        state.switch(_switched(header["switched"], state, call))
     fit = fit_of(driver, executor, state, video, call)
-    arrays = _arrays(data, header, fit)
+    arrays = _arrays(data, header, fit, others)
     fit.check(arrays)
-    _check_progress(header, state, call, arrays, frames)
+    _check_progress(header, state, call, arrays, frames, given)
     kept = _under(KEPT, arrays)
     rings = {name: arrays[RINGS + name] for name in state.rings}
     own = {name: arrays[STATE + name] for name in executor.state()}
@@ -212,9 +229,30 @@ def _call(data: bytes, state: StreamState) -> int:
     return call
 
 
-def _arrays(data: bytes, header: Mapping[str, Any], fit: Fit) -> dict[str, np.ndarray]:
+def _switched(given: Any, state: StreamState, call: int) -> int:
+    """The call before which the prompt last changed what stays visible."""
+    if type(given) is not int or not state.schedule.first_call <= given <= call:
+        raise InputError(
+            f"expected 'switched' of the snapshot's header as a call up to {call} but got {shown(given)}; make it again"
+        )
+    return given
+
+
+def read_inner(data: bytes, name: str) -> bytes:
+    """A snapshot that is an array of another one. Raises InputError."""
+    # It was compressed already, so it takes no more than the whole.
+    found = read_archive(data, max_bytes=len(data) + MOST_HEADER, only={name}).get(name)
+    if found is None or found.ndim != 1 or found.dtype != np.uint8:
+        raise InputError(f"expected a snapshot with the array '{name}' of bytes; make it again")
+    return found.tobytes()
+
+
+def _arrays(
+    data: bytes, header: Mapping[str, Any], fit: Fit, others: Collection[str]
+) -> dict[str, np.ndarray]:
+    room = len(data) if others else 0
     try:
-        arrays = read_archive(data, max_bytes=fit.max_bytes + MOST_HEADER)
+        arrays = read_archive(data, max_bytes=fit.max_bytes + MOST_HEADER + room)
     except InputError as error:
         raise InputError(f"the snapshot does not fit this plan ({error}); make it again") from error
     arrays.pop(HEADER)
@@ -222,7 +260,7 @@ def _arrays(data: bytes, header: Mapping[str, Any], fit: Fit) -> dict[str, np.nd
         raise InputError(
             "expected a snapshot as Stream.snapshot made it but it was changed since; make it again"
         )
-    return arrays
+    return {name: array for name, array in arrays.items() if name not in others}
 
 
 def _check_progress(
@@ -231,6 +269,7 @@ def _check_progress(
     call: int,
     arrays: Mapping[str, np.ndarray],
     frames: int | None,
+    given: int | None,
 ) -> None:
     """Raises InputError where the stream could not go on from there."""
     pending, made, clips = len(arrays[PENDING]), header["frames_made"], header["clips"]
@@ -245,9 +284,13 @@ def _check_progress(
         raise InputError(
             f"expected a snapshot with the rest of {frames} frames, since every call is made, but it has {made} and {pending} pending"
         )
-    if missing := missing_latents(state.schedule, call, arrays[INDEX]):
+    if missing := missing_latents(state.schedule, call, arrays[INDEX], given):
         raise InputError(
             f"expected a snapshot with the clean latents that the next calls read but it has none of frame {missing[0]}; make it again"
+        )
+    if lacking := missing_values(state, call, _under(KEPT, arrays).keys()):
+        raise InputError(
+            f"expected a snapshot with the values that the next calls read but it has no '{lacking[0]}'; make it again"
         )
 
 

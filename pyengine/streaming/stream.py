@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pyengine.bundle.manifest import Video
 from pyengine.device.array import joined
 from pyengine.errors import ConfigError, InputError, PlanError, StreamClosed
-from pyengine.methods import MethodSettings, make_method, method_settings, positions_of, sampler_of
+from pyengine.methods import make_method, method_settings
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.host.decoder import Ready
 from pyengine.schedule.call import Schedule
-from pyengine.streaming import snapshot
-from pyengine.streaming.driver import Driver, StreamState
+from pyengine.schedule.positions import PositionPolicy
+from pyengine.schedule.samplers import Sampler
+from pyengine.streaming import outlook, snapshot
+from pyengine.streaming.driver import Driver
+from pyengine.streaming.state import StreamState
 from pyengine.streaming.turns import Turns
 
 if TYPE_CHECKING:
@@ -29,7 +33,6 @@ __all__ = ["Stream", "open_state"]
 # Calls that are made at least beyond the one that finished a chunk, while it is decoded, before its frames are handed out. A fixed
 # number, so that what a prompt set between two chunks changes never depends on timing.
 LOOKAHEAD = 1
-MOST_CALLS = 4096  # that are looked at to find where a frame begins
 
 
 class Stream:
@@ -47,46 +50,65 @@ class Stream:
         self,
         engine: Engine,
         settings: dict[str, Any],
-        given: np.ndarray | None = None,
+        given: np.ndarray | Mapping[str, np.ndarray] | None = None,
         batch: Batch | None = None,
     ) -> None:
-        """`settings` as `Engine.stream` makes them; `given` are clean latents that the video continues [frames, c, h, w]. A stream of
-        a `batch` is advanced together with the others there.
+        """`settings` as `Engine.stream` makes them; `given` are clean latents that the video continues [frames, c, h, w], or values
+        that the calls read, by name. A stream of a `batch` is advanced together with the others there.
         """
         bundle = engine.bundle
         assert bundle.video is not None  # Engine refuses other bundles
-        self._engine, self._settings, self._video, self._batch = engine, settings, bundle.video, batch
-        self._lock = Turns() if batch is None else batch.lock
         how = method_settings(settings["method"])
-        self._schedule: Schedule = make_method(how, settings["chunks"], settings["given_chunks"])
-        self.frames = self._schedule.length(settings["frames"], bundle.video.frames_per_latent)
-        self._executor: Executor | None
+        if how.needs_start and not settings["given_chunks"]:
+            raise ConfigError(
+                f"[start] expected frames to begin with, since '{bundle.name}' has no network that makes a first clip of a text, but got "
+                "none; give a picture or a video, or export the bundle with that network"
+            )
+        schedule = make_method(how, settings["chunks"], settings["given_chunks"])
         if batch is None:
-            program = engine.program(self._schedule, settings["guidance"])
-            self._executor = program.executor()
-            self._driver = Driver(self._executor, bundle)
-            rings: Mapping[str, Any] = self._executor.rings
+            executor = engine.program(schedule, settings["guidance"]).executor()
+            driver, rings = Driver(executor, bundle), executor.rings
         else:
-            self._executor = batch.decoder_executor()
-            self._driver = batch.driver
-            rings = batch.driver.executor.new_rings()
-        self._state = open_state(
-            self._driver, self._schedule, how, settings, rings, self._executor, engine.bundle.latent
-        )
+            executor, driver = batch.decoder_executor(), batch.driver
+            rings = driver.executor.new_rings()
+        sampler, numbered = how.make_sampler(), how.numbering
+        state = open_state(driver, schedule, sampler, settings, rings, executor, bundle.latent, numbered)
+        self._begin(engine, settings, bundle.video, driver, executor, state, batch)
+        self._set_text(self._prompt)
+        with self._lock:
+            self._driver.prepare(self._state)
+        if isinstance(given, Mapping):
+            self._state.kept |= given
+            given = None
+        for frame, latent in enumerate(() if given is None else given):
+            self._state.store.give(frame, latent)
+        # Fills the decoder's memory; the caller has the frames.
+        end, kept = how.first_chunk_frames, 0 if given is None else schedule.given_frames
+        start = 0
+        while end <= kept:
+            self._state.decoder.submit(self._state.store.window(range(start, end))).result()
+            start, end = end, end + schedule.chunk_frames
+
+    def _begin(
+        self,
+        engine: Engine,
+        settings: dict[str, Any],
+        video: Video,
+        driver: Driver,
+        executor: Executor,
+        state: StreamState,
+        batch: Batch | None = None,
+    ) -> None:
+        """Takes what the stream runs on. `executor` is that of its decoder."""
+        self._engine, self._settings, self._video, self._batch = engine, settings, video, batch
+        self._lock = Turns() if batch is None else batch.lock
+        self._driver, self._state = driver, state
+        self._executor: Executor | None = executor
+        self.frames = self._schedule.length(settings["frames"], video.frames_per_latent)
         self._rest: deque[Any] = deque()  # frames of a clip that the caller has not taken yet
         self.frames_made = 0  # frames handed out so far
         self.paused = False
         self._prompt = settings["prompt"]
-        self._set_text(self._prompt)
-        with self._lock:
-            self._driver.prepare(self._state)
-        for frame, latent in enumerate(() if given is None else given):
-            self._state.store.give(frame, latent)
-        size, kept = self._schedule.chunk_frames, 0 if given is None else self._schedule.given_frames
-        for start in range(0, kept, size):
-            # Fills the decoder's memory; the caller has the frames.
-            window = self._state.store.window(range(start, start + size))
-            self._state.decoder.submit(window).result()
 
     @property
     def prompt(self) -> str:
@@ -103,6 +125,10 @@ class Stream:
             self._prompt = self._settings["prompt"] = prompt
             self._give_text(features)
             self._driver.recache(self._state)
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._state.schedule
 
     @property
     def fps(self) -> float:
@@ -167,36 +193,13 @@ class Stream:
         """
         with self._lock:
             self._open()
-            state, last = self._state, self._schedule.calls
-            number = state.call
-            while (last is None or number < last) and number < state.call + MOST_CALLS:
-                lanes = self._schedule.call(number).lanes
-                if len(lanes) > 1:
-                    return None
-                born = [row.frame for lane in lanes for row in lane.rows if row.origin == "noise"]
-                if born:
-                    given = self._schedule.given_frames
-                    return self._video.frames(min(born)) - (self._video.frames(given) if given else 0)
-                number += 1
-            return None
+            return outlook.first_unbegun(self._state, self._video)
 
     def calls_to_full(self) -> int:
         """How many calls there are until the context is as full as it gets, so that calls are as large as they get."""
-
-        def empty(number: int) -> int:
-            last = self._schedule.calls
-            call = self._schedule.call(number if last is None else min(number, last - 1))
-            return sum(lane.ring.count(-1) for lane in call.lanes)
-
         with self._lock:
             self._open()
-            number, period = self._state.call, self._schedule.period
-            steady = [empty(number + MOST_CALLS * period + phase) for phase in range(period)]
-            while [empty(number + phase) for phase in range(period)] != steady:
-                number += period
-                if number > self._state.call + MOST_CALLS:
-                    break
-            return number + period - self._state.call
+            return outlook.calls_to_full(self._state)
 
     def snapshot(self, path: str | Path | None = None) -> bytes:
         """All that the stream depends on, as bytes and, with `path`, to a file. Raises OutputError.
@@ -211,17 +214,26 @@ class Stream:
     def capture(self, compress: bool = True) -> Callable[[], bytes]:
         """Copies all that the stream depends on as it is now. What is returned makes a snapshot of it, in any thread and at any time."""
         with self._lock:
-            executor, state = self._open(), self._state
-            clips = [clip.result() for clip in state.clips]
-            pending = [*self._rest, *(frame for clip in clips for frame in clip)]
-            arrays = snapshot.state_arrays(executor, state, pending, self._video)
-            header = {
-                "bundle": self._engine.bundle.digest,
-                "settings": dict(self._settings),
-                "frames_made": self.frames_made,
-                "clips": [len(clip) for clip in clips],
-            }
+            header, arrays = self._saved()
+        # What changes later is not to change in there.
+        header["settings"] = dict(header["settings"])
         return lambda: snapshot.pack(header, arrays, compress)
+
+    def _saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Header and arrays of a snapshot."""
+        executor, state = self._open(), self._state
+        clips = [clip.result() for clip in state.clips]
+        pending = [*self._rest, *(frame for clip in clips for frame in clip)]
+        arrays = snapshot.state_arrays(executor, state, pending, self._video)
+        header = {
+            "bundle": self._engine.bundle.digest,
+            "settings": self._settings,
+            "frames_made": self.frames_made,
+            "clips": [len(clip) for clip in clips],
+        }
+        if state.switched_at is not None:
+            header["switched"] = state.switched_at
+        return header, arrays
 
     @classmethod
     def restore(cls, engine: Engine, data: bytes, batch: Batch | None = None) -> Stream:
@@ -232,24 +244,47 @@ class Stream:
         if batch is not None:
             batch.check(settings)
         try:
-            stream = cls(engine, settings, batch=batch)
+            stream = cls._opened(engine, settings, batch, header, data)
         except ConfigError as error:
             raise InputError(f"the stream of the snapshot cannot be opened here: {error}") from error
         try:
-            pending = snapshot.load(
-                stream._driver, stream._open(), stream._state, stream._video, data, stream.frames
-            )
+            stream._load(header, data)
         except Exception:
             stream.close()
             raise
-        begun, decoder = len(pending) - sum(header["clips"]), stream._state.decoder
-        stream._rest.extend(decoder.own(pending[:begun]))
-        # Clips that nobody has begun to take stay clips: the stream makes its next call when it would have made it.
-        for length in header["clips"]:
-            stream._state.clips.append(Ready(decoder.own(pending[begun : begun + length])))
-            begun += length
-        stream.frames_made = header["frames_made"]
         return stream
+
+    @classmethod
+    def _opened(
+        cls,
+        engine: Engine,
+        settings: dict[str, Any],
+        batch: Batch | None,
+        header: Mapping[str, Any],
+        data: bytes,
+    ) -> Self:
+        """A stream that a snapshot can be put into."""
+        return cls(engine, settings, batch=batch)
+
+    def _load(
+        self,
+        header: Mapping[str, Any],
+        data: bytes,
+        given: int | None = None,
+        others: Collection[str] = (),
+    ) -> None:
+        """Puts a snapshot into a stream that has just been opened; `given` and `others` as of `snapshot.load`. Raises InputError."""
+        state, clips = self._state, header["clips"]
+        pending = snapshot.load(
+            self._driver, self._open(), state, self._video, data, self.frames, given, others
+        )
+        begun, decoder = len(pending) - sum(clips), state.decoder
+        self._rest.extend(decoder.own(pending[:begun]))
+        # Clips that nobody has begun to take stay clips: the stream makes its next call when it would have made it.
+        for length in clips:
+            state.clips.append(Ready(decoder.own(pending[begun : begun + length])))
+            begun += length
+        self.frames_made = header["frames_made"]
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -290,7 +325,7 @@ class Stream:
             self._state.clips.clear()
             self._rest.clear()
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -310,7 +345,6 @@ class Stream:
 
     def _give_text(self, features: dict[str, np.ndarray]) -> None:
         self._state.text = features
-        self._state.text_version += 1
 
     def _next_clip(self) -> Any:
         """Makes calls until a clip is on its way, a fixed number more while it is decoded, and waits for it."""
@@ -335,18 +369,19 @@ class Stream:
 def open_state(
     driver: Driver,
     schedule: Schedule,
-    how: MethodSettings,
+    sampler: Sampler,
     settings: Mapping[str, Any],
     rings: Mapping[str, Any],
     codec: Executor,
     latent: Any,
+    numbered: tuple[PositionPolicy, int] = ("local", 0),
 ) -> StreamState:
     """A stream before its first call. `codec` is the executor whose decoder it has for itself."""
     shape = (latent.channels, latent.height, latent.width)
     return StreamState(
         schedule=schedule,
-        sampler=sampler_of(how),
-        positions=positions_of(how),
+        sampler=sampler,
+        positions=numbered,
         seed=settings["seed"],
         weights=schedule.weights(settings["guidance"]),
         store=driver.executor.latent_store(shape, schedule.places),

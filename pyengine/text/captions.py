@@ -9,6 +9,7 @@ import html
 import importlib
 import re
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from urllib.parse import unquote_plus
 
@@ -76,9 +77,19 @@ def cleaned_prompt(prompt: str, cleaning: Cleaning | None) -> str:
         return prompt
     if cleaning.suffix and not (cleaning.unless and cleaning.unless in prompt):
         prompt += cleaning.suffix
-    for _ in range(cleaning.passes if cleaning.rules == "captions" else 0):
-        prompt = clean_caption(prompt)
+    rules: dict[str, Callable[[str], str]] = {"captions": clean_caption, "whitespace": clean_whitespace}
+    for _ in range(cleaning.passes):
+        prompt = rules.get(cleaning.rules, str)(prompt)
     return prompt
+
+
+def clean_whitespace(text: str) -> str:
+    """Broken characters repaired, markup's characters as themselves, one blank for every run of white space. Case and marks stay (Wan).
+
+    Raises BackendUnavailable without `ftfy`.
+    """
+    text = html.unescape(html.unescape(_library("ftfy").fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def clean_caption(caption: str) -> str:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import BundleError, PromptError
 from pyengine.text.checks import check_text
-from pyengine.text.t5 import T5Prompts
+from pyengine.text.t5 import MODELS, T5Prompts
 
 __all__ = ["PromptTokenizer", "prompts_of"]
 
@@ -22,8 +22,10 @@ def prompts_of(bundle: Bundle) -> PromptTokenizer | T5Prompts:
     """What turns prompts into inputs of the bundle's text encoder."""
     text = bundle.text
     assert text is not None
-    if text.kind == "t5":
-        return T5Prompts(str(text.source), text.max_tokens, text.dtype, text.words, text.cleaning)
+    if text.kind in MODELS:
+        return T5Prompts(
+            str(text.source), text.max_tokens, text.dtype, text.words, text.cleaning, MODELS[text.kind]
+        )
     return PromptTokenizer(bundle.path(text.tokenizer), text.max_tokens)
 
 

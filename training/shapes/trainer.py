@@ -107,8 +107,8 @@ class Trainer:
         loss.backward()
         self._share_gradients()
         for kernel, matrix in self._kernels:
-            assert kernel.grad is not None
-            matrix.grad = kernel.grad.reshape(matrix.shape)
+            # None: the loss of this step has no use for it, and it stays as it is.
+            matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -132,14 +132,21 @@ class Trainer:
         """Write everything a later run needs to go on."""
         if not is_first():
             return
-        save_file(_flat(self.model), self.folder / "model.safetensors")
-        save_file(_flat(self.average), self.folder / "average.safetensors")
+        self._write(_flat(self.model), "model")
+        self._write(_flat(self.average), "average")
         moments = {"step": torch.tensor(self.step)}
         for index, parameter in enumerate(self.parameters):
             for name, value in self._state(parameter).items():
                 moments[f"{index}.{name}"] = value.contiguous()
-        save_file(moments, self.folder / "optimiser.safetensors")
+        self._write(moments, "optimiser")
         self._saved = time.monotonic()
+
+    def _write(self, tensors: dict[str, Tensor], name: str) -> None:
+        """A file that is whole whenever the process ends."""
+        path = self.folder / f"{name}.safetensors"
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial)
+        os.replace(partial, path)
 
     def _share_gradients(self) -> None:
         """Average the gradients over the processes, all of them in one message."""

@@ -34,6 +34,14 @@ inline void check_op(const DenoiseStep& op, Place place) {
   expect.dtype("out", op.out, DType::float32);
   expect.layout("out", op.out);
   expect.writable("out", op.out);
+  if (op.history) {
+    check_like_sample("history", op.history, sample);
+    expect.dtype("history", op.history, DType::float32);
+    expect.layout("history", op.history);
+    expect.input("history_scale", op.history_scale, DType::float32, {streams, frames});
+  } else {
+    check(!op.history_scale, "[denoise_step] expected history with history_scale but got nothing");
+  }
   if (op.noise) {
     check_like_sample("noise", op.noise, sample);
     expect.dtype("noise", op.noise, DType::float32);

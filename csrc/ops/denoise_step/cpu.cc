@@ -25,7 +25,7 @@ inline void add_scaled(float* __restrict sum, const bfloat16* x, float scale, in
 template <class T>
 void update(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t end) {
   const float scale = p.sample_scale[frame], prediction = p.prediction_scale[frame],
-              noise = p.noise_scale[frame];
+              noise = p.noise_scale[frame], history = p.history ? p.history_scale[frame] : 0;
   const int64_t base = frame * p.values, branch = p.streams * p.frames * p.values;
   const float* weights = p.weights + frame / p.frames;  // of this stream, one row per branch
   float sum[kBlock], guided[kBlock];
@@ -41,12 +41,14 @@ void update(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t en
       add_scaled(sum, guided, prediction, n);
     }
     if (noise != 0) add_scaled(sum, p.noise + base + i, noise, n);
+    if (history != 0) add_scaled(sum, p.history + base + i, history, n);
     std::memcpy(p.out + base + i, sum, sizeof(float) * n);
   }
 }
 
 void run(const DenoiseStepParams& p, int64_t frame, int64_t begin, int64_t end) {
-  if (p.sample_scale[frame] == 1 && p.prediction_scale[frame] == 0 && p.noise_scale[frame] == 0) {
+  if (p.sample_scale[frame] == 1 && p.prediction_scale[frame] == 0 && p.noise_scale[frame] == 0 &&
+      (!p.history || p.history_scale[frame] == 0)) {
     const int64_t first = frame * p.values + begin;
     if (p.out != p.sample) std::memcpy(p.out + first, p.sample + first, sizeof(float) * (end - begin));
     return;

@@ -18,6 +18,8 @@ struct DenoiseStepParams {
   const float* weights;                                        // [branches, streams]
   const float *sample_scale, *prediction_scale, *noise_scale;  // [streams, frames]
   const float* noise;                                          // [streams, frames, values] or null
+  const float* history;                                        // the same
+  const float* history_scale;                                  // [streams, frames] or null with it
   float* out;  // [streams, frames, values], may be sample itself
   int64_t branches, streams, frames, values;
   bool aligned;  // four values of a frame can be read at a time
@@ -59,8 +61,9 @@ denoise_step_kernel(const DenoiseStepParams p) {
   const int count = static_cast<int>(p.values - first < kValues ? p.values - first : kValues);
   const float scale = p.sample_scale[frame], prediction = p.prediction_scale[frame];
   const float noise = p.noise ? p.noise_scale[frame] : 0;
+  const float history = p.history ? p.history_scale[frame] : 0;
   const int64_t at = frame * p.values + first;
-  if (scale == 1 && prediction == 0 && noise == 0) {
+  if (scale == 1 && prediction == 0 && noise == 0 && history == 0) {
     if (p.out != p.sample) write(p.out, at, count, p.aligned, read(p.sample, at, count, p.aligned));
     return;
   }
@@ -83,6 +86,10 @@ denoise_step_kernel(const DenoiseStepParams p) {
     const Four<float> x = read(p.noise, at, count, p.aligned);
     for (int k = 0; k < kValues; ++k) sum.x[k] += noise * x.x[k];
   }
+  if (history != 0) {
+    const Four<float> x = read(p.history, at, count, p.aligned);
+    for (int k = 0; k < kValues; ++k) sum.x[k] += history * x.x[k];
+  }
   write(p.out, at, count, p.aligned, sum);
 }
 
@@ -96,7 +103,7 @@ void denoise_step(const DenoiseStep& op, void* stream) {
   const int64_t values = sample.size() / (streams * frames);
   const auto at_boundary = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
   const bool aligned = values % kValues == 0 && at_boundary(sample) && at_boundary(op.prediction) &&
-                       at_boundary(op.noise) && at_boundary(op.out);
+                       at_boundary(op.noise) && at_boundary(op.history) && at_boundary(op.out);
   const DenoiseStepParams p{sample.as<float>(),
                             op.prediction.data,
                             op.weights.as<float>(),
@@ -104,6 +111,8 @@ void denoise_step(const DenoiseStep& op, void* stream) {
                             op.prediction_scale.as<float>(),
                             op.noise_scale.as<float>(),
                             op.noise.as<float>(),
+                            op.history.as<float>(),
+                            op.history_scale.as<float>(),
                             op.out.as<float>(),
                             op.prediction.shape[0],
                             streams,

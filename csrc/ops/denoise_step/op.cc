@@ -27,6 +27,8 @@ DenoiseStepParams params(const DenoiseStep& op) {
           op.prediction_scale.as<float>(),
           op.noise_scale.as<float>(),
           op.noise ? op.noise.as<float>() : nullptr,
+          op.history ? op.history.as<float>() : nullptr,
+          op.history ? op.history_scale.as<float>() : nullptr,
           op.out.as<float>(),
           branches,
           streams,

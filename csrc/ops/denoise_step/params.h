@@ -14,6 +14,8 @@ struct DenoiseStepParams {
   const float* weights;                                        // [branches, streams]
   const float *sample_scale, *prediction_scale, *noise_scale;  // [streams, frames]
   const float* noise;                                          // [streams, frames, values] or null
+  const float* history;                                        // the same
+  const float* history_scale;                                  // [streams, frames] or null with it
   float* out;  // [streams, frames, values], may be sample itself
   int64_t branches, streams, frames, values;
 };

@@ -48,28 +48,45 @@ class TextLayer(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
-class TextEncoder(nn.Module):
+class WordEncoder(nn.Module):
+    """Word ids [batch, 20] int64 -> one vector per word, [batch, 20, text width], each of which knows the others."""
+
+    def __init__(self, text_width: int = 128, text_layers: int = 2) -> None:
+        super().__init__()
+        self.word = nn.Embedding(len(vocabulary()), text_width)
+        self.place = nn.Parameter(torch.randn(MAX_TOKENS, text_width) * 0.02)
+        self.layers = nn.ModuleList(TextLayer(text_width, 4) for _ in range(text_layers))
+        self.norm = nn.LayerNorm(text_width)
+
+    def words(self, ids: Tensor) -> Tensor:
+        x, mask = self.word(ids) + self.place, padding_mask(ids)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+    def forward(self, ids: Tensor) -> Tensor | TextFeatures:
+        return self.words(ids)
+
+
+def padding_mask(ids: Tensor) -> Tensor:
+    """What is added to the scores: 0 for words, MASKED for padding. [batch, tokens]"""
+    return (1 - (ids != PAD_ID).float()) * MASKED
+
+
+class TextEncoder(WordEncoder):
     """Word ids [batch, 20] int64 -> TextFeatures."""
 
     def __init__(
         self, depth: int, width: int, heads: int, text_width: int = 128, text_layers: int = 2
     ) -> None:
-        super().__init__()
+        super().__init__(text_width, text_layers)
         self.depth, self.heads = depth, heads
-        self.word = nn.Embedding(len(vocabulary()), text_width)
-        self.place = nn.Parameter(torch.randn(MAX_TOKENS, text_width) * 0.02)
-        self.layers = nn.ModuleList(TextLayer(text_width, 4) for _ in range(text_layers))
-        self.norm = nn.LayerNorm(text_width)
         self.key_value = nn.Linear(text_width, depth * 2 * width)
         self.vector = nn.Linear(text_width, width)
 
     def forward(self, ids: Tensor) -> TextFeatures:
-        present = (ids != PAD_ID).float()
-        mask = (1 - present) * MASKED
-        x = self.word(ids) + self.place
-        for layer in self.layers:
-            x = layer(x, mask)
-        x = self.norm(x)
+        present, mask = (ids != PAD_ID).float(), padding_mask(ids)
+        x = self.words(ids)
         key, value = (
             self.key_value(x).unflatten(-1, (self.depth, 2, self.heads, -1)).permute(3, 2, 0, 4, 1, 5)
         )

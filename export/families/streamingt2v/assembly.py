@@ -19,6 +19,7 @@ from .components import (
     Appearance,
     Condition,
     Denoiser,
+    GuidedDenoiser,
     TextDenoiser,
     TextEncoder,
     TextProjector,
@@ -122,6 +123,7 @@ class Part:
     outputs: list[str]
     dynamic: dict[str, dict[int, str]] = field(default_factory=dict)
     working: list[str] = field(default_factory=list)
+    state: dict[str, str] = field(default_factory=dict)
 
 
 def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Part]]:
@@ -143,7 +145,7 @@ def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Par
                 "text": normal(BRANCHES, TEXT_TOKENS, channels),
                 "anchor": normal(BRANCHES, IMAGE_TOKENS, channels),
             },
-            [*_pairs(base), *(f"cam_{name}" for name in _pairs(extractor))],
+            [*pairs(base), *(f"cam_{name}" for name in pairs(extractor))],
             working=KEPT,
         ),
         "image_encoder": Part(
@@ -158,7 +160,7 @@ def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Par
             {"pixels": {0: "streams"}},
             KEPT,
         ),
-        "denoiser": _denoiser(
+        "denoiser": denoiser_part(
             Denoiser(base, extractor),
             normal,
             (sizes.frames, *sizes.latent),
@@ -170,16 +172,15 @@ def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Par
     if networks.text is not None:
         parts["text_encoder"] = _text_encoder(networks.text)
     if networks.first is not None:
-        parts["first_text"] = _projector(networks.first, normal)
+        parts["first_text"] = projector_part(networks.first, normal)
         module = TextDenoiser(networks.first)
-        parts["first_denoiser"] = _denoiser(
+        parts["first_denoiser"] = denoiser_part(
             module, normal, (sizes.frames, *sizes.latent), {"text": networks.first}
         )
     if networks.enhancer is not None:
-        parts["enhancer_text"] = _projector(networks.enhancer, normal)
-        module = TextDenoiser(networks.enhancer)
+        parts["enhancer_text"] = projector_part(networks.enhancer, normal)
         size = (sizes.enhancer_frames, *sizes.enhancer_latent)
-        parts["enhancer"] = _denoiser(module, normal, size, {"text": networks.enhancer})
+        parts["enhancer"] = enhancer_part(GuidedDenoiser(networks.enhancer), normal, size)
     if networks.enhancer_vae is not None:
         parts |= _codec("enhancer_", networks.enhancer_vae, sizes.enhancer_latent, normal)
     if networks.enhancer_text is not None:
@@ -192,42 +193,57 @@ def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Par
     return root.eval(), parts
 
 
-def _pairs(unet: Trunk) -> list[str]:
+def pairs(unet: Trunk) -> list[str]:
     count = len(unet.cross_attentions())
     return [f"text_{kind}.{index}" for index in range(count) for kind in ("key", "value")]
 
 
-def _denoiser(
+def denoiser_part(
     module: nn.Module,
     normal: Any,
     size: tuple[int, int, int],
     texts: Mapping[str, Trunk],
     more: Mapping[str, Tensor] | None = None,
+    channels: int = 4,
+    tokens: int = TEXT_TOKENS,
 ) -> Part:
     frames, high, wide = size
     inputs: dict[str, Any] = {
-        "latents": normal(STREAMS, frames, 4, high, wide),
+        "latents": normal(STREAMS, frames, channels, high, wide),
         # Frames at levels of their own: the released schedule has one for all of them.
         "level": torch.linspace(0.05, 0.982, STREAMS * frames).reshape(STREAMS, frames),
         **(more or {}),
     }
     dynamic = {name: {0: "streams"} for name in inputs}
+    if "guidance" in inputs:
+        dynamic["guidance"] = {0: "branches", 1: "streams"}
     for name, unet in texts.items():
         for kind in ("key", "value"):
             inputs[f"{name}_{kind}"] = [
-                normal(
-                    BRANCHES, STREAMS, each.to_q.in_features // each.head_size, TEXT_TOKENS, each.head_size
-                )
+                normal(BRANCHES, STREAMS, each.to_q.in_features // each.head_size, tokens, each.head_size)
                 for each in unet.cross_attentions()
             ]
             dynamic[f"{name}_{kind}"] = {0: "branches", 1: "streams"}
     return Part(module, inputs, ["prediction"], dynamic, KEPT)
 
 
-def _projector(unet: Enhancer | ModelScopeUNet, normal: Any) -> Part:
+def enhancer_part(
+    module: GuidedDenoiser,
+    normal: Any,
+    size: tuple[int, int, int],
+    channels: int = 4,
+    tokens: int = TEXT_TOKENS,
+) -> Part:
+    """Which takes the weights of guidance as inputs."""
+    guidance = torch.tensor([[7.5, 5.0, 2.0], [-6.5, -4.0, -1.0]])
+    guides = {"guidance": guidance, "rescale": torch.tensor([0.2, 0.0, 0.7])}
+    return denoiser_part(module, normal, size, {"text": module.unet}, guides, channels, tokens)
+
+
+def projector_part(unet: Enhancer | ModelScopeUNet, normal: Any, tokens: int = TEXT_TOKENS) -> Part:
     channels = unet.cross_attentions()[0].to_k.in_features
-    text = {"text": normal(BRANCHES, TEXT_TOKENS, channels)}
-    return Part(TextProjector(unet), text, _pairs(unet), working=KEPT)
+    text = {"text": normal(BRANCHES, tokens, channels)}
+    return Part(TextProjector(unet), text, pairs(unet), working=KEPT)
 
 
 def _text_encoder(tower: Tower) -> Part:

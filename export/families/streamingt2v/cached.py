@@ -9,14 +9,14 @@ stay on disk. Products are taken in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .components import TIMESTEPS, Denoiser, TextDenoiser
+from .components import Denoiser, TextDenoiser
 from .layers import timestep_embedding
 from .merger import Merger
 from .trunk import Trunk
@@ -31,15 +31,22 @@ def derivations(root: nn.Module) -> dict[str, Derivation]:
     found: dict[str, Derivation] = {}
     for name, module in root.named_modules():
         if isinstance(module, Denoiser):
-            found[f"{name}.table.rows"] = partial(time_table, module.base, names[id(module.base)])
+            found[f"{name}.table.rows"] = partial(
+                time_table, module.base, names[id(module.base)], range(module.table.timesteps)
+            )
             found[f"{name}.cam_table.rows"] = partial(
-                time_table, module.extractor, names[id(module.extractor)]
+                time_table,
+                module.extractor,
+                names[id(module.extractor)],
+                range(module.cam_table.timesteps),
             )
             for index, merger in enumerate(module.base.mergers()):
                 for part, function in _FUSED.items():
                     found[f"{name}.mergers.{index}.{part}"] = partial(function, _base(merger, names))
         if isinstance(module, TextDenoiser):
-            found[f"{name}.table.rows"] = partial(time_table, module.unet, names[id(module.unet)])
+            found[f"{name}.table.rows"] = partial(
+                time_table, module.unet, names[id(module.unet)], range(module.table.timesteps)
+            )
     return found
 
 
@@ -50,8 +57,8 @@ def fill(root: nn.Module) -> None:
             root.get_parameter(name).copy_(derive(root.get_parameter))
 
 
-def time_table(trunk: Trunk, prefix: str, read: Read) -> Tensor:
-    """What every residual block adds at each timestep, side by side. [1000, sum of widths]"""
+def time_table(trunk: Trunk, prefix: str, timesteps: Sequence[float], read: Read) -> Tensor:
+    """What every residual block adds at each of `timesteps`, side by side. [timesteps, sum of widths]"""
     names = {id(module): name for name, module in trunk.named_modules()}
 
     def layer(module: nn.Module, x: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ def time_table(trunk: Trunk, prefix: str, read: Read) -> Tensor:
 
     first, second = trunk.time_layers()
     dtype = read(f"{prefix}.{names[id(first)]}.weight").dtype
-    x = timestep_embedding(torch.arange(TIMESTEPS), trunk.channels)
+    x = timestep_embedding(torch.tensor(timesteps), trunk.channels)
     x = x.to(torch.float64 if dtype == torch.float64 else torch.float32)
     x = F.silu(layer(second, F.silu(layer(first, x))))
     return torch.cat([layer(block.parts().embedding, x) for block in trunk.residuals()], -1)

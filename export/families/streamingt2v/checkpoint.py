@@ -11,23 +11,18 @@ Names are those of `Networks.parts`: a prefix and the checkpoint's own. Half of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from pyengine.errors import InputError
 
-from ...checkpoints import TensorFile, open_tensors
-from .renames import (
-    early_autoencoder,
-    latent_diffusion_autoencoder,
-    open_clip_text,
-    text_model,
-)
+from ...checkpoints import Source, TensorFile, open_tensors
+from ...checkpoints import Weights as FileWeights
+from ...checkpoints.names import early_autoencoder, text_model
+from .renames import latent_diffusion_autoencoder, open_clip_text
 
-SHOWN = 4  # names that a message lists
 TEXT_LAYERS, AUTOENCODER_LEVELS = 23, 4
 IMAGE, TEXT, FIRST_STAGE = "image_encoder.", "text_encoder.", "first_stage_model."
 # OpenCLIP's own text tower and what belongs to it: beside the image tower in the release, where nothing uses them.
@@ -56,29 +51,9 @@ VIDXTEND = {"unet.": "base_model.", "controlnet.": "unet."}
 STREAMING_SVD = ("model.diffusion_model.", "conditioner.embedders.", "first_stage_model.")
 
 
-class Source(NamedTuple):
-    """A tensor of a file, or that part (index, parts) of its first axis."""
-
-    file: TensorFile
-    name: str
-    part: tuple[int, int] = (0, 1)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        stored = self.file.tensors[self.name].shape
-        return (stored[0] // self.part[1], *stored[1:]) if self.part[1] > 1 else stored
-
-    def read(self) -> Tensor:
-        index, parts = self.part
-        return self.file.read(self.name).chunk(parts)[index] if parts > 1 else self.file.read(self.name)
-
-
 @dataclass(frozen=True)
-class Weights:
-    """Sources by name. `half`: values are rounded to fp16 as they are read."""
-
-    sources: Mapping[str, Source] = field(default_factory=dict)
-    half: bool = False
+class Weights(FileWeights):
+    """Sources by the names of `Networks.parts`."""
 
     def __or__(self, other: Weights) -> Weights:
         return Weights({**self.sources, **other.sources}, self.half)
@@ -150,41 +125,13 @@ class Weights:
             for prefix, part in parts.items()
             for name, value in part.state_dict().items()
         }
-        given = {name: source.shape for name, source in self.sources.items()}
-        other = [
-            f"{name} (expected {list(shape)} but got {list(given[name])})"
-            for name, shape in wanted.items()
-            if name in given and _plain(given[name]) != _plain(shape)
-        ]
-        faults = {
-            "lacks": sorted(wanted.keys() - given.keys()),
-            "has the unexpected": sorted(given.keys() - wanted.keys()),
-            "has another shape for": other,
-        }
-        said = [f"{what} {_some(names)}" for what, names in faults.items() if names]
-        if said:
-            files = sorted({str(source.file.path) for source in self.sources.values()})
-            raise InputError(
-                f"[checkpoint] expected the {len(wanted)} tensors of {', '.join(parts)} but {', '.join(files)} {' and '.join(said)}; "
-                "check that all files are of one release"
-            )
+        self.compare(wanted, ", ".join(parts))
 
     def read(self, name: str) -> Tensor:
         """One tensor as float32. Raises InputError for a file that is cut off, and for a value that fp16 does not hold."""
         prefix, _, rest = name.partition(".")
         value = self.sources[f"{prefix}.{text_model(rest) if 'text' in prefix else rest}"].read().float()
         return self.rounded(value, name)
-
-    def rounded(self, value: Tensor, name: str) -> Tensor:
-        """float32 values that fp16 holds, where `half`."""
-        if not self.half:
-            return value.float()
-        half = value.half()
-        if not half.isfinite().all():
-            raise InputError(
-                f"[checkpoint] expected values that fp16 holds but {name} has others; use --weights fp32, or download the file again"
-            )
-        return half.float()
 
 
 def reader(
@@ -212,13 +159,3 @@ def _refuse_streaming_svd(file: TensorFile) -> None:
 
 def _is_unused_clip(name: str) -> bool:
     return name.startswith(UNUSED_CLIP)
-
-
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without the ones at the end: some files have kernel-1 convolutions for matrices."""
-    return _plain(shape[:-1]) if shape and shape[-1] == 1 else shape
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

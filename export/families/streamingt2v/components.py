@@ -23,7 +23,6 @@ from ...layers.frame_autoencoder import FrameAutoencoder
 from .appearance import ImageTokens
 from .enhancer import Enhancer
 from .extractor import ConditionEncoder, Extractor
-from .image_encoder import ImageEncoder
 from .layers import Residual, TextKeys, back
 from .merger import Merger, attend, by_row
 from .modelscope import ModelScopeUNet
@@ -36,18 +35,19 @@ TIMESTEPS = 1000
 class TimeTable(nn.Module):
     """level [n] -> what each residual block of these networks adds at that level, [n, width] each.
 
-    Level l is timestep 1000 l - 1; the table has one row per timestep.
+    Level l is timestep 1000 l - 1; the table has one row per timestep. `timesteps`: where there are not 1000 of them.
     """
 
-    def __init__(self, *trunks: Trunk) -> None:
+    def __init__(self, *trunks: Trunk, timesteps: int = TIMESTEPS) -> None:
         super().__init__()
+        self.timesteps = timesteps
         self.widths = [_width(block) for trunk in trunks for block in trunk.residuals()]
         device = next(trunks[0].parameters()).device
-        self.rows = nn.Parameter(torch.zeros(TIMESTEPS, sum(self.widths), device=device))
+        self.rows = nn.Parameter(torch.zeros(timesteps, sum(self.widths), device=device))
 
     def forward(self, level: Tensor) -> list[Tensor]:
-        timestep = (level * TIMESTEPS).round().to(torch.int64) - 1
-        return list(self.rows[timestep.clamp(0, TIMESTEPS - 1)].split(self.widths, -1))
+        timestep = (level * self.timesteps).round().to(torch.int64) - 1
+        return list(self.rows[timestep.clamp(0, self.timesteps - 1)].split(self.widths, -1))
 
 
 def _width(block: Residual) -> int:
@@ -68,12 +68,13 @@ class FusedMerger(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.to_k, self.to_v = parts.attention.to_k, parts.attention.to_v
+        self.head_size = parts.attention.head_size
 
     def forward(self, x: Tensor, y: Tensor, frames: int) -> Tensor:
         video = x.flatten(2).unflatten(0, (-1, frames)).transpose(1, 2)  # [rows, C, frames, places]
         q = self.query(F.group_norm(video, self.groups, eps=self.epsilon).permute(0, 2, 3, 1))
         rows = by_row(y, q)
-        return x + back(self.out(attend(q, self.to_k(rows), self.to_v(rows))), x)
+        return x + back(self.out(attend(q, self.to_k(rows), self.to_v(rows), self.head_size)), x)
 
 
 class Denoiser(nn.Module):
@@ -84,10 +85,10 @@ class Denoiser(nn.Module):
     streams: [branches, streams, heads, tokens, head size] each; `cam_text_key`, `cam_text_value` are the extractor's.
     """
 
-    def __init__(self, base: ModelScopeUNet, extractor: Extractor) -> None:
+    def __init__(self, base: ModelScopeUNet, extractor: Extractor, timesteps: int = TIMESTEPS) -> None:
         super().__init__()
         self.base, self.extractor = base, extractor
-        self.table, self.cam_table = TimeTable(base), TimeTable(extractor)
+        self.table, self.cam_table = (TimeTable(part, timesteps=timesteps) for part in (base, extractor))
         self.mergers = nn.ModuleList(FusedMerger(merger) for merger in base.mergers())
 
     def forward(
@@ -114,12 +115,12 @@ class Denoiser(nn.Module):
 class TextDenoiser(nn.Module):
     """latents [streams, frames, 4, h, w], level [streams, frames] and the text -> prediction [branches, streams, frames, 4, h, w].
 
-    The enhancer, which predicts v, and ModelScope's own UNet, which predicts noise and makes a first clip.
+    ModelScope's own UNet, which predicts noise and makes a first clip; `GuidedDenoiser` for the enhancer.
     """
 
-    def __init__(self, unet: Enhancer | ModelScopeUNet) -> None:
+    def __init__(self, unet: Enhancer | ModelScopeUNet, timesteps: int = TIMESTEPS) -> None:
         super().__init__()
-        self.unet, self.table = unet, TimeTable(unet)
+        self.unet, self.table = unet, TimeTable(unet, timesteps=timesteps)
 
     def forward(
         self, latents: Tensor, level: Tensor, text_key: Sequence[Tensor], text_value: Sequence[Tensor]
@@ -128,6 +129,37 @@ class TextDenoiser(nn.Module):
         frames = latents.shape[1]
         walk = Walk(self.table(level.flatten()), _texts(text_key, text_value), frames, branches)
         return self.unet.denoise(latents.flatten(0, 1), walk).unflatten(0, (branches, streams, frames))
+
+
+class GuidedDenoiser(TextDenoiser):
+    """The same, guided in the network: guidance [branches, streams], rescale [streams] -> prediction [1, streams, frames, 4, h, w].
+
+    guidance  weights of the branches, of which the first is the prompt's and all together are 1
+    rescale   share by which the deviation of what is guided, over the whole chunk, is drawn to that of the first branch (Lin et al.
+              2023, arXiv:2305.08891); that takes all frames of a chunk at once, so no sampler could do it row by row
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        latents: Tensor,
+        level: Tensor,
+        guidance: Tensor,
+        rescale: Tensor,
+        text_key: Sequence[Tensor],
+        text_value: Sequence[Tensor],
+    ) -> Tensor:
+        each = super().forward(latents, level, text_key, text_value)
+        guided = (guidance[..., None, None, None, None] * each).sum(0)
+        ratio = _deviation(each[0]) / (_deviation(guided) + 1e-12)
+        scale = rescale * ratio + (1 - rescale)
+        return (guided * scale[:, None, None, None, None])[None]
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """x [streams, ...] -> [streams], with divisor N - 1."""
+    flat = x.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    return ((flat * flat).mean(1) * (flat.shape[1] / (flat.shape[1] - 1))).sqrt()
 
 
 def _texts(keys: Sequence[Tensor], values: Sequence[Tensor]) -> list[TextKeys]:
@@ -152,9 +184,12 @@ class TextEncoder(nn.Module):
 
 
 class AnchorEncoder(nn.Module):
-    """pixels [3, H, W] of the anchor in [-1, 1] -> anchor [2, 16, channels]: its tokens, and a grey picture's for the null branch."""
+    """pixels [3, H, W] of the anchor in [-1, 1] -> anchor [2, 16, channels]: its tokens, and a grey picture's for the null branch.
 
-    def __init__(self, encoder: ImageEncoder, tokens: ImageTokens) -> None:
+    `encoder`: pictures to embeddings, an `ImageEncoder`.
+    """
+
+    def __init__(self, encoder: nn.Module, tokens: ImageTokens) -> None:
         super().__init__()
         self.encoder, self.tokens = encoder, tokens
 

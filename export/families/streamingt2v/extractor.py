@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .appearance import TEXT_TOKENS
 from .modelscope import RELEASED, ModelScopeTrunk, Widths
 from .trunk import Walk, per_frame, rows_of
 
 
 class ConditionEncoder(nn.Module):
-    """RGB frames [n, 3, 8 h, 8 w] in [-1, 1] -> [n, C, h, w]. No norms: the released weights have none, other than the paper says."""
+    """RGB frames [n, 3, 8 h, 8 w] in [-1, 1] -> [n, C, h, w]. No norms: the released weights have none, other than the paper says.
 
-    def __init__(self, widths: Sequence[int], out: int) -> None:
+    Each width but the first halves the frames' sides, so a single one is for frames that are latents already.
+    """
+
+    def __init__(self, widths: Sequence[int], out: int, channels: int = 3) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for inputs, outputs in itertools.pairwise(widths):
             self.blocks.append(nn.Conv2d(inputs, inputs, 3, padding=1))
@@ -42,14 +44,21 @@ class Extractor(ModelScopeTrunk):
     """
 
     def __init__(
-        self, widths: Widths = RELEASED, condition_widths: Sequence[int] = (32, 96, 256, 512)
+        self,
+        widths: Widths = RELEASED,
+        condition_widths: Sequence[int] = (32, 96, 256, 512),
+        condition_channels: int = 3,
     ) -> None:
         super().__init__(widths)
-        self.controlnet_cond_embedding = ConditionEncoder(condition_widths, widths.channels[0])
+        self.controlnet_cond_embedding = ConditionEncoder(
+            condition_widths, widths.channels[0], condition_channels
+        )
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor, condition: Tensor) -> list[Tensor]:
         frames = x.shape[2]
-        walk = Walk(per_frame(self.embed(t), frames), self.text_keys(text[:, :TEXT_TOKENS]), frames)
+        walk = Walk(
+            per_frame(self.embed(t), frames), self.text_keys(text[:, : self.widths.text_tokens]), frames
+        )
         encoded = self.controlnet_cond_embedding(condition)
         return self.features(rows_of(x), walk, encoded.repeat(x.shape[0], 1, 1, 1))
 

@@ -62,7 +62,7 @@ class Blocks(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Prepared images [n, 3, size, size] -> embeddings [n, out]: the projection of the class token."""
+    """Prepared images [n, channels, size, size] -> embeddings [n, out]: the projection of the class token."""
 
     def __init__(
         self,
@@ -73,9 +73,10 @@ class VisionTransformer(nn.Module):
         head_width: int = 80,
         mlp_ratio: float = 4.0,
         embed_dim: int = 1024,
+        channels: int = 3,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, patch_size, patch_size, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, patch_size, patch_size, bias=False)
         tokens = (image_size // patch_size) ** 2 + 1
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(tokens, width))

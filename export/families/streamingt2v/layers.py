@@ -1,8 +1,8 @@
 """What the three 3-D UNets of StreamingT2V are made of, by the names of their checkpoints.
 
 Activations are frames one after the other, x [rows * frames, C, h, w]; a row is one video, that of one branch of guidance. Convolutions
-and spatial attention see single frames; temporal layers take `frames` and see all frames of a row. Nothing knows the position of a
-frame: its order enters through temporal convolutions alone.
+and spatial attention see single frames; temporal layers take `frames` and see all frames of a row. In the release nothing knows the
+position of a frame: its order enters through temporal convolutions alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from ...ops.relative_attention import relative_attention
 
-GROUPS = 32
+GROUPS = 32  # of every norm, unless another number is given
+HIDDEN = 4  # width of a feed-forward layer, over that of its input
+CONVOLUTIONS = 4  # of a temporal convolution
 EPSILON = 1e-5
 # GroupNorm at the entry of transformers and of mergers alone.
 ENTRY_EPSILON = 1e-6
@@ -77,13 +79,13 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Four times as wide and back."""
+    """So many times as wide and back."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, times: int = HIDDEN) -> None:
         super().__init__()
         # Index 1 is a dropout of the release, which has no parameters.
         self.net = nn.ModuleList(
-            [GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]
+            [GEGLU(channels, times * channels), nn.Identity(), nn.Linear(times * channels, channels)]
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,19 +95,21 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, a second attention and a feed-forward layer, each behind a LayerNorm and with a residual."""
 
-    def __init__(self, channels: int, attn1: Attention, attn2: Attention) -> None:
+    def __init__(self, channels: int, attn1: Attention, attn2: Attention, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
         self.attn1, self.attn2 = attn1, attn2
-        self.ff = FeedForward(channels)
+        self.ff = FeedForward(channels, hidden)
 
 
 class Transformer(nn.Module):
     """Entry norm, projections and one block; `proj_in` and `proj_out` are kernel-1 convolutions in the enhancer's temporal layers."""
 
-    def __init__(self, channels: int, inner: int, block: Block, convolutions: bool = False) -> None:
+    def __init__(
+        self, channels: int, inner: int, block: Block, convolutions: bool = False, groups: int = GROUPS
+    ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels, ENTRY_EPSILON)
+        self.norm = nn.GroupNorm(groups, channels, ENTRY_EPSILON)
         sizes = ((channels, inner), (inner, channels))
         self.proj_in, self.proj_out = (
             nn.Conv1d(*size, 1) if convolutions else nn.Linear(*size) for size in sizes
@@ -128,8 +132,16 @@ def project(x: Tensor, layer: nn.Module) -> Tensor:
 class SpatialTransformer(Transformer):
     """Self-attention of the places of a frame, then attention to the text."""
 
-    def __init__(self, channels: int, head_size: int, attention: Attention) -> None:
-        super().__init__(channels, channels, Block(channels, Attention(channels, head_size), attention))
+    def __init__(
+        self,
+        channels: int,
+        head_size: int,
+        attention: Attention,
+        groups: int = GROUPS,
+        hidden: int = HIDDEN,
+    ) -> None:
+        block = Block(channels, Attention(channels, head_size), attention, hidden)
+        super().__init__(channels, channels, block, groups=groups)
 
     def before_text(self, x: Tensor) -> Tensor:
         """What needs no text: x [n, C, h, w] -> tokens [n, places, C]."""
@@ -149,11 +161,17 @@ class TemporalTransformer(Transformer):
     """Two self-attentions over the frames of each place. `heads`: of the stem, whose inner width is not that of its channels."""
 
     def __init__(
-        self, channels: int, head_size: int, heads: int | None = None, convolutions: bool = False
+        self,
+        channels: int,
+        head_size: int,
+        heads: int | None = None,
+        convolutions: bool = False,
+        groups: int = GROUPS,
+        hidden: int = HIDDEN,
     ) -> None:
         inner = channels if heads is None else heads * head_size
-        block = Block(inner, Attention(inner, head_size), Attention(inner, head_size))
-        super().__init__(channels, inner, block, convolutions)
+        block = Block(inner, Attention(inner, head_size), Attention(inner, head_size), hidden)
+        super().__init__(channels, inner, block, convolutions, groups)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         block = self.block
@@ -176,23 +194,39 @@ def back(h: Tensor, like: Tensor) -> Tensor:
 
 
 class TemporalConv(nn.Module):
-    """Four convolutions over three frames each, beside the input. `conv1` has no dropout in the release, so its index is another."""
+    """Convolutions over three frames each, one behind the other, beside the input: four in the release.
 
-    def __init__(self, channels: int) -> None:
+    There `conv1` has no dropout, so its index is another.
+    """
+
+    def __init__(self, channels: int, groups: int = GROUPS, convolutions: int = CONVOLUTIONS) -> None:
         super().__init__()
 
         def layer(dropout: bool) -> nn.Sequential:
-            parts = [nn.GroupNorm(GROUPS, channels, EPSILON), nn.SiLU()]
+            parts = [nn.GroupNorm(groups, channels, EPSILON), nn.SiLU()]
             parts += [nn.Dropout(0.0)] if dropout else []
             return nn.Sequential(*parts, nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)))
 
-        self.conv1, self.conv2, self.conv3, self.conv4 = (layer(index > 0) for index in range(4))
+        self.count = convolutions
+        for index in range(convolutions):
+            self.add_module(f"conv{index + 1}", layer(index > 0))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         h = x.unflatten(0, (-1, frames)).transpose(1, 2)  # [rows, C, frames, h, w]
-        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
-            h = layer(h)
+        for index in range(self.count):
+            h = self.get_submodule(f"conv{index + 1}")(h)
         return x + h.transpose(1, 2).flatten(0, 1)
+
+
+class FramePositions(nn.Module):
+    """Adds a learned vector per frame of the window. The release has none; a network that is trained for an hour is in need of it."""
+
+    def __init__(self, frames: int, channels: int) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(frames, channels))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return (x.unflatten(0, (-1, frames)) + self.place[:frames, :, None, None]).flatten(0, 1)
 
 
 class ResidualParts(NamedTuple):

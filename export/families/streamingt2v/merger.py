@@ -15,11 +15,11 @@ HEAD_SIZE = 64
 class CrossFrames(nn.Module):
     """The layers of a merger, by the names of the checkpoint."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, head_size: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels, ENTRY_EPSILON)
+        self.norm = nn.GroupNorm(groups, channels, ENTRY_EPSILON)
         self.proj_in = nn.Linear(channels, channels)
-        self.attention = Attention(channels, HEAD_SIZE)
+        self.attention = Attention(channels, head_size)
         self.proj_out = nn.Linear(channels, channels)
 
 
@@ -29,15 +29,16 @@ class Merger(nn.Module):
     No mask and no positions; y is read as it is, without a norm.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, head_size: int = HEAD_SIZE, groups: int = GROUPS) -> None:
         super().__init__()
-        self.temporal_transformer = CrossFrames(channels)
+        self.temporal_transformer = CrossFrames(channels, head_size, groups)
 
     def forward(self, x: Tensor, y: Tensor, frames: int) -> Tensor:
         parts = self.temporal_transformer
         attention = parts.attention
         h = parts.proj_in(over_frames(parts.norm, x, frames))  # [rows, frames, places, C]
-        out = attend(attention.to_q(h), *(layer(by_row(y, h)) for layer in (attention.to_k, attention.to_v)))
+        keys, values = (layer(by_row(y, h)) for layer in (attention.to_k, attention.to_v))
+        out = attend(attention.to_q(h), keys, values, attention.head_size)
         return x + back(parts.proj_out(attention.to_out[0](out)), x)
 
 
@@ -46,10 +47,10 @@ def by_row(y: Tensor, like: Tensor) -> Tensor:
     return y.flatten(2).transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, head_size: int) -> Tensor:
     """Attention across frames, apart for every place. q [rows, frames, places, C], k and v [rows, others, places, C] -> as q."""
     places = q.shape[2]
-    q, k, v = (part.unflatten(-1, (-1, HEAD_SIZE)).permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (q, k, v))
+    q, k, v = (part.unflatten(-1, (-1, head_size)).permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v).unflatten(
         0, (-1, places)
     )  # [rows, places, heads, frames, head size]

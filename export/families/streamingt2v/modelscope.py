@@ -13,18 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .appearance import AppearanceAttention
+from .appearance import IMAGE_TOKENS, TEXT_TOKENS, AppearanceAttention
 from .layers import (
+    CONVOLUTIONS,
     EPSILON,
     GROUPS,
+    HIDDEN,
     Attention,
+    FramePositions,
     Residual,
     ResidualParts,
     SpatialTransformer,
     TemporalConv,
     TemporalTransformer,
 )
-from .merger import Merger
+from .merger import HEAD_SIZE, Merger
 from .trunk import Layers, Trunk, Walk, per_frame, rows_of, video_of
 
 LAYERS = 2  # per level, and one more in the decoder
@@ -32,12 +35,16 @@ LAYERS = 2  # per level, and one more in the decoder
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes of a UNet. All levels but the last attend to the text.
+    """Sizes of a UNet. All levels but the last attend to the text, or `attends` says which do.
 
-    channels      of each level, multiples of 32
-    head_size     of every attention
-    stem_heads    of the temporal transformer of the stem
-    text_channels of a token of the text
+    channels       of each level, multiples of `groups`, which every norm has
+    head_size      of every attention but the mergers', `merger_head_size`
+    stem_heads     of the temporal transformer of the stem
+    text_channels  of a token of the text; of it there are `text_tokens`, and `image_tokens` of the anchor
+    layers         per level, and one more in the decoder
+    hidden         width of a feed-forward layer, over that of its input
+    convolutions   of a temporal convolution
+    frames         of the window, each with a learned position; None, as released, for none
     """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -45,6 +52,19 @@ class Widths:
     stem_heads: int = 8
     text_channels: int = 1024
     latent_channels: int = 4
+    merger_head_size: int = HEAD_SIZE
+    groups: int = GROUPS
+    layers: int = LAYERS
+    hidden: int = HIDDEN
+    convolutions: int = CONVOLUTIONS
+    text_tokens: int = TEXT_TOKENS
+    image_tokens: int = IMAGE_TOKENS
+    attends: tuple[bool, ...] | None = None
+    frames: int | None = None
+
+    def attends_at(self, level: int) -> bool:
+        """Whether this level has transformers."""
+        return level < len(self.channels) - 1 if self.attends is None else self.attends[level]
 
     @property
     def time_channels(self) -> int:
@@ -57,12 +77,12 @@ RELEASED = Widths()
 class ResnetBlock(Residual):
     """The residual block by its diffusers names."""
 
-    def __init__(self, channels: int, out: int, time_channels: int) -> None:
+    def __init__(self, channels: int, out: int, widths: Widths) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, channels, EPSILON)
+        self.norm1 = nn.GroupNorm(widths.groups, channels, EPSILON)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_channels, out)
-        self.norm2 = nn.GroupNorm(GROUPS, out, EPSILON)
+        self.time_emb_proj = nn.Linear(widths.time_channels, out)
+        self.norm2 = nn.GroupNorm(widths.groups, out, EPSILON)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
@@ -91,8 +111,8 @@ class Level(nn.Module):
         self, inputs: Sequence[int], out: int, widths: Widths, attends: bool, appearance: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(each, out, widths.time_channels) for each in inputs)
-        self.temp_convs = nn.ModuleList(TemporalConv(out) for _ in inputs)
+        self.resnets = nn.ModuleList(ResnetBlock(each, out, widths) for each in inputs)
+        self.temp_convs = nn.ModuleList(temporal_conv(out, widths) for _ in inputs)
         if attends:
             spatial, temporal = attention_layers(out, widths, appearance, len(inputs))
             self.attentions, self.temp_attentions = spatial, temporal
@@ -109,10 +129,8 @@ class Middle(nn.Module):
 
     def __init__(self, channels: int, widths: Widths, appearance: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(channels, channels, widths.time_channels) for _ in range(LAYERS)
-        )
-        self.temp_convs = nn.ModuleList(TemporalConv(channels) for _ in range(LAYERS))
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, widths) for _ in range(2))
+        self.temp_convs = nn.ModuleList(temporal_conv(channels, widths) for _ in range(2))
         self.attentions, self.temp_attentions = attention_layers(channels, widths, appearance, 1)
 
     def steps(self) -> Layers:
@@ -124,16 +142,25 @@ def attention_layers(
     channels: int, widths: Widths, appearance: bool, count: int
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
     """Spatial and temporal transformers, so many of each."""
-    kind = AppearanceAttention if appearance else Attention
+    size, groups, hidden = widths.head_size, widths.groups, widths.hidden
+
+    def to_text() -> Attention:
+        if not appearance:
+            return Attention(channels, size, widths.text_channels)
+        return AppearanceAttention(
+            channels, size, widths.text_channels, widths.text_tokens, widths.image_tokens
+        )
+
     return (
+        nn.ModuleList(SpatialTransformer(channels, size, to_text(), groups, hidden) for _ in range(count)),
         nn.ModuleList(
-            SpatialTransformer(
-                channels, widths.head_size, kind(channels, widths.head_size, widths.text_channels)
-            )
-            for _ in range(count)
+            TemporalTransformer(channels, size, groups=groups, hidden=hidden) for _ in range(count)
         ),
-        nn.ModuleList(TemporalTransformer(channels, widths.head_size) for _ in range(count)),
     )
+
+
+def temporal_conv(channels: int, widths: Widths) -> TemporalConv:
+    return TemporalConv(channels, widths.groups, widths.convolutions)
 
 
 class ModelScopeTrunk(Trunk):
@@ -153,12 +180,17 @@ class ModelScopeTrunk(Trunk):
                 "linear_2": nn.Linear(widths.time_channels, widths.time_channels),
             }
         )
-        self.transformer_in = TemporalTransformer(first, widths.head_size, widths.stem_heads)
+        self.transformer_in = TemporalTransformer(
+            first, widths.head_size, widths.stem_heads, groups=widths.groups, hidden=widths.hidden
+        )
+        self.positions = None if widths.frames is None else FramePositions(widths.frames, first)
         self.down_blocks = nn.ModuleList()
         inputs = first
         for index, out in enumerate(widths.channels):
             is_last = index == len(widths.channels) - 1
-            level = Level([inputs, *[out] * (LAYERS - 1)], out, widths, not is_last, appearance)
+            level = Level(
+                [inputs, *[out] * (widths.layers - 1)], out, widths, widths.attends_at(index), appearance
+            )
             if not is_last:
                 level.downsamplers = nn.ModuleList([Resize(out, 2)])
             self.down_blocks.append(level)
@@ -166,7 +198,8 @@ class ModelScopeTrunk(Trunk):
         self.mid_block = Middle(last, widths, appearance)
 
     def encoder(self) -> list[Layers]:
-        found: list[Layers] = [[self.conv_in, self.transformer_in]]
+        positions = [] if self.positions is None else [self.positions]
+        found: list[Layers] = [[self.conv_in, *positions, self.transformer_in]]
         for level in self.down_blocks:
             assert isinstance(level, Level)
             found += level.steps()
@@ -187,7 +220,7 @@ class ModelScopeTrunk(Trunk):
         """Of each skip tensor, and of the middle."""
         found = [self.widths.channels[0]]
         for index, out in enumerate(self.widths.channels):
-            found += [out] * (LAYERS + (index < len(self.widths.channels) - 1))
+            found += [out] * (self.widths.layers + (index < len(self.widths.channels) - 1))
         return [*found, self.widths.channels[-1]]
 
 
@@ -204,18 +237,20 @@ class ModelScopeUNet(ModelScopeTrunk):
         self.up_blocks = nn.ModuleList()
         inputs = widths.channels[-1]
         for index, out in enumerate(reversed(widths.channels)):
-            inner = [inputs, *[out] * LAYERS]
+            inner = [inputs, *[out] * widths.layers]
             sums = [channels + skips.pop() for channels in inner]
-            level = Level(sums, out, widths, index > 0, appearance)
+            level = Level(sums, out, widths, widths.attends_at(len(widths.channels) - 1 - index), appearance)
             if index < len(widths.channels) - 1:
                 level.upsamplers = nn.ModuleList([Resize(out, 1)])
             self.up_blocks.append(level)
             inputs = out
-        self.conv_norm_out = nn.GroupNorm(GROUPS, widths.channels[0], EPSILON)
+        self.conv_norm_out = nn.GroupNorm(widths.groups, widths.channels[0], EPSILON)
         self.conv_out = nn.Conv2d(widths.channels[0], widths.latent_channels, 3, padding=1)
         self.merges = merges
         if merges:
-            *down, middle = (Merger(channels) for channels in self.skip_channels())
+            *down, middle = (
+                Merger(channels, widths.merger_head_size, widths.groups) for channels in self.skip_channels()
+            )
             self.cross_attention_merger_down_blocks = nn.ModuleList(down)
             self.cross_attention_merger_mid_block = middle
 

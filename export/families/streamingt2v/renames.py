@@ -1,4 +1,4 @@
-"""Other names of the same tensors: OpenCLIP's text tower, and the autoencoder of latent diffusion and of early diffusers.
+"""Other names of the same tensors: OpenCLIP's text tower, and the autoencoder of latent diffusion.
 
 Each function maps the name in a file to the name here, or to None for what is not used. What is stored as one tensor and read as three
 has three names.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
-
-TEXT_MODEL = "text_model."  # which transformers 5 leaves out
 
 
 class Renamed(NamedTuple):
@@ -51,7 +49,6 @@ def open_clip_text(name: str, layers: int) -> Iterator[Renamed]:
 
 
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-_EARLY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def latent_diffusion_autoencoder(name: str, levels: int) -> str:
@@ -69,15 +66,3 @@ def latent_diffusion_autoencoder(name: str, levels: int) -> str:
     )
     name = re.sub(r"\.mid\.block_(\d)\.", lambda f: f".mid_block.resnets.{int(f[1]) - 1}.", name)
     return name.replace(".norm_out.", ".conv_norm_out.")
-
-
-def early_autoencoder(name: str) -> str:
-    """Of diffusers before 0.17, whose attention had other names."""
-    return re.sub(
-        r"\.attentions\.0\.(query|key|value|proj_attn)\.", lambda f: f".attentions.0.{_EARLY[f[1]]}.", name
-    )
-
-
-def text_model(name: str) -> str:
-    """A tensor of `CLIPTextModel`, as both lines of transformers agree to name it."""
-    return name.removeprefix(TEXT_MODEL)

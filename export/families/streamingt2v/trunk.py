@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .layers import (
     Attention,
+    FramePositions,
     Residual,
     SpatialTransformer,
     TemporalConv,
@@ -57,7 +58,7 @@ class Walk:
             if not self.parted:
                 x, h, self.parted = self.part(x), self.part(h), True
             return layer.after_text(x, h, next(self._texts), self.frames)
-        if isinstance(layer, (TemporalConv, TemporalTransformer)):
+        if isinstance(layer, (FramePositions, TemporalConv, TemporalTransformer)):
             return layer(x, self.frames)
         return layer(x)
 

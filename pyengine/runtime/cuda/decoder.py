@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from pyengine.bundle.bundle import Bundle
 from pyengine.device.array import DeviceArray, PinnedArray
 from pyengine.device.cuda import Event, Stream
 from pyengine.device.nvtx import annotate
-from pyengine.runtime.codec import FRAME_DECODER, decoder_variants
+from pyengine.runtime.codec import FRAME_DECODER, decoded, decoder_variants
 from pyengine.runtime.cuda.memory import Pool
 from pyengine.runtime.host.decoder import HostDecoder
 
@@ -41,7 +41,7 @@ class CudaDecoder:
         # Latents are not given back to their pool before the decoder has read them.
         self._reading: deque[tuple[Event, object]] = deque()
 
-    def submit(self, latents: DeviceArray | np.ndarray, kept: slice = slice(None)) -> CudaClip:
+    def submit(self, latents: DeviceArray | np.ndarray, kept: slice = slice(None), lead: int = 0) -> CudaClip:
         executor, stream = self._executor, self._stream
         variant, *per_frame = decoder_variants(self._bundle, len(latents))
         with annotate("decode"):
@@ -56,12 +56,15 @@ class CudaDecoder:
             clip = (
                 self._by_frame(executor.on_gpu(variant, "planes"))
                 if per_frame
-                else self._whole(executor.on_gpu(variant, "frames")[kept])
+                else self._whole(executor.on_gpu(variant, "frames")[kept], lead)
             )
         while self._reading and self._reading[0][0].done():
             self._reading.popleft()
         self._reading.append((clip.arrived, latents))
         return clip
+
+    def outputs(self, latents: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return decoded(self._executor, self._bundle, latents, names)
 
     def own(self, frames: np.ndarray) -> np.ndarray | DeviceArray:
         return self._out.own(frames)
@@ -78,10 +81,13 @@ class CudaDecoder:
         made = [executor.on_gpu(variant, name) for variant in variants]
         return max(len(array) * prod(self._frame) if by_frame else array.nbytes for array in made)
 
-    def _whole(self, frames: DeviceArray) -> CudaClip:
-        """The frames of the run just enqueued, on their way out."""
-        with self._out.clip((frames.nbytes // prod(self._frame), *self._frame)) as clip:
-            self._cuda.copy(clip.pointer, frames.pointer, frames.nbytes, self._stream)
+    def _whole(self, frames: DeviceArray, lead: int) -> CudaClip:
+        """The frames of the run just enqueued but the first `lead`, on their way out."""
+        one = prod(self._frame)
+        with self._out.clip((frames.nbytes // one - lead, *self._frame)) as clip:
+            self._cuda.copy(
+                clip.pointer, frames.pointer + lead * one, frames.nbytes - lead * one, self._stream
+            )
         return clip
 
     def _by_frame(self, planes: DeviceArray) -> CudaClip:
@@ -113,7 +119,9 @@ class CudaTileDecoder(HostDecoder):
     def own(self, frames: np.ndarray) -> np.ndarray | DeviceArray:  # type: ignore[override]
         return frames if self._kept is None else self._kept.own(frames)
 
-    def _decode(self, latents: DeviceArray | np.ndarray, kept: slice) -> np.ndarray | DeviceArray:  # type: ignore[override]
+    def _decode(  # type: ignore[override]
+        self, latents: DeviceArray | np.ndarray, kept: slice, lead: int
+    ) -> np.ndarray | DeviceArray:
         if isinstance(latents, DeviceArray):
             stream, on_gpu = self._decoder_stream, latents
             latents = np.empty(on_gpu.shape, on_gpu.host_dtype)
@@ -121,7 +129,7 @@ class CudaTileDecoder(HostDecoder):
                 stream.wait_for(on_gpu.ready)
             stream.cuda.copy(latents.ctypes.data, on_gpu.pointer, on_gpu.nbytes, stream)
             stream.synchronize()
-        return self.own(super()._decode(latents, kept))
+        return self.own(super()._decode(latents, kept, lead))
 
 
 class CudaClip:

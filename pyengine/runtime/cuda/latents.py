@@ -5,7 +5,7 @@ graph: denoiser, guidance and sampler. Nothing waits for the GPU until someone r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -152,6 +152,16 @@ class CudaLatentStore:
         )()
 
 
+class _History(NamedTuple):
+    """What a multistep solver kept of the step before, what it keeps of this one, and scales: of the first, of latents, of the
+    prediction and of the first in the second, and zeros.
+    """
+
+    recalled: DeviceArray
+    kept: DeviceArray
+    scales: list[DeviceArray]
+
+
 class CudaCallBuffers:
     """`CallBuffers` with DeviceArrays. The latents lie in the very memory that the network reads."""
 
@@ -162,6 +172,7 @@ class CudaCallBuffers:
         self._sample = executor.on_gpu(variant, "latents")
         self._prediction = executor.on_gpu(variant, "prediction")
         self.lanes, self._rows, *shape = self._sample.shape
+        self.branches = len(self._prediction)
         self._shape = tuple(shape)
         self._port = Port(self._sample.shape, "float32")
         numbers = Port((self.lanes, self._rows), "float32")
@@ -170,6 +181,7 @@ class CudaCallBuffers:
         self._noise: DeviceArray | None = None
         self._fresh: DeviceArray | None = None  # what renoised rows are mixed with
         self._nothing: DeviceArray | None = None
+        self._history: _History | None = None
         self._staging = Staging(self._stream, self._sample.nbytes // (self.lanes * self._rows))
         self._changed: dict[str, Large] = {}
         self._renoised = False
@@ -207,6 +219,12 @@ class CudaCallBuffers:
     def save(self, lane: int, row: int, store: CudaLatentStore, place: int, count: int) -> None:
         store.copy(store.flight[place : place + count], self._sample[lane][row : row + count])
 
+    def recall(self, lane: int, row: int, store: CudaLatentStore, place: int, count: int) -> None:
+        store.copy(self._remembers().recalled[lane][row : row + count], store.flight[place : place + count])
+
+    def keep(self, lane: int, row: int, store: CudaLatentStore, place: int, count: int) -> None:
+        store.copy(store.flight[place : place + count], self._remembers().kept[lane][row : row + count])
+
     def input(self, name: str) -> np.ndarray | None:
         given = self._executor.inputs(self._variant).get(name)
         if not isinstance(given, DeviceArray):
@@ -222,6 +240,7 @@ class CudaCallBuffers:
         weights: np.ndarray | None = None,
         scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         noise: bool = False,
+        history: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None:
         for large in self._changed.values():
             large.send()
@@ -230,12 +249,16 @@ class CudaCallBuffers:
             self._memory.host(self._weights)[...] = weights
             for array, values in zip(self._scales, scales, strict=True):
                 self._memory.host(array)[...] = values
+        if history is not None:
+            for array, values in zip(self._remembers().scales, history, strict=False):
+                self._memory.host(array)[...] = values
         tag = ("renoised " if self._renoised else "") + ("recache" if scales is None else "call")
+        tag += "" if history is None else " with history"
         head = [self._renoising()] if self._renoised else []
         self._executor.launch(
             self._variant,
             f"{tag} with noise" if noise else tag,
-            lambda: (head, [] if scales is None else [self._updating(noise)]),
+            lambda: (head, [] if scales is None else self._updating(noise, history is not None)),
         )
         self._renoised = False
 
@@ -253,17 +276,29 @@ class CudaCallBuffers:
             out=self._sample,
         )
 
-    def _updating(self, noise: bool) -> Enqueue:
-        """Guidance and the sampler's update."""
-        return self._executor.ops(self._variant.component).op(
-            "denoise_step",
-            self._sample,
-            self._prediction,
-            self._weights,
-            *self._scales,
-            noise=self._noise if noise else None,
-            out=self._sample,
-        )
+    def _updating(self, noise: bool, history: bool) -> list[Enqueue]:
+        """Guidance and the sampler's update, and before it what a multistep solver keeps."""
+        ops = self._executor.ops(self._variant.component)
+        given = (self._sample, self._prediction, self._weights)
+        work: list[Enqueue] = []
+        more: dict[str, DeviceArray] = {}
+        if history:
+            own = self._remembers()
+            recalled, sample, prediction, older, nothing = own.scales
+            before = {"history": own.recalled, "history_scale": older}
+            work.append(ops.op("denoise_step", *given, sample, prediction, nothing, **before, out=own.kept))
+            more = {"history": own.recalled, "history_scale": recalled}
+        fresh = self._noise if noise else None
+        work.append(ops.op("denoise_step", *given, *self._scales, noise=fresh, **more, out=self._sample))
+        return work
+
+    def _remembers(self) -> _History:
+        if self._history is None:
+            numbers = Port((self.lanes, self._rows), "float32")
+            scales = [self._memory.control(numbers) for _ in range(4)]
+            recalled, kept = (self._memory.new(self._port) for _ in range(2))
+            self._history = _History(recalled, kept, [*scales, self._memory.new(numbers)])
+        return self._history
 
     def _send(self, target: DeviceArray, noise: Draw) -> None:
         self._staging.send(

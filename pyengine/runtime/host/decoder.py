@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from pyengine.bundle.bundle import Bundle
 from pyengine.errors import ConfigError
-from pyengine.runtime.codec import decode_chunk
+from pyengine.runtime.codec import decode_chunk, decoded
 
 if TYPE_CHECKING:
     from pyengine.runtime.executor import Executor
@@ -38,8 +39,12 @@ class Ready:
 class Decoder(Protocol):
     """Decodes a stream's chunks in order. What it remembers from chunk to chunk is the executor's state."""
 
-    def submit(self, latents: Any, kept: slice = slice(None)) -> Clip:
-        """Begins to decode a chunk of latents [frames, c, h, w], of which only the `kept` ones' frames are returned."""
+    def submit(self, latents: Any, kept: slice = slice(None), lead: int = 0) -> Clip:
+        """Begins to decode a chunk of latents [frames, c, h, w]. Returned are the frames of the `kept` ones but the first `lead`."""
+        ...
+
+    def outputs(self, latents: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Copies to the host what the last run on so many latents gave beside its frames."""
         ...
 
     def own(self, frames: np.ndarray) -> Any:
@@ -60,8 +65,12 @@ class HostDecoder:
         self._executor, self._bundle = executor, bundle
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pyengine-decode")
 
-    def submit(self, latents: np.ndarray, kept: slice = slice(None)) -> Future[np.ndarray]:
-        return self._thread.submit(self._decode, latents, kept)
+    def submit(self, latents: np.ndarray, kept: slice = slice(None), lead: int = 0) -> Future[np.ndarray]:
+        return self._thread.submit(self._decode, latents, kept, lead)
+
+    def outputs(self, latents: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        # In the thread that decodes, so after what was submitted before.
+        return self._thread.submit(decoded, self._executor, self._bundle, latents, names).result()
 
     def own(self, frames: np.ndarray) -> np.ndarray:
         return frames
@@ -69,5 +78,5 @@ class HostDecoder:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, latents: np.ndarray, kept: slice) -> np.ndarray:
-        return decode_chunk(self._executor, self._bundle, latents, kept)
+    def _decode(self, latents: np.ndarray, kept: slice, lead: int) -> np.ndarray:
+        return decode_chunk(self._executor, self._bundle, latents, kept, lead)

@@ -77,6 +77,9 @@ class HostCallBuffers:
         self.lanes = len(self._sample)
         self._noise: np.ndarray | None = None
         self._prediction = executor.output(variant, "prediction")
+        self.branches = len(self._prediction)
+        self._recalled: np.ndarray | None = None  # what was kept of the step before
+        self._kept: np.ndarray | None = None  # and of this one
 
     def claim(self, store: HostLatentStore) -> None:
         """Nothing to wait for: a host run is done when it returns."""
@@ -104,6 +107,15 @@ class HostCallBuffers:
     def save(self, lane: int, row: int, store: HostLatentStore, place: int, count: int) -> None:
         store.flight[place : place + count] = self._sample[lane, row : row + count]
 
+    def recall(self, lane: int, row: int, store: HostLatentStore, place: int, count: int) -> None:
+        if self._recalled is None:
+            self._recalled = np.zeros_like(self._sample)
+        self._recalled[lane, row : row + count] = store.flight[place : place + count]
+
+    def keep(self, lane: int, row: int, store: HostLatentStore, place: int, count: int) -> None:
+        assert self._kept is not None
+        store.flight[place : place + count] = self._kept[lane, row : row + count]
+
     def input(self, name: str) -> np.ndarray | None:
         return self._inputs.get(name)
 
@@ -115,11 +127,22 @@ class HostCallBuffers:
         weights: np.ndarray | None = None,
         scales: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         noise: bool = False,
+        history: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self._executor.run(self._variant)
-        if scales is not None:
-            fresh: Any = self._noise if noise else None
-            _C.denoise_step(self._sample, self._prediction, weights, *scales, noise=fresh, out=self._sample)
+        if scales is None:
+            return
+        given: dict[str, Any] = {"noise": self._noise if noise else None}
+        if history is not None:
+            if self._kept is None:
+                self._kept = np.zeros_like(self._sample)
+            recalled, sample, prediction, older = history
+            before = {} if self._recalled is None else {"history": self._recalled, "history_scale": older}
+            kept = (sample, prediction, np.zeros_like(recalled))
+            _C.denoise_step(self._sample, self._prediction, weights, *kept, **before, out=self._kept)
+            if self._recalled is not None:
+                given |= {"history": self._recalled, "history_scale": recalled}
+        _C.denoise_step(self._sample, self._prediction, weights, *scales, **given, out=self._sample)
 
 
 def _mix(latent: np.ndarray, keep: float, share: float, noise: np.ndarray, out: np.ndarray) -> None:
