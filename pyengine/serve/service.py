@@ -273,10 +273,10 @@ class Service:
         """The session of a record, from memory or from the store."""
         session = self.scheduler.sessions.get(record.id)
         if session is None:
-            lead = max(1, min(start.lead or self.chunk, 1000))
-            pace = Pace(self.fps, lead, start.realtime)
             interval = self.options.interval or round(10 * self.fps)
-            session = Session(record, self.store, self.batch, self.scheduler.background, pace, interval)
+            session = Session(
+                record, self.store, self.batch, self.scheduler.background, self._pace(start), interval
+            )
             self.scheduler.sessions[record.id] = session
         return session
 
@@ -284,6 +284,10 @@ class Service:
         if session.sink is not None:
             session.sink.notice("moved", {})
         session.sink, session.latest = sink, start.latest
+        session.pace = self._pace(start)
+
+    def _pace(self, start: Start) -> Pace:
+        return Pace(self.fps, max(1, min(start.lead or self.chunk, 1000)), start.realtime)
 
     def _open(self, session: Session, frame: int, *, branch: bool = False, view: bool = False) -> None:
         try:

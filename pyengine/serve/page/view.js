@@ -200,7 +200,8 @@ export class View {
       this.part("past").hidden = !replayed;
     }
     // Paces the server by what is seen, so that a page in the background costs nothing.
-    if (this.shown !== before && this.shown % 4 === 0) session.say("session.ack", { frame: this.shown });
+    const every = Math.max(1, Math.round(model.fps / 6));
+    if (this.shown !== before && this.shown % every === 0) session.say("session.ack", { frame: this.shown });
     this.end = Math.max(this.end, this.shown);
     const time = this.part("time");
     time.max = this.end;
