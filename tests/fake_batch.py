@@ -60,6 +60,8 @@ class FakeStream:
             raise StreamClosed("the stream is closed")
         if not self._clips:
             return None
+        if self._batch.engine.fails_to_decode(self):
+            raise PlanError("the decoder has failed")
         clip = self._clips.popleft()
         if most is not None and most < len(clip):
             self._clips.appendleft(clip[most:])
@@ -155,6 +157,7 @@ class FakeEngine:
     def __init__(self, seconds: float = 0.0, size: int = 16, fps: float = 24.0) -> None:
         self.seconds, self.size, self.fps, self.nbytes = seconds, size, fps, 1000
         self.fails: Callable[[FakeStream], bool] = lambda stream: False
+        self.fails_to_decode: Callable[[FakeStream], bool] = lambda stream: False
         self.bundle = SimpleNamespace(
             name="fake", digest="fake", text=True, video=Video(size, size, fps, 4.0)
         )

@@ -165,6 +165,24 @@ def test_one_that_fails_ends_and_the_others_give_what_they_would_have() -> None:
         assert session.state == "failed"
 
 
+def test_one_that_cannot_be_decoded_ends_while_others_wait_or_play() -> None:
+    engine = FakeEngine()
+    with service(engine=engine) as made:
+        slow, good, bad = Viewer(takes=False), Viewer(), Viewer()
+        begin(made, slow, seed=1)
+        slow.until(lambda: slow.count == CHUNK)
+        engine.fails_to_decode = lambda stream: stream.seed == 13 and stream.frames_made >= 16
+        begin(made, bad, seed=13)
+        begin(made, good, seed=5, frames=400)
+        bad.until(lambda: bool(bad.said("failed")))
+        good.until(lambda: bool(good.said("ended")))
+        assert bad.said("failed") == [{"message": "the decoder has failed"}]
+        assert bad.count == 16
+        assert np.array_equal(good.frames(), expected(5, RED, 400))
+        assert not slow.said("failed")
+        assert [piece.epoch for piece in slow.pieces] == [1]
+
+
 def test_what_a_session_reserves_comes_back_from_every_exit() -> None:
     with service(park_after=0.0) as made:
         assert made.admission.bytes == 0

@@ -149,17 +149,16 @@ class Scheduler:
         self._suspects = deque(session for session in self._suspects if session in going and session.failures)
         if self._suspects:
             taking = [self._suspects[0]]
+        taking = [session for session in taking if self._tried(session.before_call, session) is not None]
+        for session in self._open():
+            assert session.stream is not None
+            session.stream.paused = session not in taking
         try:
-            for session in self.sessions.values():
-                if session.stream is not None:
-                    session.stream.paused = session not in taking
-            for session in list(taking):
-                session.before_call()
             made = bool(taking) and self._call(len(taking))
-            given = sum(session.collect(wait=not made) for session in self._open())
         except Exception as error:
-            self._failed(taking or self._open(), error)
+            self._failed(taking, error)
             return 0.0
+        given = sum(self._tried(partial(session.collect, not made), session) or 0 for session in self._open())
         self._tick += 1
         if made or given:
             return 0.0
@@ -173,6 +172,14 @@ class Scheduler:
             self.call_seconds += 0.1 * (took - self.call_seconds)
             self._on_call(streams, took)
         return made
+
+    def _tried(self, work: Callable[[], int], session: Session) -> int | None:
+        """What concerns one session alone; None where it failed."""
+        try:
+            return work()
+        except Exception as error:
+            self._failed([session], error)
+            return None
 
     def _open(self) -> list[Session]:
         return [session for session in self.sessions.values() if session.stream is not None]

@@ -221,8 +221,11 @@ class Session:
             return float("inf")
         return self.pace.wait(self.frame, now)
 
-    def before_call(self) -> None:
-        """Applies the prompts whose turn it is. To be called before each call of the stream, and no more than one call apart."""
+    def before_call(self) -> int:
+        """Applies the prompts whose turn it is and returns their number. To be called before each call of the stream, and no more than
+        one call apart.
+        """
+        before = self._events
         stream = self.stream
         assert stream is not None
         if self._is_branching and stream.frames_made >= self._target:
@@ -234,6 +237,7 @@ class Session:
         if not self.is_silent and not self._is_branching and (self._is_view or not self._due):
             while self._waiting:
                 self._begin(self._waiting.popleft())
+        return self._events - before
 
     def collect(self, wait: bool) -> int:
         """Hands out the frames that are ready and returns their number; to `wait` is for those that are still being decoded."""
