@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import httpx
 import numpy as np
 import pytest
 from fake_batch import CHUNK, FakeEngine, expected
@@ -137,6 +138,35 @@ def test_pause_play_seek_and_a_snapshot(server: Server) -> None:
         assert "one of the two" in client.until("error")["message"]
         client.send("session.ping")
         client.until("session.pong")
+
+
+def test_a_snapshot_leaves_as_bytes_and_enters_as_a_session(server: Server) -> None:
+    with Client(server) as client:
+        client.start(seed=2, pace="realtime")
+        client.send("session.snapshot")
+        while not (saved := [message for message in client.messages if message.kind == Kind.SNAPSHOT]):
+            client.receive()
+        (message,) = saved
+    made = httpx.post(f"{server.url}/v1/sessions", content=message.payload)
+    assert made.status_code == 200, made.text
+    start = {"session_id": made.json()["id"], "resume_token": made.json()["resume_token"]}
+    frame = made.json()["frame"]
+    with Client(server) as client:
+        client.resume(start, frame)
+        frames = client.frames(40)
+        assert np.array_equal(frames, expected(2, RED, frame + 40)[frame:])
+        client.send("session.seek", frame=frame)
+        assert np.array_equal(client.frames(8), frames[:8])
+        if frame:
+            client.send("session.seek", frame=frame - 1)
+            assert f"from {frame} on" in client.until("error")["message"]
+    assert httpx.get(f"{server.url}/v1/sessions/{start['session_id']}").json()["state"] in (
+        "playing",
+        "parked",
+    )
+    assert httpx.delete(f"{server.url}/v1/sessions/{start['session_id']}").json()["deleted"]
+    for broken in (b"", b"{", message.payload[:-5], b"PK" * 100):
+        assert httpx.post(f"{server.url}/v1/sessions", content=broken).status_code == 400
 
 
 def test_a_client_that_comes_back_gets_the_next_frame(server: Server) -> None:
