@@ -29,7 +29,6 @@ from pyengine.errors import (
     StreamClosed,
 )
 from pyengine.methods import (
-    MethodSettings,
     check_presets,
     make_method,
     method_settings,
@@ -45,7 +44,7 @@ from pyengine.streaming import snapshot
 from pyengine.streaming.batch import Batch
 from pyengine.streaming.enhanced import EnhancedStream, enhancer_of
 from pyengine.streaming.second_stage import SecondStage
-from pyengine.streaming.starts import start_of
+from pyengine.streaming.starts import chunks_for, start_of
 from pyengine.streaming.stream import Stream
 from pyengine.text.prompts import PromptTokenizer, prompts_of
 from pyengine.text.t5 import T5Prompts
@@ -250,20 +249,13 @@ class Engine:
             "prompt": prompt,
             "seed": check_seed(seed),
             "frames": length,
-            "chunks": self._chunks(how, length, given_chunks),
+            "chunks": chunks_for(video, how, length, given_chunks),
             "given_chunks": given_chunks,
             "guidance": scale,
             "method": asdict(how),
             "device_frames": device_frames,
         }
         return settings, given
-
-    def _chunks(self, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
-        """Chunks to make for so many frames behind given ones; None = endless."""
-        video, first, later = self.bundle.video, settings.first_chunk_frames, settings.chunk_frames
-        assert video is not None
-        given = first + (given_chunks - 1) * later if given_chunks else 0
-        return None if frames is None else video.chunks(frames, first, later, given)
 
     def restored_settings(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a snapshot, checked like those of a new stream. Raises InputError."""
@@ -290,7 +282,9 @@ class Engine:
                 f"the settings in the snapshot cannot be used ({error}); make it again"
             ) from error
         how = method_settings(self.bundle.method, saved["method"])
-        settings |= {"given_chunks": given, "chunks": self._chunks(how, settings["frames"], given)}
+        assert self.bundle.video is not None
+        chunks = chunks_for(self.bundle.video, how, settings["frames"], given)
+        settings |= {"given_chunks": given, "chunks": chunks}
         # Of a snapshot lists are those of JSON.
         odd = [name for name, value in json.loads(json.dumps(settings)).items() if saved.get(name) != value]
         if odd or set(saved) - set(settings):

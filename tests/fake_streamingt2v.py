@@ -150,7 +150,7 @@ def by_hand(
             moved = (x, np.ascontiguousarray(prediction), scaled)
             more: dict[str, Any] = {"noise": noise}
             if isinstance(scales, Multistep):
-                scales, past, *clean = scales.update, *map(np.ascontiguousarray, scales[1:])
+                scales, past, *clean = scales.update, *map(np.ascontiguousarray, scales[1:4])
                 more = {} if before is None else {"history": before, "history_scale": past[None]}
                 before = np.empty_like(x)
                 _C.denoise_step(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from pyengine.errors import ConfigError
 from pyengine.methods import make_method, method_settings
 from pyengine.methods.causal import Causal
 from pyengine.schedule.call import Call, Row
-from pyengine.schedule.causal import CausalConfig, Writing
+from pyengine.schedule.causal import CausalConfig, CleanView, Recache, Writing
 
 SELF_FORCING: dict[str, Any] = {
     "name": "causal", "steps": 4, "chunk_frames": 3, "cadence": 4, "warp": 5.0, "visible_frames": 21, "sampler": "renoise",
@@ -27,8 +27,14 @@ def configs(draw: st.DrawFn) -> CausalConfig:
     cadence = draw(st.integers(1, steps))
     sink = draw(st.integers(0, 5))
     least = sink + max(-(-steps // cadence), 2) * size
-    view = draw(st.sampled_from(("window", "recent")))
-    policies = ("none", "chunks", "kept", "rewritten", *(("replaced",) if view == "window" else ()))
+    view: CleanView = draw(st.sampled_from(get_args(CleanView)))
+    policies: tuple[Recache, ...] = (
+        "none",
+        "chunks",
+        "kept",
+        "rewritten",
+        *(("replaced",) if view == "window" else ()),
+    )
     return CausalConfig(
         steps=steps,
         chunk_frames=size,

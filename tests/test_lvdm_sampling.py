@@ -265,6 +265,7 @@ def test_the_two_masks_give_different_videos() -> None:
     assert error(intended, released) > 0.01  # so the test above can tell them apart
 
 
+@pytest.mark.slow
 def test_interpolation_fills_the_first_interval_as_released(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "ddim_interp_step"
     given = arrays(name)

@@ -159,6 +159,7 @@ def test_a_start_of_any_length(engine: Engine, count: int) -> None:
         assert len(list(stream)) == 8
 
 
+@pytest.mark.slow
 def test_threads_do_not_disturb_each_other(engine: Engine) -> None:
     def run(seed: int, out: dict[int, np.ndarray]) -> None:
         with engine.stream(PROMPT, seed=seed, frames=40) as stream:

@@ -126,6 +126,7 @@ def test_the_anchor_becomes_the_tokens_of_the_original() -> None:
         check(resampler(embedding), f"apm_image/{name}_tokens", f"apm_image:{name}_tokens")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_chunk_of_four_steps_is_that_of_the_original() -> None:
     parts, setting = modules(), CONFIG["ddim"]
@@ -253,6 +254,7 @@ def given(rows: int = 2) -> dict[str, Tensor]:
     return drawn | {"x": drawn["x"].expand(rows, -1, -1, -1, -1), "t": torch.full((rows,), 500)}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_without_mergers_and_appearance_it_is_the_published_model() -> None:
     base, extractor = small()

@@ -12,11 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import pyengine
+from pyengine.errors import ConfigError, ShapeError
 from pyengine.export.families.shapes.autoencoder import Decoder
 from pyengine.export.families.shapes.text_encoder import null_ids
 from pyengine.export.families.streamingt2v.small import CONDITION_FRAMES, FRAMES, TIMESTEPS, SmallNetworks
-from pyengine.export.families.streamingt2v.small_export import assemble_small, export_small
+from pyengine.export.families.streamingt2v.small_export import assemble_small, export_small, method
 from pyengine.export.parity import parity
+from pyengine.methods import StreamingT2VSettings, method_settings
+from pyengine.schedule.samplers import Coefficients, alphas_cumprod
 from training.streamingt2v import sample, train
 from training.streamingt2v.model import CONDITIONINGS, Model
 
@@ -76,6 +79,25 @@ def test_the_components_compute_what_was_trained(model: Model) -> None:
     assert (both[0] - first).abs().max() > 0.01
 
 
+def test_the_shipped_settings_are_those_of_the_training() -> None:
+    settings = method_settings(method(SmallNetworks()))
+    assert isinstance(settings, StreamingT2VSettings)
+    assert settings.start_chunks == 0
+    assert settings.attentions == (4, 2)
+    # A network that predicts v exactly: x at the highest level, and a step from there to clean ones gives x0 but for the first noise.
+    table = alphas_cumprod(settings.betas[0], settings.betas[1], TIMESTEPS)
+    level = 242 / TIMESTEPS
+    scales = settings.make_sampler()([level], [0.0])
+    a, s = table[241] ** 0.5, (1 - table[241]) ** 0.5
+    assert isinstance(scales, Coefficients)
+    clean, noise = 0.7, -1.3
+    velocity = a * noise - s * clean
+    out = scales.sample[0] * (a * clean + s * noise) + scales.prediction[0] * velocity
+    assert out == pytest.approx(clean, abs=0.05)
+    with pytest.raises(ConfigError, match=r"\[method.takes_frames\] expected true"):
+        method_settings({**method(SmallNetworks()), "first": None})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CONSTANT, "denoiser", "first_denoiser"])
 def test_a_component_runs_as_torch_computes_it(
@@ -99,6 +121,8 @@ def test_a_bundle_streams_and_is_small(model: Model, tmp_path: Path, plan_cache:
     with engine.stream(CAPTIONS[0], frames=frames, method=settings) as stream:
         video = np.concatenate(list(stream.clips()))
     assert video.shape == (frames, 64, 64, 3)
+    with pytest.raises(ShapeError, match="expected no start frames"):
+        engine.stream(CAPTIONS[0], start=video[:1])
     with engine.stream(CAPTIONS[0], frames=4 * FRAMES, method=settings) as stream:
         np.testing.assert_array_equal(np.concatenate(list(stream.clips())), video[: 4 * FRAMES])
 
@@ -182,7 +206,7 @@ def test_enhancing_shares_noise_where_it_should(model: Model) -> None:
     found = {}
     for blending in ("independent", "shared", "randomized"):
         torch.manual_seed(1)
-        found[blending] = sample.enhance(model, latents, tokens, blending, sampling=quick, seed=2)  # type: ignore[arg-type]
+        found[blending] = sample.enhance(model, latents, tokens, blending, sampling=quick, seed=2)
         assert found[blending].shape == latents.shape
     assert (found["independent"] - found["shared"]).abs().max() > 0.1
     assert (found["randomized"] - found["shared"]).abs().max() > 1e-4

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pyengine
 from pyengine.cli import main
+from pyengine.commands import export_wan
 from pyengine.errors import BundleError, ConfigError, InputError
 from pyengine.export.families.wan import presets
 from pyengine.export.families.wan.export import Options, export_bundle
@@ -232,6 +233,11 @@ def test_settings_of_a_caller(wan: pyengine.Engine) -> None:
 def test_parity(component: str) -> None:
     plan = family.plans()[component]
     parity(family.bundle(), {component: (plan.module, plan.inputs)}).check()
+
+
+def test_the_command_offers_every_system() -> None:
+    """Its list is its own, so that --help needs no PyTorch."""
+    assert tuple(presets.SYSTEMS) == export_wan.SYSTEMS
 
 
 @pytest.mark.parametrize("system", presets.SYSTEMS)

@@ -16,6 +16,8 @@ from wan_golden import TOLERANCE, case, tensor, transformer
 from wan_streams import Streams, draw_as
 
 from pyengine.export.families.wan import presets
+from pyengine.schedule.progressive import warped
+from pyengine.schedule.samplers import Coefficients, make_sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,3 +130,33 @@ def test_levels_and_timesteps_of_the_scheduler() -> None:
     found = dict(zip(arrays["raw_timesteps"].tolist(), arrays["raw_sigmas_shift8"].tolist(), strict=True))
     for timestep, level in zip(causvid.shown[1:], causvid.levels[1:], strict=True):
         assert abs(found[timestep] - level) <= 2e-7
+
+
+@pytest.mark.parametrize("shift", [5, 8])
+def test_tables_of_the_scheduler(shift: int) -> None:
+    """1000 entries, the noisiest first, of which a list of steps takes some."""
+    arrays = case("scheduler")
+    table = np.array([warped(1 - entry / 1000, float(shift)) for entry in range(1000)])
+    assert np.abs(table - arrays[f"sigmas_shift{shift}"]).max() <= 2e-7
+    assert np.abs(1000 * table - arrays[f"timesteps_shift{shift}"]).max() <= 2e-4
+    entries = arrays[f"denoising_ids_shift{shift}"]
+    assert np.abs(table[entries] - arrays[f"denoising_sigmas_shift{shift}"]).max() <= 2e-7
+
+
+def test_noising_and_clean_latents_of_the_scheduler() -> None:
+    """At timesteps between the table's entries, whose levels are those of the nearest."""
+    arrays, sampler = case("scheduler"), make_sampler("renoise")
+    assert np.array_equal(
+        [np.abs(arrays["timesteps_shift8"] - timestep).argmin() for timestep in arrays["raw_timesteps"]],
+        arrays["raw_ids_shift8"],
+    )
+    for row, level in enumerate(arrays["raw_sigmas_shift8"].tolist()):
+        clean, noise = arrays["in_x0"][row], arrays["in_eps"][row]
+        keep, share = sampler.noised(level)
+        assert np.abs(keep * clean + share * noise - arrays["out_add_noise_shift8"][row]).max() <= TOLERANCE
+        affine = sampler([level], [0.0])
+        assert isinstance(affine, Coefficients)
+        got = (
+            affine.sample * clean - affine.prediction * noise
+        )  # the engine's velocity is the flow's negative
+        assert np.abs(got - arrays["out_x0_shift8"][row]).max() <= TOLERANCE

@@ -69,9 +69,19 @@ def denoise_step(
     history_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`reference`'s out, or one opaque DenoiseStep node while `torch.onnx.export` is running."""
-    inputs = [sample, prediction, weights, sample_scale, prediction_scale, noise_scale]
     if not torch.onnx.is_in_onnx_export():
-        return reference(*inputs, noise, history, history_scale)[0]
+        return reference(
+            sample,
+            prediction,
+            weights,
+            sample_scale,
+            prediction_scale,
+            noise_scale,
+            noise,
+            history,
+            history_scale,
+        )[0]
+    inputs = [sample, prediction, weights, sample_scale, prediction_scale, noise_scale]
     if history is not None and noise is None:
         noise = torch.zeros_like(sample)  # an optional input in the middle is not passed over here
     inputs += [each for each in (noise, history, history_scale) if each is not None]

@@ -72,6 +72,7 @@ class StreamingT2VSettings(MethodSettings):
     clip_frames       F, frames of a window
     condition_frames  the first of them, which stand for the last frames of the chunk before: half of F, as trained
     attentions        cross-attentions whose keys and values are kept: of the denoiser, and of its extractor
+    takes_frames      whether a stream may begin with frames; not where the networks read latents and there is no encoder
     first             how a first clip is made of a text; None: the bundle has no network for it, and streams begin with frames
     enhancer          of the second stage; None: the bundle has none
     enhance           whether a stream's frames go through the second stage
@@ -87,6 +88,7 @@ class StreamingT2VSettings(MethodSettings):
     clip_frames: Count
     condition_frames: Count
     attentions: tuple[Count, Count] = (16, 7)
+    takes_frames: bool = True
     first: FirstSettings | None = None
     enhancer: EnhancerSettings | None = None
     enhance: bool = False
@@ -110,6 +112,10 @@ class StreamingT2VSettings(MethodSettings):
             raise ConfigError(
                 f"[method.condition_frames] expected half of clip_frames ({self.clip_frames}) but got {self.condition_frames}"
             )
+        if self.first is None and not self.takes_frames:
+            raise ConfigError(
+                "[method.takes_frames] expected true, since no network makes a first clip of a text, but got false"
+            )
 
     @property
     def chunk_frames(self) -> int:
@@ -126,7 +132,7 @@ class StreamingT2VSettings(MethodSettings):
     @property
     def start_chunks(self) -> int:
         """Most given chunks that a stream can begin with: the one that the first new chunk is conditioned on."""
-        return 1
+        return int(self.takes_frames)
 
     @property
     def needs_start(self) -> bool:

@@ -16,6 +16,7 @@ from pyengine.methods.enhancement import Enhancement, EnhancerSettings
 from pyengine.settings import shown
 from pyengine.streaming import snapshot
 from pyengine.streaming.driver import Driver
+from pyengine.streaming.starts import chunks_for
 from pyengine.streaming.stream import Stream, open_state
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def first_stage(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **settings,
         "frames": frames,
-        "chunks": None if frames is None else -(-frames // video.frames(how.chunk_frames)),
+        "chunks": chunks_for(video, how, frames, settings["given_chunks"]),
         "method": {**settings["method"], "enhance": False},
         "device_frames": False,
     }

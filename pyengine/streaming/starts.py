@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from pyengine.arguments import as_array
-from pyengine.bundle.bundle import Bundle
+from pyengine.bundle.bundle import Bundle, Video
 from pyengine.bundle.variant import Variant
 from pyengine.errors import ShapeError
 from pyengine.methods import MethodSettings
 from pyengine.runtime.codec import encode_chunk, encoder_variants
 from pyengine.runtime.program import Program
 
-__all__ = ["start_of"]
+__all__ = ["chunks_for", "start_of"]
 
 
 def start_of(
@@ -51,9 +51,8 @@ def start_of(
     chunks = sum(end <= len(start) for end in ends[1:])
     start = start[len(start) - ends[chunks] :]
     sizes = dict.fromkeys((first, later) if chunks > 1 else (first,))
-    executor = program(
-        tuple(dict.fromkeys(part for size in sizes for part in encoder_variants(bundle, size)))
-    ).executor()
+    variants = dict.fromkeys(part for size in sizes for part in encoder_variants(bundle, size))
+    executor = program(tuple(variants)).executor()
     try:
         return np.concatenate(
             [
@@ -68,3 +67,10 @@ def start_of(
         )
     finally:
         executor.close()
+
+
+def chunks_for(video: Video, settings: MethodSettings, frames: int | None, given_chunks: int) -> int | None:
+    """Chunks to make for so many frames behind given ones; None = endless."""
+    first, later = settings.first_chunk_frames, settings.chunk_frames
+    given = first + (given_chunks - 1) * later if given_chunks else 0
+    return None if frames is None else video.chunks(frames, first, later, given)

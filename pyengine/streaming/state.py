@@ -81,7 +81,7 @@ class StreamState:
         return sum(len(self.call_at(number).emit) for number in range(first, self.call))
 
     def coefficients(self, call: Call, lane: Lane) -> Coefficients | Multistep:
-        """The sampler's coefficients; a steady schedule repeats after a few calls, so they are kept."""
+        """Of the call's sampler or the stream's; a steady schedule repeats after a few calls, so they are kept."""
         sampler = self.sampler if call.sampler is None else call.sampler
         levels = tuple([row.level for row in lane.rows]), tuple([row.level_next for row in lane.rows])
         if (sampler, *levels) not in self.scales:

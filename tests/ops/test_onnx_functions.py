@@ -96,6 +96,7 @@ class TwoAttentionsAndAStep(torch.nn.Module):
         return time + space, key, value, step
 
 
+@pytest.mark.slow
 def test_torch_export_leaves_opaque_nodes_that_any_runtime_can_run() -> None:
     def window(streams: int, frames: int, ring: int) -> tuple[torch.Tensor, ...]:
         batch = 2 * streams

@@ -90,7 +90,7 @@ def components(modules: Modules) -> dict[str, tuple[nn.Module, Inputs]]:
             {
                 "latents": normal(config.adapter.references, *latent),
                 "present": present,
-                "masked": present,
+                "masked": torch.ones(1),
                 "augmentation": augmentation,
             },
         ),

@@ -53,6 +53,7 @@ METHOD: dict[str, Any] = {
     "guidance": 2.0,
     "clip_frames": FRAMES,
     "condition_frames": CONDITION_FRAMES,
+    "takes_frames": False,
 }
 
 

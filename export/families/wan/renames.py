@@ -59,6 +59,7 @@ _UMT5 = (
     ("ffn.fc2.", "layer.1.DenseReluDense.wo."),
 )
 
+_LORA = "a LoRA, which is no checkpoint of its own: give it as --lora beside its base"
 # What a file of another kind has, by the first prefix that fits; `what` it is.
 _OTHERS = (
     (("vace_blocks.", "vace_patch_embedding."), "Wan-VACE, which edits videos by control blocks"),
@@ -67,7 +68,6 @@ _OTHERS = (
         "Wan's image-to-video model, which reads CLIP features of a picture",
     ),
     (("control_adapter.", "audio_proj."), "a control or speech variant of Wan"),
-    (("base_model.model.",), "a LoRA, which is no checkpoint of its own: give it as --lora beside its base"),
     (
         ("encoder.downsamples.", "decoder.upsamples.", "decoder.up_blocks."),
         "an autoencoder: give it as --vae",
@@ -139,7 +139,7 @@ def other_kind(names: Collection[str], shapes: Mapping[str, tuple[int, ...]]) ->
     """What a file that is not a causal Wan transformer holds, as far as its names tell. `names` as in the file."""
     stripped = [plain(name) for name in names]
     if any(re.search(r"\.lora_(A|B|down|up)\.", name) for name in stripped):
-        return _OTHERS[3][1]
+        return _LORA
     for prefixes, what in _OTHERS:
         if any(name.startswith(prefixes) for name in (*stripped, *names)):
             return what

@@ -139,8 +139,6 @@ class VideoAutoencoder(nn.Module):
 class Coder(nn.Module):
     """What encoder and decoder have in common: memory shapes, found in running order."""
 
-    pixels_per_place: int  # of the side of what comes in, at the coarsest stage: 1 for the decoder
-
     def start(self, x: Tensor) -> tuple[Tensor, ...]:
         """Zeros: the memory before the first chunk of x [B, c, T, h, w]."""
         return tuple(x.new_zeros(shape) for shape in self.memory_shapes(x.shape[0], *x.shape[3:]))
