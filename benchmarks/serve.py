@@ -109,16 +109,15 @@ def watched(host: str, seed: int, seconds: float, out: list[dict[str, Any]]) -> 
     """A viewer for so long. Frames leave in chunks, so intervals are those between chunks, per frame."""
     with opened(host) as socket:
         start(socket, seed)
-        fps = until(socket, "video.start")["fps"]
+        size = until(socket, "video.start")["frames_per_chunk"]
         times: list[float] = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             if frame(socket).flags & 2:
                 times.append(time.perf_counter())
-        size = 8 if len(times) < 2 else round(fps * seconds / len(times))
-        gaps = np.diff(times)[2:] * 1000 / max(1, size)
+        gaps = np.diff(times)[2:] * 1000 / size
         say(socket, "session.stop")
-        out.append({"gaps": gaps.tolist(), "frames": len(times) * size, "fps": fps})
+        out.append({"gaps": gaps.tolist(), "frames": len(times) * size})
 
 
 def intervals(host: str, count: int, seconds: float) -> dict[str, Any]:
@@ -129,8 +128,12 @@ def intervals(host: str, count: int, seconds: float) -> dict[str, Any]:
     for thread in threads:
         thread.join()
     gaps = [gap for one in out for gap in one["gaps"]]
-    p50, p95, p99 = np.percentile(gaps, [50, 95, 99]) if gaps else [float("nan")] * 3
-    return {"sessions": count, "p50_ms": round(p50, 1), "p95_ms": round(p95, 1), "p99_ms": round(p99, 1)}
+    if not gaps:
+        raise SystemExit(f"{count} sessions gave too few frames in {seconds:g} s; raise --seconds")
+    p50, p95, p99 = np.percentile(gaps, [50, 95, 99])
+    rate = sum(one["frames"] for one in out) / seconds / count
+    shares = {"p50_ms": round(p50, 1), "p95_ms": round(p95, 1), "p99_ms": round(p99, 1)}
+    return {"sessions": count, "frames_per_second_each": round(rate, 1), **shares}
 
 
 def switched(host: str) -> float:

@@ -192,7 +192,7 @@ MESSAGES = st.builds(
 ) | st.text(max_size=40)
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [60, pytest.param(1200, marks=pytest.mark.slow)])
 def test_whatever_is_said_beside_it_a_session_gives_its_frames(tmp_path, examples: int) -> None:
     said = 0
     with served(tmp_path, FakeEngine(seconds=0.001)) as server, Client(server) as steady:
