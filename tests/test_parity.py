@@ -16,6 +16,7 @@ from pyengine.export.families import family_of
 from pyengine.export.parity import ParityError, bundle_parity, parity
 
 
+@pytest.mark.slow
 def test_the_command_takes_any_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parity", str(lvdm_family.bundle().folder), "--precision", "fp32"]) == 0
     said = capsys.readouterr().out
@@ -23,6 +24,7 @@ def test_the_command_takes_any_bundle(capsys: pytest.CaptureFixture[str]) -> Non
     assert set(lvdm_family.bundle().components) <= {line.split()[0] for line in said.splitlines()}
 
 
+@pytest.mark.slow
 def test_opensora_is_compared_with_its_portable_onnx(plan_cache: Path) -> None:
     import opensora_family
 
