@@ -63,7 +63,7 @@ def decode_chunk(
     if not per_frame:
         made = executor.output(decoder, "frames").copy()[kept].reshape(-1, video.height, video.width, 3)
         return made[lead:]
-    planes = executor.output(decoder, "planes").copy()
+    planes = executor.output(decoder, "planes").copy()[lead:]
     frames = np.empty((len(planes), video.height, video.width, 3), np.uint8)
     rows, columns = executor.input(FRAME_DECODER, "planes").shape[2:]
     if (rows, columns) == planes.shape[2:]:

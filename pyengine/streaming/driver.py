@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyengine.bundle.bundle import Bundle, TensorSpec
+from pyengine.bundle.bundle import Bundle
 from pyengine.bundle.variant import Variant
 from pyengine.runtime.executor import Executor
 from pyengine.runtime.latents import CallBuffers
@@ -41,6 +41,16 @@ class _Written(NamedTuple):
         return self.state is other.state and self.value is other.value and self.key == other.key
 
 
+class _Large(NamedTuple):
+    """An input of a variant that takes texts or kept values: whose it is, where its axis of branches is, and what lies in it for each
+    lane.
+    """
+
+    buffers: CallBuffers
+    axis: int | None
+    known: list[_Written | None]
+
+
 @lru_cache(maxsize=256)
 def sized(variant: Variant, lanes: int, branches: int, streams: int = 1) -> Variant:
     """A denoiser variant of a schedule, as it is compiled for a number of streams. One that names its branches has those."""
@@ -59,6 +69,7 @@ class Driver:
         self._buffers: dict[Variant, CallBuffers] = {}
         # What lies in the inputs that stay as they are: by component, name and shape, since variants share those; of each lane.
         self._written: dict[tuple[str, str, tuple[int, ...]], list[_Written | None]] = {}
+        self._large: dict[Variant, dict[str, _Large]] = {}
 
     def steps(self, streams: Sequence[StreamState], calls: int) -> None:
         """So many calls of each stream, or as many as its schedule has."""
@@ -152,7 +163,7 @@ class Driver:
     def _noised(self, state: StreamState, call: Call, window: Any) -> np.ndarray:
         """The clean latents of a call with noise on each, of its frame and the call's number. [frames, c, h, w]"""
         keep, share = state.sampler.noised(call.latents_level)
-        latents: np.ndarray = np.float32(keep) * window.copy()
+        latents: np.ndarray = np.float32(keep) * np.asarray(window)
         for latent, frame in zip(latents, call.latents, strict=True):
             latent += np.float32(share) * frame_noise(state.seed, frame, self._frame_shape, call.draw)
         return latents
@@ -216,40 +227,41 @@ class Driver:
                 target = buffers.input(name)
                 if target is not None:
                     target[place] = number
-        shown = [(place, state, call) for place, (state, call, _) in enumerate(lanes)]
-        for name, spec in self._components[variant.component].inputs.items():
-            if name in lanes[0][0].text or name in lanes[0][1].reads:
-                self._write_large(name, spec, variant, buffers, shown)
+        state, call, _ = lanes[0]
+        for name, large in self._large_of(variant, buffers).items():
+            if name in state.text or name in call.reads:
+                self._write_large(name, large, lanes)
 
-    def _write_large(
-        self,
-        name: str,
-        spec: TensorSpec,
-        variant: Variant,
-        buffers: CallBuffers,
-        lanes: Sequence[tuple[int, StreamState, Call]],
-    ) -> None:
+    def _large_of(self, variant: Variant, buffers: CallBuffers) -> dict[str, _Large]:
+        """Inputs of a variant that may take a text or a kept value, by name: worked out once, since every call asks."""
+        if variant not in self._large:
+            found = self._large[variant] = {}
+            for name, spec in self._components[variant.component].inputs.items():
+                memory = (variant.component, name, spec.resolve(variant.symbols))
+                known = self._written.setdefault(memory, [None] * buffers.lanes)
+                found[name] = _Large(buffers, spec.axis("branches"), known)
+        return self._large[variant]
+
+    def _write_large(self, name: str, large: _Large, lanes: Sequence[tuple[StreamState, Call, Lane]]) -> None:
         """Writes a text, or a kept value, of every lane. It stays where it is until the lane has another stream or the stream another
         value: on a GPU what is not written is not sent.
         """
-        memory = (variant.component, name, spec.resolve(variant.symbols))
-        known = self._written.setdefault(memory, [None] * buffers.lanes)
-        for place, state, call in lanes:
+        for place, (state, call, _) in enumerate(lanes):
             key = call.reads.get(name)
             wanted = _Written(state, state.text[name] if key is None else state.value(key.name), key)
-            if wanted.is_same(known[place]):
+            if wanted.is_same(large.known[place]):
                 continue
-            known[place] = wanted
-            target = buffers.input(name)
+            large.known[place] = wanted
+            # Asked for only where it is written: on a GPU that sends it.
+            target = large.buffers.input(name)
             assert target is not None
-            axis = spec.axis("branches")
-            if axis is None:
+            if large.axis is None:
                 assert key is not None
                 target[place] = state.part(key, 0)
                 continue
-            own = np.moveaxis(target, (axis, axis + 1), (0, 1))[:, place]
+            own = np.moveaxis(target, (large.axis, large.axis + 1), (0, 1))[:, place]
             if key is None:
-                own[...] = np.moveaxis(wanted.value, axis, 0)[: len(own)]
+                own[...] = np.moveaxis(wanted.value, large.axis, 0)[: len(own)]
             else:
                 for branch in range(len(own)):
                     own[branch] = state.part(key, branch)

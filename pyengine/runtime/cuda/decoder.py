@@ -54,7 +54,7 @@ class CudaDecoder:
                 executor.input(variant, "latents")[...] = latents
             executor.run(variant)
             clip = (
-                self._by_frame(executor.on_gpu(variant, "planes"))
+                self._by_frame(executor.on_gpu(variant, "planes")[lead:])
                 if per_frame
                 else self._whole(executor.on_gpu(variant, "frames")[kept], lead)
             )
