@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pyengine.bundle import values
 from pyengine.bundle.manifest import CLEANING_RULES, Component
+from pyengine.bundle.values import Check
 
 __all__ = ["check_constants", "check_manifest", "is_inside"]
 
-Check = Callable[[Any, str], None]
-NAME = re.compile(r"[^\W_][\w.+ -]{0,99}")  # also the name of a folder of plans
-WORD = re.compile(r"\w[\w.-]{0,99}")  # of a component, also a part of the names of its plans
 DIM = re.compile(r"(\d{1,9}|[a-z]\w{0,40})([+*](\d{1,9}|[a-z]\w{0,40})){0,8}")
 MOST_SIDE = 16384  # rows or columns of a frame
 MOST_SIZE = 2**31 - 1  # of one dim
@@ -38,19 +37,19 @@ KINDS = ("segment", "op", "append")
 def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Raises ValueError for the first entry that cannot be."""
     for key in ("name", "family", "version", "branches", "method", "components", "files"):
-        _present(manifest, key, "")
-    _name(manifest["name"], "name")
+        values.present(manifest, key, "")
+    values.name(manifest["name"], "name")
     for key in ("family", "version"):
-        _text(manifest[key], key)
+        values.text(manifest[key], key)
     _files(manifest["files"])
     _optional(manifest, "video", VIDEO)
     _optional(manifest, "latent", LATENT)
     _optional(manifest, "text", TEXT)
-    _list(manifest["branches"], "branches", _text)
+    values.items(manifest["branches"], "branches", values.text)
     if not 1 <= len(manifest["branches"]) <= MOST_BRANCHES:
-        _fail("branches", f"1 to {MOST_BRANCHES} names", manifest["branches"])
+        values.fail("branches", f"1 to {MOST_BRANCHES} names", manifest["branches"])
     _method(manifest["method"])
-    _mapping(manifest["components"], "components", _component)
+    values.entries(manifest["components"], "components", _component)
     text = manifest.get("text")
     if text is not None and text.get("kind", "words") == "words":
         _listed(text["tokenizer"], "text.tokenizer", manifest["files"])
@@ -83,147 +82,61 @@ def is_inside(name: str) -> bool:
     return is_plain and 0 < len(path.parts) < 20 and all(len(part) <= 200 for part in path.parts)
 
 
-# ---- values
-
-
-def _fail(path: str, expected: str, value: Any) -> None:
-    text = repr(value)
-    raise ValueError(f"{path} must be {expected} but is {text if len(text) <= 60 else type(value).__name__}")
-
-
-def _present(entry: Mapping[str, Any], key: str, path: str) -> None:
-    if key not in entry:
-        raise ValueError(f"no '{key}'" + (f" in {path}" if path else ""))
-
-
-def _text(value: Any, path: str) -> None:
-    if not isinstance(value, str) or len(value) > 1000:
-        _fail(path, "text", value)
-
-
-def _name(value: Any, path: str) -> None:
-    if not isinstance(value, str) or not NAME.fullmatch(value) or len(value.encode(errors="replace")) > 200:
-        _fail(path, "a name of letters, digits and '._+-', at most 100 of them", value)
-
-
-def _word(value: Any, path: str) -> None:
-    if not isinstance(value, str) or not WORD.fullmatch(value):
-        _fail(path, "a name of letters, digits and '._-'", value)
-
-
-def _whole(least: int, most: int) -> Check:
-    def check(value: Any, path: str) -> None:
-        if type(value) is not int or not least <= value <= most:
-            _fail(path, f"a whole number from {least} to {most}", value)
-
-    return check
-
-
-def _number(above: float, most: float) -> Check:
-    def check(value: Any, path: str) -> None:
-        if type(value) not in (int, float) or not above < value <= most:
-            least = "finite number" if above == -math.inf else f"number above {above:g} and"
-            _fail(path, f"a {least} at most {most:g}", value)
-
-    return check
-
-
-def _flag(value: Any, path: str) -> None:
-    if type(value) is not bool:
-        _fail(path, "true or false", value)
-
-
-def _one_of(*words: str) -> Check:
-    def check(value: Any, path: str) -> None:
-        if not isinstance(value, str) or value not in words:
-            _fail(path, f"one of {', '.join(words)}", value)
-
-    return check
-
-
-def _or_none(inner: Check) -> Check:
-    return lambda value, path: None if value is None else inner(value, path)
-
-
-def _list(value: Any, path: str, inner: Check) -> None:
-    if not isinstance(value, list):
-        _fail(path, "a list", value)
-    for index, item in enumerate(value):
-        inner(item, f"{path}[{index}]")
-
-
-def _mapping(value: Any, path: str, inner: Check) -> None:
-    if not isinstance(value, dict):
-        _fail(path, "an object", value)
-    for name, item in value.items():
-        inner(item, f"{path}.{name}")
-
-
-def _record(value: Any, path: str, needed: Mapping[str, Check], others: Mapping[str, Check]) -> None:
-    if not isinstance(value, dict):
-        _fail(path, "an object", value)
-    for key in needed:
-        _present(value, key, path)
-    for key, check in {**needed, **others}.items():
-        if key in value:
-            check(value[key], f"{path}.{key}")
-
-
 def _optional(
     manifest: Mapping[str, Any], key: str, checks: tuple[Mapping[str, Check], Mapping[str, Check]]
 ) -> None:
     if manifest.get(key) is not None:
-        _record(manifest[key], key, *checks)
+        values.record(manifest[key], key, *checks)
 
 
-SIDE = _whole(1, MOST_SIDE)
-PER_LATENT = _number(0, 1024)
+SIDE = values.whole(1, MOST_SIDE)
+PER_LATENT = values.number(0, 1024)
 VIDEO = (
-    {"height": SIDE, "width": SIDE, "fps": _number(0, 1000), "frames_per_latent": PER_LATENT},
-    {"first_frames": _or_none(PER_LATENT)},
+    {"height": SIDE, "width": SIDE, "fps": values.number(0, 1000), "frames_per_latent": PER_LATENT},
+    {"first_frames": values.or_none(PER_LATENT)},
 )
 LATENT: tuple[dict[str, Check], dict[str, Check]] = (
-    {"channels": _whole(1, 65536), "height": SIDE, "width": SIDE},
+    {"channels": values.whole(1, 65536), "height": SIDE, "width": SIDE},
     {},
 )
 CLEANING: tuple[dict[str, Check], dict[str, Check]] = (
     {},
     {
-        "suffix": _text,
-        "unless": _text,
-        "rules": _one_of(*CLEANING_RULES),
-        "passes": _whole(1, 16),
+        "suffix": values.text,
+        "unless": values.text,
+        "rules": values.one_of(*CLEANING_RULES),
+        "passes": values.whole(1, 16),
     },
 )
 TEXT = (
-    {"tokenizer": _text, "max_tokens": _whole(1, 65536)},
+    {"tokenizer": values.text, "max_tokens": values.whole(1, 65536)},
     {
-        "kind": _one_of("words", "t5", "umt5"),
-        "source": _or_none(_text),
-        "dtype": _one_of("float32", "float16", "bfloat16"),
-        "words": _or_none(_whole(1, 65536)),
-        "cleaning": _or_none(lambda value, path: _record(value, path, *CLEANING)),
-        "example": _text,
+        "kind": values.one_of("words", "t5", "umt5"),
+        "source": values.or_none(values.text),
+        "dtype": values.one_of("float32", "float16", "bfloat16"),
+        "words": values.or_none(values.whole(1, 65536)),
+        "cleaning": values.or_none(lambda value, path: values.record(value, path, *CLEANING)),
+        "example": values.text,
     },
 )
 
 
 # Kinds of the settings that methods have in common, so that a manifest with another is refused when it is read, before anything is built
 # for it. Which settings a method takes, their ranges and what they mean together is checked by the method.
-_COUNT, _FRAMES = _whole(1, MOST_COUNT), _whole(0, MOST_COUNT)
+_COUNT, _FRAMES = values.whole(1, MOST_COUNT), values.whole(0, MOST_COUNT)
 SETTINGS: dict[str, Check] = {
     **dict.fromkeys(("steps", "timesteps", "chunk_frames", "stride", "known", "clips_per_round"), _COUNT),
     **dict.fromkeys(("cadence", "left_context", "sink_frames", "recent_frames", "ring_frames"), _FRAMES),
     "visible_frames": _COUNT,
-    "first_chunk": _or_none(_COUNT),
-    "known_levels": _or_none(lambda value, path: _list(value, path, _number(-1, 1))),
-    **dict.fromkeys(("clip_frames", "overlap_frames"), _or_none(_COUNT)),
-    **dict.fromkeys(("levels", "perturbation"), _or_none(_FRAMES)),
-    **dict.fromkeys(("guidance", "eta"), _number(-math.inf, MOST_SETTING)),
+    "first_chunk": values.or_none(_COUNT),
+    "known_levels": values.or_none(lambda value, path: values.items(value, path, values.number(-1, 1))),
+    **dict.fromkeys(("clip_frames", "overlap_frames"), values.or_none(_COUNT)),
+    **dict.fromkeys(("levels", "perturbation"), values.or_none(_FRAMES)),
+    **dict.fromkeys(("guidance", "eta"), values.number(-math.inf, MOST_SETTING)),
     "frames_per_latent": PER_LATENT,
-    "betas": lambda value, path: _list(value, path, _number(0, 1)),
-    "ladder": _or_none(lambda value, path: _list(value, path, _number(-1, 1))),
-    "row_counts": _or_none(lambda value, path: _list(value, path, _COUNT)),
+    "betas": lambda value, path: values.items(value, path, values.number(0, 1)),
+    "ladder": values.or_none(lambda value, path: values.items(value, path, values.number(-1, 1))),
+    "row_counts": values.or_none(lambda value, path: values.items(value, path, _COUNT)),
     **dict.fromkeys(
         (
             "kind",
@@ -236,23 +149,25 @@ SETTINGS: dict[str, Check] = {
             "clean_view",
             "recache",
         ),
-        _text,
+        values.text,
     ),
-    "opening": _or_none(_text),
-    "renoised": _flag,
+    "opening": values.or_none(values.text),
+    "renoised": values.flag,
 }
 
 
 def _method(method: Any) -> None:
     """Bounded data, whose common settings are of the right kind. A bundle that is not streamed has none."""
     if not isinstance(method, dict):
-        _fail("method", "an object", method)
+        values.fail("method", "an object", method)
     if method:
-        _present(method, "name", "method")
-        _text(method["name"], "method.name")
+        values.present(method, "name", "method")
+        values.text(method["name"], "method.name")
     _setting(method, "method", MOST_DEPTH)
     presets = method.get("presets", {})
-    _mapping(presets, "method.presets", lambda value, path: _mapping(value, path, lambda _value, _path: None))
+    values.entries(
+        presets, "method.presets", lambda value, path: values.entries(value, path, lambda _value, _path: None)
+    )
 
 
 def _setting(value: Any, path: str, depth: int) -> None:
@@ -265,18 +180,18 @@ def _setting(value: Any, path: str, depth: int) -> None:
             if name in SETTINGS and path != "method.presets":
                 SETTINGS[name](item, f"{path}.{name}")
     elif isinstance(value, list):
-        _list(value, path, lambda item, where: _setting(item, where, depth - 1))
+        values.items(value, path, lambda item, where: _setting(item, where, depth - 1))
     elif isinstance(value, str):
-        _text(value, path)
+        values.text(value, path)
     elif type(value) in (int, float) and not abs(value) <= MOST_SETTING:
-        _fail(path, "a finite number", value)
+        values.fail(path, "a finite number", value)
 
 
 # ---- files and components
 
 
 def _files(files: Any) -> None:
-    _mapping(files, "files", _text)
+    values.entries(files, "files", values.text)
     for name in files:
         if not is_inside(name):
             raise ValueError(f"file {name!r} lies outside the bundle")
@@ -292,13 +207,15 @@ def _listed(name: str, path: str, files: Mapping[str, str]) -> None:
 
 
 def _component(entry: Any, path: str) -> None:
-    _word(path.removeprefix("components."), "the name of a component")
+    values.word(path.removeprefix("components."), "the name of a component")
     specs = {"inputs": _specs, "outputs": _specs}
-    _record(entry, path, {**specs, "portable": _text, "inline": _graph}, {"cut": _or_none(_graph)})
+    values.record(
+        entry, path, {**specs, "portable": values.text, "inline": _graph}, {"cut": values.or_none(_graph)}
+    )
     for key in ("state", "ring"):
-        _mapping(entry.get(key, {}), f"{path}.{key}", _text)
+        values.entries(entry.get(key, {}), f"{path}.{key}", values.text)
     symbols = entry.get("symbols", {})
-    _mapping(symbols, f"{path}.symbols", _whole(1, 2**20))
+    values.entries(symbols, f"{path}.symbols", values.whole(1, 2**20))
     outer = {**entry["inputs"], **entry["outputs"]}
     _sizes(outer, path, symbols)
     for key in ("inline", "cut"):
@@ -311,13 +228,13 @@ def _component(entry: Any, path: str) -> None:
 def _specs(value: Any, path: str) -> None:
     def spec(entry: Any, where: str) -> None:
         # dtypes are checked by `manifest.py`.
-        _record(entry, where, {"shape": _shape, "dtype": _text}, {})
+        values.record(entry, where, {"shape": _shape, "dtype": values.text}, {})
 
-    _mapping(value, path, spec)
+    values.entries(value, path, spec)
 
 
 def _shape(value: Any, path: str) -> None:
-    _list(value, path, _dim)
+    values.items(value, path, _dim)
     if len(value) > MOST_DIMS:
         raise ValueError(f"{path} must have at most {MOST_DIMS} dims but has {len(value)}")
 
@@ -326,7 +243,7 @@ def _dim(value: Any, path: str) -> None:
     is_size = type(value) is int and 0 <= value <= MOST_SIZE
     is_sum = isinstance(value, str) and DIM.fullmatch(value)
     if not is_size and not is_sum:
-        _fail(path, "a size, or a sum of products of symbols and sizes", value)
+        values.fail(path, "a size, or a sum of products of symbols and sizes", value)
 
 
 def _sizes(specs: Mapping[str, Any], path: str, symbols: Mapping[str, int]) -> None:
@@ -348,26 +265,31 @@ def _sizes(specs: Mapping[str, Any], path: str, symbols: Mapping[str, int]) -> N
 
 
 def _graph(value: Any, path: str) -> None:
-    constant = {"shape": _constant_shape, "dtype": _one_of(*BYTES), "file": _text, "offset": _whole(0, 2**62)}
-    step = {"kind": _one_of(*KINDS), "inputs": _names, "outputs": _names}
+    constant = {
+        "shape": _constant_shape,
+        "dtype": values.one_of(*BYTES),
+        "file": values.text,
+        "offset": values.whole(0, 2**62),
+    }
+    step = {"kind": values.one_of(*KINDS), "inputs": _names, "outputs": _names}
     others = {
-        "file": _or_none(_text),
-        "precision": _or_none(_one_of("fp32")),
-        "op": _or_none(_text),
-        "attributes": lambda entry, where: _mapping(
+        "file": values.or_none(values.text),
+        "precision": values.or_none(values.one_of("fp32")),
+        "op": values.or_none(values.text),
+        "attributes": lambda entry, where: values.entries(
             entry, where, lambda item, inner: _setting(item, inner, 2)
         ),
     }
-    _record(
+    values.record(
         value,
         path,
         {
             "tensors": _specs,
-            "constants": lambda entry, where: _mapping(
-                entry, where, lambda item, inner: _record(item, inner, constant, {})
+            "constants": lambda entry, where: values.entries(
+                entry, where, lambda item, inner: values.record(item, inner, constant, {})
             ),
-            "steps": lambda entry, where: _list(
-                entry, where, lambda item, inner: _record(item, inner, step, others)
+            "steps": lambda entry, where: values.items(
+                entry, where, lambda item, inner: values.record(item, inner, step, others)
             ),
         },
         {},
@@ -375,13 +297,13 @@ def _graph(value: Any, path: str) -> None:
 
 
 def _constant_shape(value: Any, path: str) -> None:
-    _list(value, path, _whole(0, MOST_SIZE))
+    values.items(value, path, values.whole(0, MOST_SIZE))
     if len(value) > MOST_DIMS:
         raise ValueError(f"{path} must have at most {MOST_DIMS} dims but has {len(value)}")
 
 
 def _names(value: Any, path: str) -> None:
-    _list(value, path, _text)
+    values.items(value, path, values.text)
 
 
 def _relations(graph: Mapping[str, Any], path: str, known: Iterable[str]) -> None:
