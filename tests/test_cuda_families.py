@@ -6,6 +6,7 @@ import dataclasses
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_cuda
@@ -18,6 +19,9 @@ import wan_family
 import pyengine
 from pyengine.device import cuda as runtime
 from pyengine.device.array import DeviceArray
+from pyengine.schedule.call import Call
+from pyengine.schedule.samplers import make_sampler
+from pyengine.streaming.driver import Driver
 
 pytestmark = pytest.mark.slow
 
@@ -198,3 +202,16 @@ def test_causal_wan_hands_out_what_belongs_to_the_video(
     assert [len(clip) for clip in clips] == [9, 12]
     with cpu.stream(PROMPT, frames=21, seed=5) as stream:
         np.testing.assert_array_equal(np.concatenate(clips), np.stack(list(stream)))
+
+
+def test_latents_are_noised_for_a_feature_network_wherever_they_lie() -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 3, 4, 4), np.float32)
+    on_gpu = DeviceArray.zeros(latents.shape, "float32", runtime.runtime().stream())
+    on_gpu[...] = latents
+    driver: Any = SimpleNamespace(_frame_shape=latents.shape[1:])
+    state: Any = SimpleNamespace(seed=7, sampler=make_sampler("euler"))
+    call = Call(None, latents=(5, 6), latents_level=0.25, draw=3)
+    host, gpu = (Driver._noised(driver, state, call, window) for window in (latents, on_gpu))
+    assert np.array_equal(gpu, host)
+    assert not np.array_equal(host, latents)
+    np.testing.assert_array_equal(np.asarray(on_gpu), latents)

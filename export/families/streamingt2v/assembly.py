@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyengine.bundle.bundle import Component
 from pyengine.errors import ConfigError
 
-from ...graph import Inputs
+from ...deferred import Deferred
+from ...graph import Inputs, export_component
 from ...layers.frame_autoencoder import FrameAutoencoder
+from ...weights import WeightStore
 from .appearance import IMAGE_TOKENS, TEXT_TOKENS, ImageTokens
 from .components import (
     AnchorEncoder,
@@ -124,6 +128,33 @@ class Part:
     dynamic: dict[str, dict[int, str]] = field(default_factory=dict)
     working: list[str] = field(default_factory=list)
     state: dict[str, str] = field(default_factory=dict)
+
+
+def export_parts(
+    parts: Mapping[str, Part],
+    folder: Path,
+    store: WeightStore,
+    *,
+    only: Collection[str] | None = None,
+    deferred: Deferred | None = None,
+) -> dict[str, Component]:
+    """Writes the graphs of components into a folder that is there, and their weights to a store. `only`: no others."""
+    return {
+        name: export_component(
+            part.module,
+            part.inputs,
+            folder=folder,
+            name=name,
+            store=store,
+            outputs=part.outputs,
+            dynamic=part.dynamic,
+            working=part.working,
+            state=part.state,
+            deferred=deferred,
+        )
+        for name, part in parts.items()
+        if only is None or name in only
+    }
 
 
 def assemble(networks: Networks, sizes: Sizes) -> tuple[nn.Module, dict[str, Part]]:

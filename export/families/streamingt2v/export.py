@@ -20,11 +20,10 @@ from pyengine.errors import BackendUnavailable, BundleError, ConfigError
 
 from ...clip import clip_tokenizer, text_tower
 from ...deferred import Deferred
-from ...graph import export_component
 from ...output import prepared
 from ...weights import WeightStore
 from .appearance import TEXT_TOKENS
-from .assembly import SHRINKS, Networks, Part, Sizes, Tower, assemble
+from .assembly import SHRINKS, Networks, Part, Sizes, Tower, assemble, export_parts
 from .cached import derivations
 from .checkpoint import CLIP_FILE, TEXT_LAYERS, Weights, reader
 from .modelscope import ModelScopeUNet
@@ -152,22 +151,7 @@ def write_bundle(
 ) -> Bundle:
     """Exports components, from memory or from a file, and writes the manifest. `folder` is there."""
     store = WeightStore(folder if deferred else None)
-    exported = {
-        name: export_component(
-            part.module,
-            part.inputs,
-            folder=folder,
-            name=name,
-            store=store,
-            outputs=part.outputs,
-            dynamic=part.dynamic,
-            working=part.working,
-            state=part.state,
-            deferred=deferred,
-        )
-        for name, part in parts.items()
-        if only is None or name in only
-    }
+    exported = export_parts(parts, folder, store, only=only, deferred=deferred)
     store.write(folder)
     text = None
     if tokenizer is not None:

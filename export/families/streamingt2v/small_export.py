@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyengine.bundle.bundle import Bundle, Latent, Text, Video, write_manifest
 from pyengine.errors import ConfigError
 
-from ...graph import export_component, round_weights
+from ...graph import round_weights
 from ...output import prepared
 from ...weights import WeightStore
 from ..shapes.autoencoder import FRAMES_PER_LATENT, LATENT_CHANNELS, Decoder, FrameDecoder
@@ -26,7 +26,7 @@ from ..shapes.modules import load_modules
 from ..shapes.recipe import FPS, HEIGHT, WIDTH
 from ..shapes.text_encoder import WordEncoder, null_ids
 from .assembly import BRANCHES as COUNT
-from .assembly import KEPT, STREAMS, Part, denoiser_part, pairs, projector_part
+from .assembly import KEPT, STREAMS, Part, denoiser_part, export_parts, pairs, projector_part
 from .cached import fill
 from .components import AnchorEncoder, Appearance, Condition, Denoiser, TextDenoiser
 from .small import (
@@ -161,21 +161,7 @@ def export_small(
     _, parts = assemble_small(networks, decoder)
     prepared(folder)
     store = WeightStore()
-    exported = {
-        component: export_component(
-            part.module,
-            part.inputs,
-            folder=folder,
-            name=component,
-            store=store,
-            outputs=part.outputs,
-            dynamic=part.dynamic,
-            working=part.working,
-            state=part.state,
-        )
-        for component, part in parts.items()
-        if only is None or component in only
-    }
+    exported = export_parts(parts, folder, store, only=only)
     store.write(folder)
     build_tokenizer().save(str(folder / "tokenizer.json"))
     return write_manifest(
